@@ -1,0 +1,482 @@
+"""The public ops: what each computes, in which shapes, and its schema, checks, fake and gradient.
+
+Every op is registered once, in the namespace `corrigenda`, as an opaque kernel whose body is the dispatcher;
+so `torch.compile` sees one node, and which backend runs is decided at run time (`dispatch.py`). Outputs are
+new, contiguous tensors. Floats may be float32, bfloat16 or float16, mixed as you like, and accumulate in
+float32 (the reference backend also takes float64). A wrong argument raises ValueError and names itself.
+
+A mask is D bits in W = ceil(D/32) int32 words: entry i is bit i % 32 of word i // 32, bits beyond D are zero
+(`reference.pack_mask`, `reference.unpack_mask`). A `route` gives each token the entry that it reads, or -1:
+its row of the output is then its row of `y`, bit for bit (adding zero would turn -0.0 into 0.0).
+"""
+
+import torch
+from torch.library import Library, register_fake
+
+from . import dispatch
+from .autograd import AssociativeRead, MaskedLinear, wanted
+from .reference import PAGE_ROWS
+
+FEATURES = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (*FEATURES, torch.float64)
+FLOAT32 = (torch.float32,)
+INT32 = (torch.int32,)
+INT64 = (torch.int64,)
+BOOL = (torch.bool,)
+
+# DEF, not FRAGMENT: a second copy of this file raises instead of shadowing.
+library = Library("corrigenda", "DEF")
+
+
+def _register(schema, describe):
+    """Define an op, return it; `describe(*arguments)` checks them and lists the outputs as (shape, dtype)."""
+    name = schema[: schema.index("(")]
+    in_place = name.endswith("_")
+
+    def run(*arguments):
+        describe(*arguments)
+        if in_place and not arguments[0].is_inference():
+            torch.autograd.graph.increment_version(arguments[0])  # kernels write behind autograd's back
+        return dispatch.run(name, *arguments)
+
+    def fake(*arguments):
+        outputs = [arguments[0].new_empty(shape, dtype=dtype) for shape, dtype in describe(*arguments)]
+        if not outputs:
+            return None
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    library.impl(name, run, "CompositeExplicitAutograd")
+    register_fake(f"corrigenda::{name}", fake, lib=library)
+    return getattr(torch.ops.corrigenda, name).default
+
+
+def _expect(name, tensor, dtypes, shape, device=None):
+    """Return the shape of `tensor`, or raise if it has another dtype, shape (None: any size) or device."""
+    actual = tensor.shape
+    # One comparison where no size is free: masked_linear_ is checked in 4.6 us so, in 10 us size by size.
+    fits = actual == shape or (
+        None in shape
+        and len(actual) == len(shape)
+        and all(want is None or have == want for have, want in zip(actual, shape))
+    )
+    if fits and tensor.dtype in dtypes and (device is None or tensor.device == device):
+        return actual
+    allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    sizes = ", ".join("*" if size is None else str(size) for size in shape)
+    place = "" if device is None else f" on {device}"
+    found = f"{str(tensor.dtype).removeprefix('torch.')} {list(actual)} on {tensor.device}"
+    raise ValueError(f"{name} must be {allowed} [{sizes}]{place}, not {found}")
+
+
+def _words(width):
+    return (width + 31) // 32
+
+
+def _describe_topk_mask(x, offsets, k, weight, background, permutation):
+    tokens, width = _expect("x", x, FEATURES, (None, None))
+    (bounds,) = _expect("offsets", offsets, INT32, (None,), x.device)
+    if bounds < 1:
+        raise ValueError("offsets must hold at least one entry, the start of the first sequence")
+    if not 1 <= k <= width:
+        raise ValueError(f"k must be between 1 and the width of x, {width}, not {k}")
+    if weight is not None:
+        _expect("weight", weight, FLOAT32, (tokens,), x.device)
+    if background is not None:
+        _expect("background", background, FLOAT32, (width,), x.device)
+    if permutation is not None:
+        _expect("permutation", permutation, INT64, (width,), x.device)
+    return [((bounds - 1, _words(width)), torch.int32)]
+
+
+def _expect_visible(batch, rows, device, valid, query_group, stored_group):
+    """Check what says which stored rows a query sees."""
+    if valid is not None:
+        _expect("valid", valid, INT32, (1,), device)
+    if (query_group is None) != (stored_group is None):
+        raise ValueError("query_group and stored_group must be given together or not at all")
+    if query_group is not None:
+        _expect("query_group", query_group, INT32, (batch,), device)
+        _expect("stored_group", stored_group, INT32, (rows,), device)
+
+
+def _describe_mask_overlap(query, stored, valid, query_group, stored_group):
+    batch, words = _expect("query", query, INT32, (None, None))
+    rows, _ = _expect("stored", stored, INT32, (None, words), query.device)
+    _expect_visible(batch, rows, query.device, valid, query_group, stored_group)
+    return [((batch,), torch.int32), ((batch,), torch.int32)]
+
+
+def _describe_token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group):
+    batch, _ = _expect("query", query, INT32, (None, None))
+    rows, _ = _expect("stored", stored, INT32, (None, None), query.device)
+    _expect("rarity", rarity, INT32, (None,), query.device)
+    if not extra_weight >= 0:
+        raise ValueError(f"extra_weight must be at least 0, not {extra_weight}")
+    _expect_visible(batch, rows, query.device, valid, query_group, stored_group)
+    return [((batch,), torch.int32), ((batch,), torch.float32), ((batch,), torch.float32)]
+
+
+def _expect_masked_linear(name, y, x, memory, masks, route):
+    tokens, width = _expect("x", x, FLOATS, (None, None))
+    _, outputs = _expect("memory", memory, FLOATS, (width, None), x.device)
+    _expect(name, y, FLOATS, (tokens, outputs), x.device)
+    _expect("masks", masks, INT32, (None, _words(width)), x.device)
+    _expect("route", route, INT32, (tokens,), x.device)
+
+
+def _describe_masked_linear(y, x, memory, masks, route):
+    _expect_masked_linear("y", y, x, memory, masks, route)
+    return [(y.shape, y.dtype)]
+
+
+def _describe_masked_linear_(y, x, memory, masks, route):
+    _expect_masked_linear("y", y, x, memory, masks, route)
+    return []
+
+
+def _gradients(tensors, needed):
+    return [(t.shape if need else (0,) * t.dim(), t.dtype) for t, need in zip(tensors, needed)]
+
+
+def _describe_masked_linear_backward(grad, x, memory, masks, route, needed):
+    _expect_masked_linear("grad", grad, x, memory, masks, route)
+    return _gradients((x, memory), needed)
+
+
+def _expect_associative_read(name, y, x, first, keys, values, pages, rows, route, background):
+    tokens, width = _expect("x", x, FLOATS, (None, None))
+    banks, _, _ = _expect("keys", keys, FLOATS, (None, PAGE_ROWS, width), x.device)
+    _, _, outputs = _expect("values", values, FLOATS, (banks, PAGE_ROWS, None), x.device)
+    _expect(name, y, FLOATS, (tokens, outputs), x.device)
+    _expect("first", first, BOOL, (tokens,), x.device)
+    edits, _ = _expect("pages", pages, INT32, (None, None), x.device)
+    _expect("rows", rows, INT32, (edits,), x.device)
+    _expect("route", route, INT32, (tokens,), x.device)
+    _expect("background", background, FLOAT32, (width,), x.device)
+
+
+def _describe_associative_read(y, x, first, keys, values, pages, rows, route, background, beta):
+    _expect_associative_read("y", y, x, first, keys, values, pages, rows, route, background)
+    return [(y.shape, y.dtype)]
+
+
+def _describe_associative_read_(y, x, first, keys, values, pages, rows, route, background, beta):
+    _expect_associative_read("y", y, x, first, keys, values, pages, rows, route, background)
+    return []
+
+
+def _describe_associative_read_backward(
+    grad, x, first, keys, values, pages, rows, route, background, beta, needed
+):
+    _expect_associative_read("grad", grad, x, first, keys, values, pages, rows, route, background)
+    return _gradients((x, keys, values), needed)
+
+
+def _describe_ties_merge(deltas, weights, densities):
+    if deltas.dim() == 0 or deltas.shape[0] == 0:
+        raise ValueError("deltas must hold at least one shard along its first dimension")
+    shards, *shape = _expect("deltas", deltas, FLOATS, deltas.shape)
+    _expect("weights", weights, FLOAT32, (shards,), deltas.device)
+    if len(densities) != shards or not all(0 < density <= 1 for density in densities):
+        raise ValueError(f"densities must be {shards} numbers above 0 and at most 1, not {list(densities)}")
+    return [(shape, deltas.dtype)]
+
+
+# No defaults in the schemas: torch drops trailing arguments equal to theirs, and the backends take them all.
+_topk_mask = _register(
+    "topk_mask(Tensor x, Tensor offsets, SymInt k, Tensor? weight, Tensor? background, Tensor? permutation)"
+    " -> Tensor",
+    _describe_topk_mask,
+)
+_mask_overlap = _register(
+    "mask_overlap(Tensor query, Tensor stored, Tensor? valid, Tensor? query_group, Tensor? stored_group)"
+    " -> (Tensor, Tensor)",
+    _describe_mask_overlap,
+)
+_token_overlap = _register(
+    "token_overlap(Tensor query, Tensor stored, Tensor rarity, float extra_weight, Tensor? valid,"
+    " Tensor? query_group, Tensor? stored_group) -> (Tensor, Tensor, Tensor)",
+    _describe_token_overlap,
+)
+_masked_linear = _register(
+    "masked_linear(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) -> Tensor",
+    _describe_masked_linear,
+)
+_masked_linear_ = _register(
+    "masked_linear_(Tensor(a!) y, Tensor x, Tensor memory, Tensor masks, Tensor route) -> ()",
+    _describe_masked_linear_,
+)
+_masked_linear_backward = _register(
+    "masked_linear_backward(Tensor grad, Tensor x, Tensor memory, Tensor masks, Tensor route, bool[2] needed)"
+    " -> (Tensor, Tensor)",
+    _describe_masked_linear_backward,
+)
+_READ = (
+    "Tensor x, Tensor first, Tensor keys, Tensor values, Tensor pages, Tensor rows, Tensor route,"
+    " Tensor background, float beta"
+)
+_associative_read = _register(
+    f"associative_read(Tensor y, {_READ}) -> Tensor",
+    _describe_associative_read,
+)
+_associative_read_ = _register(
+    f"associative_read_(Tensor(a!) y, {_READ}) -> ()",
+    _describe_associative_read_,
+)
+_associative_read_backward = _register(
+    f"associative_read_backward(Tensor grad, {_READ}, bool[3] needed) -> (Tensor, Tensor, Tensor)",
+    _describe_associative_read_backward,
+)
+_ties_merge = _register(
+    "ties_merge(Tensor deltas, Tensor weights, float[] densities) -> Tensor",
+    _describe_ties_merge,
+)
+
+
+def _refuse_gradient(op, *tensors):
+    if wanted(*tensors):
+        raise RuntimeError(f"{op} records no gradient: call it under torch.no_grad()")
+
+
+def topk_mask(x, offsets, k, weight=None, background=None, permutation=None):
+    """Fingerprint each sequence: the k largest magnitudes of its centred mean feature, as a bit mask.
+
+        pooled_b = sum_t w_t x_t / sum_t w_t  over the tokens t of sequence b,  minus background
+        bit permutation[i] of mask b  =  |pooled_b[i]| is among the k largest of row b
+
+    Ties go to the lowest index i, exactly k bits are set. A NaN counts as infinitely large. A sequence that
+    is empty, or whose weights sum to zero, pools to zero before the background is subtracted. The mean is
+    float32 in no promised order of summation, so two backends may part where two magnitudes differ by
+    rounding alone.
+
+    Args:
+        x: [tokens, D] float32, bfloat16 or float16, the sequences' features, packed.
+        offsets: [B + 1] int32, ascending; sequence b is x[offsets[b]:offsets[b + 1]]; no other token is read.
+        k: bits to set, between 1 and D.
+        weight: [tokens] float32, or None for the plain mean.
+        background: [D] float32, or None for zero.
+        permutation: [D] int64, a permutation of 0 .. D - 1, or None for the identity.
+
+    Returns:
+        [B, W] int32 masks.
+
+    Source: MEMOIR (arXiv 2506.07899), as its code has it; the weights are ours.
+    Cost: O(tokens D) to pool, O(B D) to select.
+    """
+    return _topk_mask(x, offsets, k, weight, background, permutation)
+
+
+def mask_overlap(query, stored, valid=None, query_group=None, stored_group=None):
+    """Find the stored mask that shares most bits with each query mask.
+
+        overlap_b = max_n popcount(query_b & stored_n),  index_b = the lowest n that attains it
+
+    A query sees the first `valid` rows and, with groups, only those of its own group. A query that sees no
+    row gets index -1 and overlap 0; one that sees rows but shares no bit with any gets the first of them.
+    Counts are exact. Queries and stored masks may have different numbers of bits set.
+
+    Args:
+        query: [B, W] int32 masks.
+        stored: [N, W] int32 masks; N may be a capacity of which `valid` rows are in use.
+        valid: [1] int32 on the masks' device, or None for N; beyond N it counts as N.
+        query_group: [B] int32, or None (then stored_group too).
+        stored_group: [N] int32.
+
+    Returns:
+        index [B] int32, overlap [B] int32.
+
+    Source: MEMOIR (arXiv 2506.07899), as its code has it.
+    Cost: O(B N W).
+    """
+    return _mask_overlap(query, stored, valid, query_group, stored_group)
+
+
+def token_overlap(query, stored, rarity, extra_weight, valid=None, query_group=None, stored_group=None):
+    """Find the stored token set that each query's tokens match best, rare tokens counting most.
+
+        shared = sum of rarity over the tokens that both hold
+        score_bn = shared / (sum of rarity over stored_n + extra_weight (sum of rarity over query_b - shared))
+        index_b = the lowest n with the largest score, runner_up_b = the largest score of the others
+
+    The Tversky index with prototype weight 1: what the stored set lacks counts in full, what the query says
+    beyond it `extra_weight` as much. Sums are exact integers, so that backends differ by the rounding of one
+    float32 multiplication, addition and division at most. A row without mass scores 0; a query that sees no
+    row gets index -1 and scores 0. Rows are seen as in `mask_overlap`.
+
+    Args:
+        query: [B, Q] int32 token ids below V, distinct within a row, -1 where a row has ended.
+        stored: [N, L] int32, likewise.
+        rarity: [V] int32, at least 0, the weight of each token; a row's sum stays below 2^24.
+        extra_weight: float, at least 0.
+        valid: [1] int32, or None.
+        query_group: [B] int32, or None (then stored_group too).
+        stored_group: [N] int32.
+
+    Returns:
+        index [B] int32, score [B] float32, runner_up [B] float32.
+
+    Source: ours; the index is Tversky's (Features of similarity, 1977).
+    Cost: O(B (V + N L)) in the reference.
+    """
+    return _token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group)
+
+
+def masked_linear(y, x, memory, masks, route):
+    """Add to each routed token what the residual memory holds under its mask.
+
+        out_t = y_t + sum over set bits i of masks[route_t] of x_t[i] memory[i, :]      where route_t >= 0
+        out_t = y_t                                                                     elsewhere, bit for bit
+
+    Entries of x and rows of memory outside the mask are not read: a NaN there does no harm. The sum is
+    rounded once, to y's dtype. Differentiable in y, x and memory.
+
+    Args:
+        y: [tokens, d] float, the output of the frozen layer.
+        x: [tokens, D] float, its input.
+        memory: [D, d] float, the residual matrix, transposed.
+        masks: [M, W] int32.
+        route: [tokens] int32, a row of masks, or -1.
+
+    Returns:
+        [tokens, d] in y's dtype.
+
+    Source: MEMOIR (arXiv 2506.07899), as its code has it.
+    Cost: O(k d) per routed token with k bits set, nothing for the others.
+    """
+    if wanted(y, x, memory):
+        return MaskedLinear.apply(y, x, memory, masks, route)
+    return _masked_linear(y, x, memory, masks, route)
+
+
+def masked_linear_(y, x, memory, masks, route):
+    """`masked_linear` into y, for inference: writes the routed rows of y, no others; returns y.
+
+    Raises RuntimeError where a gradient would have to be recorded.
+    """
+    _refuse_gradient("masked_linear_", y, x, memory)
+    _masked_linear_(y, x, memory, masks, route)
+    return y
+
+
+def masked_linear_backward(grad, x, memory, masks, route, needed=(True, True)):
+    """Gradients of `masked_linear` (that of y is `grad` itself), for t over the routed tokens.
+
+        dx_t[i] = grad_t . memory[i]              at the set bits i of masks[route_t], 0 elsewhere
+        dmemory[i] = sum_t x_t[i] grad_t          over the tokens t with bit i set
+
+    Args:
+        grad: [tokens, d] float; x, memory, masks, route as in the forward op.
+        needed: which of (dx, dmemory) to compute; the other comes back empty, [0, 0].
+
+    Returns:
+        dx [tokens, D] in x's dtype, dmemory [D, d] in memory's dtype, each rounded once.
+
+    Cost: O(k d) per routed token and gradient, and one pass over each output to clear it.
+    """
+    _refuse_gradient("masked_linear_backward", grad, x, memory)
+    return _masked_linear_backward(grad, x, memory, masks, route, needed)
+
+
+def associative_read(y, x, first, keys, values, pages, rows, route, background, beta):
+    """Add to each routed token what its edit's own rows answer: a softmax read of values by keys.
+
+        u_t = (x_t - background) / max(|x_t - background|, 1e-6)
+        out_t = y_t + values_0                                                     where first_t
+        out_t = y_t + sum over r in 1 .. n - 1 of softmax_r(beta keys_r . u_t) values_r     elsewhere
+
+    with n = rows[e] and keys, values those of edit e = route_t; where route_t is -1, out_t is y_t, bit for
+    bit. The first position of an answer is known by position, so it reads row 0 without its key, and no other
+    position reads row 0. An edit of one row gives nothing to later tokens, an edit of no rows gives nothing
+    at all: those rows of y are left bit for bit too. The sum is rounded once, to y's dtype. Differentiable in
+    y, x, keys and values.
+
+    Args:
+        y: [tokens, d] float, the output of the frozen layer.
+        x: [tokens, D] float, its input.
+        first: [tokens] bool, whether this is the first position of the answer.
+        keys: [P, 8, D] float, a bank in pages of 8 rows.
+        values: [P, 8, d] float, laid out likewise.
+        pages: [E, max_pages] int32; row r of edit e is row r % 8 of page pages[e, r // 8]; -1 is no page.
+        rows: [E] int32, how many rows edit e has.
+        route: [tokens] int32, an edit, or -1.
+        background: [D] float32.
+        beta: float, the inverse temperature.
+
+    Returns:
+        [tokens, d] in y's dtype.
+
+    Source: ours; the keyed softmax is that of a modern Hopfield layer (arXiv 2008.02217).
+    Cost: O(n (D + d)) per routed token, nothing for the others.
+    """
+    if wanted(y, x, keys, values):
+        return AssociativeRead.apply(y, x, first, keys, values, pages, rows, route, background, beta)
+    return _associative_read(y, x, first, keys, values, pages, rows, route, background, beta)
+
+
+def associative_read_(y, x, first, keys, values, pages, rows, route, background, beta):
+    """`associative_read` into y, for inference: writes the rows that get something, no others; returns y.
+
+    Raises RuntimeError where a gradient would have to be recorded.
+    """
+    _refuse_gradient("associative_read_", y, x, keys, values)
+    _associative_read_(y, x, first, keys, values, pages, rows, route, background, beta)
+    return y
+
+
+def associative_read_backward(
+    grad, x, first, keys, values, pages, rows, route, background, beta, needed=(True, True, True)
+):
+    """Gradients of `associative_read` (that of y is `grad` itself).
+
+    With p_r the softmax of the forward op, over the later tokens t of each edit, r >= 1, and m_t = |x_t -
+    background|:
+
+        dvalues_r = sum_t p_r grad_t                  dvalues_0 = sum of grad over the edit's first tokens
+        ds_r = beta p_r (grad_t . values_r - sum_q p_q grad_t . values_q)
+        dkeys_r = sum_t ds_r u_t                      dkeys_0 = 0
+        du_t = sum_r ds_r keys_r                      dx_t = (du_t - u_t (u_t . du_t)) / m_t
+
+    The middle term of dx vanishes where m_t is at most 1e-6, and 1e-6 divides then.
+
+    Args:
+        grad: [tokens, d] float; the others as in the forward op.
+        needed: which of (dx, dkeys, dvalues) to compute; the others come back empty, all sizes 0.
+
+    Returns:
+        dx [tokens, D], dkeys [P, 8, D], dvalues [P, 8, d], in the dtypes of x, keys, values, each rounded
+        once.
+
+    Cost: O(n (D + d)) per routed token, and one pass over each output to clear it.
+    """
+    _refuse_gradient("associative_read_backward", grad, x, keys, values)
+    return _associative_read_backward(
+        grad, x, first, keys, values, pages, rows, route, background, beta, needed
+    )
+
+
+def ties_merge(deltas, weights, densities):
+    """Merge shards of one matrix: trim each, elect a sign per entry, average the entries that agree with it.
+
+        trimmed_s = deltas_s where |deltas_s| >= the k_s-th largest magnitude of shard s, else 0
+        sign = + where sum_s weights_s trimmed_s >= 0, else -
+        merged = sum_s weights_s trimmed_s / sum_s weights_s   over the s whose weights_s trimmed_s has it
+
+    with k_s = max(1, int(densities_s * n)) for shards of n entries, in double precision as Python has it.
+    Entries tied at the threshold are all kept. An entry where no shard agrees, or whose agreeing weights sum
+    to zero, is 0; an entry where a kept delta is NaN is NaN, and NaN counts as infinitely large when
+    trimming. Rounded once. Raises RuntimeError where a gradient would have to be recorded.
+
+    Args:
+        deltas: [S, ...] float, S >= 1 shards.
+        weights: [S] float32.
+        densities: S numbers in (0, 1], on the host: they decide counts, not values.
+
+    Returns:
+        [...] in deltas' dtype.
+
+    Source: TIES (arXiv 2306.01708), with WISE's weights (arXiv 2405.14768).
+    Cost: a selection per shard and two passes over the shards.
+    """
+    _refuse_gradient("ties_merge", deltas, weights)
+    return _ties_merge(deltas, weights, [float(density) for density in densities])
