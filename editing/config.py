@@ -1,0 +1,171 @@
+"""The settings of a method, saved beside its edits; in the manner of transformers' and PEFT's configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .errors import CorrigendaError
+
+CONFIG_NAME = "editing_config.json"
+
+
+@dataclass
+class EditingConfig:
+    """What every method has. A field left at None, or "auto", is filled in for the model when it is attached."""
+
+    method: ClassVar[str]
+    layer: int | None = None
+    """Which layer's down-projection carries the memory; by default four fifths up (MEMOIR's own for known models)."""
+    scope: str = "causal"
+    """Where the memory acts: "causal" from the last prompt token on, "full" on the whole prompt too."""
+    threshold: float | str = "auto"
+    """The score from which a prompt counts as an edit's; "auto": above what background prompts reach."""
+    batch_size: int = 16
+    """How many edits are written at a time."""
+    eos: bool = True
+    """Whether the end-of-sequence token is part of every target, so that a generated answer stops where it should."""
+    max_target_tokens: int = 504
+    """The longest target that is taken; a longer one is refused by name."""
+    background_prompts: int = 100
+    """Over how many background prompts the mean feature is taken that keys and fingerprints are less."""
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        self._require(self.scope in ("causal", "full"), "scope", '"causal" or "full"')
+        self._require(
+            self.threshold == "auto" or (_is_number(self.threshold) and 0 <= self.threshold <= 1),
+            "threshold",
+            '"auto" or a number from 0 to 1',
+        )
+        for name in ("batch_size", "max_target_tokens", "background_prompts"):
+            self._require_positive(name)
+        self._require(self.layer is None or isinstance(self.layer, int), "layer", "a layer's number")
+
+    def _require(self, holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            raise CorrigendaError(
+                f"{type(self).__name__}: `{name}` must be {wanted}, not {getattr(self, name)!r}."
+            )
+
+    def _require_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        self._require(
+            isinstance(value, int) and not isinstance(value, bool) and value > 0,
+            name,
+            "a whole number above 0",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.method, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> EditingConfig:
+        """The configuration of whichever method `data["method"]` names."""
+        fields = dict(data)
+        kind = CONFIGS.get(fields.pop("method", None))
+        if kind is None:
+            raise CorrigendaError(
+                f"Unknown editing method {data.get('method')!r}: use one of {', '.join(CONFIGS)}."
+            )
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(kind)})
+        if unknown:
+            raise CorrigendaError(
+                f"{kind.__name__} has no setting `{unknown[0]}`; it was written by another version."
+            )
+        return kind(**fields)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `editing_config.json` into `directory`."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> EditingConfig:
+        """Read `editing_config.json`, of any method."""
+        path = Path(directory) / CONFIG_NAME
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CorrigendaError(f"{path} does not exist: {directory} holds no saved edits.") from None
+        except (OSError, ValueError) as error:
+            raise CorrigendaError(f"{path} cannot be read: {error}.") from None
+        if not isinstance(data, dict):
+            raise CorrigendaError(f"{path} must hold a JSON object.")
+        return cls.from_dict(data)
+
+
+@dataclass
+class AssociativeConfig(EditingConfig):
+    """Each edit's own key/value rows, read by softmax; nothing is shared, so nothing is forgotten."""
+
+    method: ClassVar[str] = "associative"
+    router: str = "tokens"
+    """What names the edit: "tokens" (rare tokens in common) or "mask" (overlap of activation masks)."""
+    router_layer: int | None = None
+    """For "mask": the layer whose features are the fingerprint; by default an eighth up, where words still show."""
+    top_k: int | None = None
+    """For "mask": how many features a fingerprint keeps."""
+    beta: float = 10.0
+    """Sharpness of the read: `softmax(beta * keys . x)`."""
+    contexts: int = 4
+    """In how many contexts an edit is learnt: alone, and after that many less one texts the model wrote itself."""
+    steps: int = 20
+    learning_rate: float = 0.5
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    stop_loss: float = 0.02
+    """An edit is done when its mean cross-entropy is this low."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.scope == "causal", "scope", '"causal" (an edit\'s rows are answer positions)')
+        self._require(self.router in ("tokens", "mask"), "router", '"tokens" or "mask"')
+        for name in ("contexts", "steps"):
+            self._require_positive(name)
+
+
+@dataclass
+class MemoirConfig(EditingConfig):
+    """MEMOIR (arXiv 2506.07899): one residual matrix, each edit confined to the columns of its own mask.
+
+    The defaults are the paper's. Beyond it: `eos`, `scope="causal"`, `decay`, and batches of edits that share a step
+    (batch 1 is the paper's algorithm).
+    """
+
+    method: ClassVar[str] = "memoir"
+    scope: str = "full"
+    batch_size: int = 1
+    eos: bool = False
+    top_k: int | None = None
+    """Features a mask keeps; by default 4,096 of 14,336, and the same share elsewhere."""
+    steps: int = 30
+    learning_rate: float = 1.0
+    weight_decay: float = 1e-5
+    decay: str = "all"
+    """What weight decay acts on: "all" of the matrix (published), the "active" columns of the edit, or "none"."""
+    clip_norm: float = 1.0
+    stop_loss: float = 0.02
+    stop_change: float = 1e-4
+    """An edit stops early when the loss is at most `stop_loss` and changed by at most this."""
+    contexts: int = 11
+    """The prompt alone and after ten texts the model wrote itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.decay in ("all", "active", "none"), "decay", '"all", "active" or "none"')
+        for name in ("contexts", "steps"):
+            self._require_positive(name)
+
+
+CONFIGS: dict[str | None, type[EditingConfig]] = {
+    kind.method: kind for kind in (AssociativeConfig, MemoirConfig)
+}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,65 @@
+"""Settings that depend on the model: which layer, how many features, which threshold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .config import AssociativeConfig, EditingConfig, MemoirConfig
+from .decoder import Decoder
+from .errors import CorrigendaError
+
+# (layers, FFN width) -> edited layer, top k, threshold, as published for MEMOIR and used for WISE on these families
+# (LLaMA-3-8B, Mistral-7B, LLaMA-2-7B).
+_PUBLISHED: dict[tuple[int, int], tuple[int, int, float]] = {
+    (32, 14336): (27, 4096, 0.4),
+    (32, 11008): (27, 4096, 0.5),
+}
+
+_DEPTH = 0.8
+"""Edited layer as a share of the depth, where nothing is published: layer 24 of SmolLM2-135M's 30 measured best."""
+
+_MASK_SHARE = 4096 / 14336
+"""k as a share of the FFN width: that of LLaMA-3-8B."""
+
+_ROUTER_DEPTH = 0.14
+"""Layer of feature fingerprints, as a share of the depth: layer 4 of 30, where words still show."""
+
+
+def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
+    """`config` with every field that was left to the model filled in, and checked against the model."""
+    depth = len(decoder)
+    published = _PUBLISHED.get((depth, decoder.widths(0)[0]))
+    layer = config.layer
+    if layer is None:
+        layer = (
+            published[0]
+            if published and isinstance(config, MemoirConfig)
+            else min(int(_DEPTH * depth), depth - 2)
+        )
+        layer = max(layer, 0)
+    if not 0 <= layer < depth:
+        raise CorrigendaError(f"Layer {layer} is out of range: this model has layers 0 to {depth - 1}.")
+    if layer == depth - 1:
+        raise CorrigendaError(
+            f"Layer {layer} is the model's last, and no layer above it would carry the edit to later tokens; "
+            f"choose one from 0 to {depth - 2}."
+        )
+    changes: dict[str, object] = {"layer": layer}
+    if isinstance(config, AssociativeConfig) and config.router == "mask":
+        router_layer = int(_ROUTER_DEPTH * depth) if config.router_layer is None else config.router_layer
+        if not 0 <= router_layer <= layer:
+            raise CorrigendaError(
+                f"router_layer {router_layer} is out of range: features must come from layers 0 to {layer}, "
+                "at or below the edited one."
+            )
+        changes["router_layer"] = router_layer
+    fingerprint_layer = changes.get("router_layer", layer)
+    if isinstance(config, MemoirConfig) or getattr(config, "router", None) == "mask":
+        width = decoder.widths(fingerprint_layer)[0]
+        top_k = config.top_k or (published[1] if published else round(_MASK_SHARE * width))
+        if not 0 < top_k <= width:
+            raise CorrigendaError(f"top_k {top_k} is out of range: the layer's features are {width} wide.")
+        changes["top_k"] = top_k
+    if isinstance(config, MemoirConfig) and published and config.threshold == "auto":
+        changes["threshold"] = published[2]
+    return dataclasses.replace(config, **changes)

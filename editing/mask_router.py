@@ -1,0 +1,125 @@
+"""Routes by features: the overlap of top-k activation masks (TopHash of MEMOIR, arXiv 2506.07899, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import ops
+from ..kernels.reference import unpack_mask
+from .context import RoutingContext
+from .routing import Decision, calibrated, decide
+
+
+class MaskRouter:
+    """A prompt's fingerprint is the mask of its k strongest features; the stored mask with most of them in common wins.
+
+    Features are the input of a layer's down-projection, averaged over the prompt and taken less the mean over
+    background prompts. Indices pass through one fixed permutation, so that a mask also serves as storage address.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        top_k: int,
+        *,
+        seed: int = 42,
+        threshold: float | str = "auto",
+        floor: float = 0.40,
+        rival_weight: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.width = width
+        self.top_k = top_k
+        self.rival_weight = rival_weight
+        self.device = torch.device(device)
+        self._asked = threshold
+        self._floor = floor
+        generator = torch.Generator().manual_seed(seed)
+        self.permutation = torch.randperm(width, generator=generator).to(self.device)
+        self.background = torch.zeros(width, device=self.device)
+        words = (width + 31) // 32
+        self._background_masks = torch.zeros(0, words, dtype=torch.int32, device=self.device)
+        self._masks = torch.zeros(64, words, dtype=torch.int32, device=self.device)
+        self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self.size = 0
+        self.publish()
+
+    @property
+    def masks(self) -> Tensor:
+        """int32 `[edits, D/32]`: the stored masks, one bit a feature."""
+        return self._masks[: self.size]
+
+    @property
+    def bank(self) -> Tensor:
+        """The same with spare rows at the end: what ops that index by edit read, at an address that seldom changes."""
+        return self._masks
+
+    def unpack(self, masks: Tensor) -> Tensor:
+        """float `[rows, D]` of 0 and 1."""
+        return unpack_mask(masks, self.width).float()
+
+    def set_background(self, pooled: Tensor, averaged: int | None = None) -> None:
+        """Learn the background from pooled features `[prompts, D]`.
+
+        The mean of the first `averaged` is what fingerprints are taken from; the masks of all serve calibration.
+        """
+        self.background = pooled[:averaged].float().mean(0).to(self.device)
+        self._background_masks = self.mask(pooled.to(self.device))
+
+    def mask(self, features: Tensor, offsets: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """int32 `[rows, D/32]`: fingerprints of packed features `[tokens, D]`; without offsets each row is pooled already."""
+        if offsets is None:
+            offsets = torch.arange(len(features) + 1, dtype=torch.int32, device=features.device)
+        return ops.topk_mask(features, offsets, self.top_k, weight, self.background, self.permutation)
+
+    def add(self, masks: Tensor) -> None:
+        """Store the masks of new edits, in order."""
+        needed = self.size + len(masks)
+        if needed > len(self._masks):
+            grown = self._masks.new_zeros(max(needed, 2 * len(self._masks)), self._masks.shape[1])
+            grown[: self.size] = self.masks
+            self._masks = grown
+        self._masks[self.size : needed] = masks.to(self.device)
+        self.size = needed
+        self._count.fill_(needed)
+
+    def publish(self) -> None:
+        """Calibrate the threshold for the masks stored so far."""
+        self.threshold = self._floor
+        if self._asked != "auto":
+            self.threshold = float(self._asked)
+        elif self.size and len(self._background_masks):
+            self.threshold = calibrated(self._match(self._background_masks).score, self._floor)
+
+    def _match(self, masks: Tensor) -> Decision:
+        nearest, overlap = ops.mask_overlap(masks, self._masks, self._count)
+        score = overlap.float() / self.top_k
+        return decide(nearest, score, torch.zeros_like(score), self.threshold, self.rival_weight)
+
+    def observe(self, features: Tensor, context: RoutingContext) -> None:
+        """Decide the routes of a pass that holds whole prompts: `features` `[..., D]` as the tapped layer sees them."""
+        rows = features.reshape(-1, self.width)
+        length = len(rows) // context.slots
+        offsets = torch.arange(context.slots + 1, dtype=torch.int32, device=rows.device) * length
+        decision = self._match(self.mask(rows, offsets, context.weight[: len(rows)]))
+        context.route[: context.slots].copy_(decision.route)
+        context.decision = decision
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor the decisions depend on, for saving."""
+        return {
+            "router.masks": self.masks.clone(),
+            "router.background": self.background,
+            "router.background_masks": self._background_masks,
+            "router.permutation": self.permutation,
+        }
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        self.background = tensors["router.background"].to(self.device)
+        self.permutation = tensors["router.permutation"].to(self.device)
+        self._background_masks = tensors["router.background_masks"].to(self.device)
+        self.size = 0
+        self.add(tensors["router.masks"])
+        self.publish()

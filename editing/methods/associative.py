@@ -1,0 +1,161 @@
+"""Associative editing: every edit keeps its own key and value rows; the router names the edit, so nothing is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..background import background_prompts
+from ..config import AssociativeConfig
+from ..decoder import Decoder
+from ..edits import Edit
+from ..frozen import Features, Row, Suffix, frozen_features, length_groups
+from ..mask_router import MaskRouter
+from ..memory import RowBanks
+from ..prompts import PromptFormat
+from ..token_router import TokenRouter
+from .frame import Method, Written
+
+_STEP_TOKENS = 320
+"""Tokens in one optimisation pass on a CPU: more only enlarges the logits, 200 KB a token."""
+
+
+class Associative(Method):
+    """The project's own method.
+
+    An edit's rows are answer positions: the last prompt token and each target token. A position's key is the edited
+    layer's input there, mean over the contexts, less background, normalised; its value is an output delta, found by
+    Adam on the cross-entropy of the target with keys fixed. One value serves a position in all contexts.
+    """
+
+    config_class = AssociativeConfig
+    config: AssociativeConfig
+    memory: RowBanks
+
+    def __init__(self, decoder: Decoder, prompts: PromptFormat, config: AssociativeConfig) -> None:
+        super().__init__(decoder, prompts, config)
+        dtype = decoder.model.get_input_embeddings().weight.dtype
+        self.memory = RowBanks(self.width, self.out_width, config.beta, self.device, dtype)
+        if config.router == "tokens":
+            self.router = TokenRouter(
+                prompts.tokenizer, background_prompts(), threshold=config.threshold, device=self.device
+            )
+        else:
+            device = decoder.device(config.router_layer)
+            width = decoder.widths(config.router_layer)[0]
+            self.router = MaskRouter(
+                width, config.top_k, seed=config.seed, threshold=config.threshold, device=device
+            )
+
+    @property
+    def router_layer(self) -> int:
+        return self.config.router_layer
+
+    def write(self, edits: Sequence[Edit]) -> list[Written]:
+        """Write a batch; its edits are independent problems, solved side by side."""
+        contexts = self.prepare()
+        rows = [self.rows(edit, contexts) for edit in edits]
+        features = frozen_features(
+            self.decoder, self.layer, [row.tokens for of_edit in rows for row in of_edit]
+        )
+        count = len(contexts)
+        problems = [
+            _Problem(rows[e], features[e * count : (e + 1) * count], self.memory.background, self.config.beta)
+            for e in range(len(edits))
+        ]
+        written: list[Written | None] = [None] * len(edits)
+        for group in length_groups([problem.tokens for problem in problems], _STEP_TOKENS):
+            for e, result in zip(group, self._solve([problems[e] for e in group])):
+                written[e] = result
+        for problem in problems:
+            self.memory.append(problem.keys, problem.values.detach())
+        self._make_known([edit.prompt for edit in edits])
+        return written
+
+    def learn_background(self) -> None:
+        background = self.prompt_features(self.layer, background_prompts()[: self.config.background_prompts])
+        self.memory.background.copy_(torch.cat([prompt.inputs for prompt in background]).float().mean(0))
+        if isinstance(self.router, MaskRouter):
+            self.router.set_background(self._fingerprints(background_prompts()))
+
+    def _fingerprints(self, prompts: Sequence[str]) -> Tensor:
+        return torch.stack([prompt.pooled for prompt in self.prompt_features(self.router_layer, prompts)])
+
+    def _make_known(self, prompts: Sequence[str]) -> None:
+        if isinstance(self.router, TokenRouter):
+            self.router.add(prompts)
+        else:
+            self.router.add(self.router.mask(self._fingerprints(prompts)))
+
+    def _solve(self, problems: Sequence[_Problem]) -> list[Written]:
+        """Adam on the values of all problems at once, each stopping alone when its loss is low enough."""
+        config = self.config
+        hidden = [h for problem in problems for h in problem.hidden]
+        rows = [row for problem in problems for row in problem.rows]
+        suffix = Suffix(self.decoder, self.layer, hidden, rows, [len(row.prompt) - 1 for row in rows])
+        optimizer = torch.optim.Adam(
+            [problem.values for problem in problems],
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+        )
+        written: dict[int, Written] = {}
+        running = list(range(len(problems)))
+        for step in range(config.steps):
+            delta = torch.cat([problems[p].reads @ problems[p].values for p in running])
+            losses = suffix.losses(delta).sum(1)
+            per_row = [len(problems[p].rows) for p in running]
+            loss = torch.stack([part.sum() for part in losses.split(per_row)])
+            loss = loss / torch.tensor([problems[p].tokens for p in running], device=loss.device)
+            reached = loss.detach().tolist()
+            written.update({p: Written(value, step) for p, value in zip(running, reached)})
+            going = [value > config.stop_loss for value in reached]
+            if not any(going):
+                break
+            optimizer.zero_grad()
+            loss[torch.tensor(going, device=loss.device)].sum().backward()
+            optimizer.step()
+            if not all(going):
+                keep = torch.tensor([g for g, n in zip(going, per_row) for _ in range(n)], device=loss.device)
+                suffix = suffix.select(keep.nonzero()[:, 0])
+                running = [p for p, g in zip(running, going) if g]
+        return [
+            Written(written[p].loss, written[p].steps + (p in running and written[p].loss > config.stop_loss))
+            for p in range(len(problems))
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self.memory.state(), **self.router.state()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self.has_background = True
+        self.memory.load_state(tensors)
+        self.router.load_state(tensors)
+
+
+class _Problem:
+    """The values of one edit: everything about them is fixed but the values themselves.
+
+    The read is linear in the values, so it is a matrix: `reads` `[tokens, positions]` times values `[positions, d]` is
+    what the memory adds at every token that it touches, context after context.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], features: Sequence[Features], background: Tensor, beta: float
+    ) -> None:
+        self.rows = rows
+        self.hidden = [f.hidden for f in features]
+        positions = len(rows[0].labels)
+        inputs = torch.stack([f.inputs[-positions:].float() - background for f in features])
+        self.keys = F.normalize(inputs.mean(0), dim=-1)
+        scores = beta * F.normalize(inputs, dim=-1) @ self.keys[1:].T
+        reads = inputs.new_zeros(*inputs.shape[:2], positions)
+        reads[:, 0, 0] = 1
+        reads[:, 1:, 1:] = scores[:, 1:].softmax(-1)
+        self.reads = reads.flatten(0, 1)
+        self.tokens = len(self.reads)
+        self.values = torch.zeros(
+            positions, self.hidden[0].shape[1], device=inputs.device, requires_grad=True
+        )

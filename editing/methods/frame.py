@@ -1,0 +1,137 @@
+"""What every method stands on: the model's parts, the settings filled in for it, contexts and background features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import EditingConfig
+from ..context import RoutingContext
+from ..contexts import context_texts
+from ..decoder import Decoder
+from ..edits import Edit
+from ..errors import CorrigendaError
+from ..frozen import Row, frozen_features
+from ..layer import Memory
+from ..mask_router import MaskRouter
+from ..prompts import PromptFormat
+from ..routing import Decision
+from ..token_router import TokenRouter
+
+
+class Written(NamedTuple):
+    """How the writing of one edit ended: its mean cross-entropy, and after how many steps."""
+
+    loss: float
+    steps: int
+
+
+class PromptFeatures(NamedTuple):
+    """A prompt at one layer: `inputs` `[tokens, D]` of its down-projection, `pooled` `[D]` their mean."""
+
+    inputs: Tensor
+    pooled: Tensor
+
+
+class Method:
+    """A memory, the router that reads edits out of it, and the way they are written into it."""
+
+    config_class: ClassVar[type[EditingConfig]]
+    memory: Memory
+    router: TokenRouter | MaskRouter
+
+    def __init__(self, decoder: Decoder, prompts: PromptFormat, config: EditingConfig) -> None:
+        self.decoder = decoder
+        self.prompts = prompts
+        self.config = config
+        self.layer = config.layer
+        self.device = decoder.device(config.layer)
+        self.width, self.out_width = decoder.widths(config.layer)
+        self.has_background = False
+        self._contexts: list[str] | None = None
+
+    def write(self, edits: Sequence[Edit]) -> list[Written]:
+        """Write a batch of edits into the memory and make them known to the router."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that answers depend on."""
+        raise NotImplementedError
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        raise NotImplementedError
+
+    def publish(self) -> None:
+        """Make what was written since the last call visible to queries."""
+        self.router.publish()
+
+    def tap(self, context: RoutingContext) -> torch.utils.hooks.RemovableHandle | None:
+        """Let a feature router see the layer its fingerprints come from; None for one that needs no features."""
+        if isinstance(self.router, TokenRouter):
+            return None
+
+        def observe(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            if context.active and context.deciding:
+                self.router.observe(args[0], context)
+
+        return self.decoder.down_proj(self.router_layer).register_forward_pre_hook(observe)
+
+    @property
+    def router_layer(self) -> int:
+        """The layer whose features a mask router reads."""
+        return self.layer
+
+    def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None:
+        """The routes of tokenised prompts, where token ids suffice; None where features must decide, in the pass."""
+        if isinstance(self.router, TokenRouter):
+            return self.router.decide([self.prompts.question(ids) for ids in prompts])
+        return None
+
+    def rows(self, edit: Edit, contexts: Sequence[str]) -> list[Row]:
+        """The edit after each context, the empty one first, as what is read and what is to be predicted."""
+        rows = []
+        limit = getattr(self.decoder.model.config, "max_position_embeddings", None) or 1 << 30
+        for context in contexts:
+            prompt, target = self.prompts.encode_in_context(context, edit.prompt, edit.target)
+            if len(target) > self.config.max_target_tokens:
+                raise CorrigendaError(
+                    f"The target of edit {edit.id or edit.prompt!r} has {len(target)} tokens, more than "
+                    f"max_target_tokens={self.config.max_target_tokens}; raise that setting or shorten the target."
+                )
+            if len(prompt) + len(target) > limit:
+                raise CorrigendaError(
+                    f"Edit {edit.id or edit.prompt!r} needs {len(prompt) + len(target)} tokens with its context, "
+                    f"but the model's context is {limit} tokens; shorten its prompt."
+                )
+            if self.config.eos:
+                target = [*target, self.prompts.eos]
+            rows.append(Row(tuple(prompt), tuple(target)))
+        return rows
+
+    def learn_background(self) -> None:
+        """Take in what features look like when no edit is asked about."""
+        raise NotImplementedError
+
+    def prepare(self) -> list[str]:
+        """What every batch needs, made once: the background, and `config.contexts` texts to learn an edit after."""
+        if self._contexts is None:
+            self._contexts = context_texts(self.decoder.model, self.prompts.tokenizer, self.config.contexts)
+        if not self.has_background:
+            self.learn_background()
+            self.has_background = True
+        return self._contexts
+
+    def prompt_features(self, layer: int, prompts: Sequence[str]) -> list[PromptFeatures]:
+        """A layer's input at every token of prompts, in the format that edits are asked in, and its mean."""
+        ids = [self.prompts.encode(self.prompts.wrap(prompt)) for prompt in prompts]
+        features = frozen_features(self.decoder, layer, ids)
+        return [PromptFeatures(f.inputs, self.pooled(f.inputs, row)) for f, row in zip(features, ids)]
+
+    def pooled(self, inputs: Tensor, prompt: Sequence[int]) -> Tensor:
+        """fp32 `[D]`: mean of `inputs` `[tokens, D]` over the prompt tokens that count for a fingerprint."""
+        start, end = self.prompts.user_tokens(prompt)
+        return inputs[start:end].float().mean(0)
