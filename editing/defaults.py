@@ -31,11 +31,7 @@ def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
     published = _PUBLISHED.get((depth, decoder.widths(0)[0]))
     layer = config.layer
     if layer is None:
-        layer = (
-            published[0]
-            if published and isinstance(config, MemoirConfig)
-            else min(int(_DEPTH * depth), depth - 2)
-        )
+        layer = published[0] if published and isinstance(config, MemoirConfig) else min(int(_DEPTH * depth), depth - 2)
         layer = max(layer, 0)
     if not 0 <= layer < depth:
         raise CorrigendaError(f"Layer {layer} is out of range: this model has layers 0 to {depth - 1}.")

@@ -105,9 +105,7 @@ class Edit:
             "subject": self.subject,
             "ground_truth": list(self.ground_truth),
             "rephrases": list(self.rephrases),
-            "localities": [
-                {"prompt": locality.prompt, "answer": locality.answer} for locality in self.localities
-            ],
+            "localities": [{"prompt": locality.prompt, "answer": locality.answer} for locality in self.localities],
             "id": self.id,
             "metadata": dict(self.metadata),
         }

@@ -95,12 +95,8 @@ class Evaluator:
         edits = list(edits)
         encode = self.edited.prompts.encode_with_target
         asked = [_Asked(i, *encode(edit.prompt, edit.target)) for i, edit in enumerate(edits)]
-        rephrased = [
-            _Asked(i, *encode(text, edit.target)) for i, edit in enumerate(edits) for text in edit.rephrases
-        ]
-        local = [
-            self._locality(i, edit, n) for i, edit in enumerate(edits) for n in range(len(edit.localities))
-        ]
+        rephrased = [_Asked(i, *encode(text, edit.target)) for i, edit in enumerate(edits) for text in edit.rephrases]
+        local = [self._locality(i, edit, n) for i, edit in enumerate(edits) for n in range(len(edit.localities))]
         rel, rel_routes = self._teacher_forced(asked)
         gen, gen_routes = self._teacher_forced(rephrased)
         loc, loc_routes = self._locality_agreement(local)
@@ -114,9 +110,7 @@ class Evaluator:
             free_rel=self._free(asked, edits),
             free_gen=self._free(rephrased, edits),
             routed=_mean_by_edit(asked, [float(r == own[a.edit]) for a, r in zip(asked, rel_routes)]),
-            routed_gen=_mean_by_edit(
-                rephrased, [float(r == own[a.edit]) for a, r in zip(rephrased, gen_routes)]
-            ),
+            routed_gen=_mean_by_edit(rephrased, [float(r == own[a.edit]) for a, r in zip(rephrased, gen_routes)]),
             routed_loc=_mean_by_edit(local, [float(r >= 0) for r in loc_routes]),
         )
 
@@ -155,19 +149,12 @@ class Evaluator:
             prompts = [len(asked[i].prompt) for i in group]
             lengths = [len(rows[i]) for i in group]
             with model.teacher_forcing(ids, prompts, lengths, edited) as route_of:
-                mask = (
-                    torch.arange(ids.shape[1], device=ids.device)
-                    < torch.tensor(lengths, device=ids.device)[:, None]
-                )
+                mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
                 hidden = model.decoder.body(input_ids=ids, attention_mask=mask.long(), use_cache=False)[0]
                 found = route_of()
             answered = _answer_positions(prompts, lengths, hidden)
             # `body` ends with the final norm, so its output goes to the head as it is.
-            best = (
-                model.decoder.head(hidden[answered])
-                .argmax(-1)
-                .split([n - p + 1 for p, n in zip(prompts, lengths)])
-            )
+            best = model.decoder.head(hidden[answered]).argmax(-1).split([n - p + 1 for p, n in zip(prompts, lengths)])
             for place, i in enumerate(group):
                 predictions[i] = best[place].tolist()
                 routes[i] = found[place]
@@ -178,10 +165,7 @@ class Evaluator:
             return None
         limits = [len(a.answer) + self.spare_tokens for a in asked]
         answers = self.edited.answer_ids([a.prompt for a in asked], limits, self.batch_size)
-        hits = [
-            float(normalised(answer.text) == normalised(edits[a.edit].target))
-            for a, answer in zip(asked, answers)
-        ]
+        hits = [float(normalised(answer.text) == normalised(edits[a.edit].target)) for a, answer in zip(asked, answers)]
         return _mean_by_edit(asked, hits)
 
 

@@ -67,9 +67,7 @@ def tapped(module: torch.nn.Module) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def frozen_features(
-    decoder: Decoder, layer: int, rows: Sequence[Sequence[int]], budget: int = 1024
-) -> list[Features]:
+def frozen_features(decoder: Decoder, layer: int, rows: Sequence[Sequence[int]], budget: int = 1024) -> list[Features]:
     """The layers up to and including `layer`, once, for token rows of any lengths, in padded groups of like length.
 
     1,024 tokens a group is where one CPU core's GEMM throughput levels off; attention's padding waste stays small.
@@ -97,9 +95,7 @@ class PromptCache:
         self.values: dict[int, Tensor] = {}
         self.recording = True
 
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """While recording: keep them. After: the kept ones followed by the new ones."""
         if self.recording:
             self.keys[layer], self.values[layer] = keys, values
@@ -200,7 +196,5 @@ class Suffix:
             else:
                 hidden = hidden[asked.to(hidden.device)]
         logits = self.decoder.logits(hidden)
-        losses = F.cross_entropy(logits, self.labels[asked].to(logits.device), reduction="none").to(
-            delta.device
-        )
+        losses = F.cross_entropy(logits, self.labels[asked].to(logits.device), reduction="none").to(delta.device)
         return torch.zeros(rows, length, device=delta.device).masked_scatter(asked, losses)

@@ -93,9 +93,7 @@ class _Session:
                 part.repeat_interleave(copies, 0) for part in (self._last, self._weight, self.prompt_mask)
             )
             unknown = torch.full((rows,), -1, dtype=torch.int32)
-            self.context.start(
-                unknown if self._known is None else self._known.route.repeat_interleave(copies)
-            )
+            self.context.start(unknown if self._known is None else self._known.route.repeat_interleave(copies))
             self._started = True
         columns = torch.arange(past, end, device=self._last.device)
         gate = columns >= self._last[:, None]
@@ -108,9 +106,7 @@ class _Session:
                 gate[:, : seen - past] = is_prompt
             else:
                 gate[:, : seen - past] &= is_prompt
-        self.context.fill(
-            gate, columns == self._last[:, None], weight, deciding=self._known is None and past == 0
-        )
+        self.context.fill(gate, columns == self._last[:, None], weight, deciding=self._known is None and past == 0)
 
 
 def fingerprint_weight(method: Method, rows: list[list[int]], mask: Tensor) -> Tensor:

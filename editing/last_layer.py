@@ -16,9 +16,7 @@ def knows(layer: nn.Module) -> bool:
     return type(layer) in _KNOWN
 
 
-def layer_at(
-    layer: nn.Module, hidden: Tensor, asked: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor
-) -> Tensor:
+def layer_at(layer: nn.Module, hidden: Tensor, asked: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
     """The layer's output where `asked` `[rows, length]` is true, `[asked tokens, d]` in row order.
 
     Keys and values are made of every token, all else of the asked ones: for 3 answer tokens in a row of 27, a seventh
@@ -43,9 +41,7 @@ def layer_at(
     query = heads(attention.q_proj, layer.input_layernorm(residual))
     at = place[..., None].expand(-1, -1, cos.shape[2])
     query = apply_rotary_pos_emb(query, query, cos.gather(1, at), sin.gather(1, at))[0]
-    visible = mask.expand(rows, -1, -1, -1).gather(
-        2, place[:, None, :, None].expand(-1, -1, -1, mask.shape[3])
-    )
+    visible = mask.expand(rows, -1, -1, -1).gather(2, place[:, None, :, None].expand(-1, -1, -1, mask.shape[3]))
     mixed = F.scaled_dot_product_attention(
         query,
         key,

@@ -108,9 +108,7 @@ def _localities(name: str, value: object, answer: str | None) -> Iterator[Locali
         for i, item in enumerate(value):
             if isinstance(item, Mapping):
                 fields = RecordFields(item, prefix=f"{name}[{i}].")
-                yield Locality(
-                    fields.text("prompt", "loc"), fields.first_text("answer", "ground_truth", "loc_ans")
-                )
+                yield Locality(fields.text("prompt", "loc"), fields.first_text("answer", "ground_truth", "loc_ans"))
             else:
                 yield from (Locality(prompt, answer) for prompt in all_texts(f"{name}[{i}]", item))
     elif value not in (None, ""):

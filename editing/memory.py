@@ -1,4 +1,4 @@
-"""The two residual memories beside a down-projection: a shared matrix, and banks of rows that each belong to one edit."""
+"""The residual memories beside a down-projection: a shared matrix, and banks of rows that belong to one edit each."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class SharedMatrix:
 class RowBanks:
     """The associative memory: every edit owns a few rows of key and value, kept in pages of 8.
 
-    keys `[pages, 8, D]`, values `[pages, 8, d]`; edit e's row r is row `r % 8` of page `pages[e, r // 8]`. Row 0 answers
-    at the last prompt token, the others at generated tokens by the likeness of their keys. The banks grow by doubling,
-    so that storing an edit costs the same however many there are.
+    keys `[pages, 8, D]`, values `[pages, 8, d]`; row r of edit e is row `r % 8` of page `pages[e, r // 8]`. Row 0
+    answers at the last prompt token, the others at generated tokens by the likeness of their keys. The banks grow by
+    doubling, so that storing an edit costs the same however many there are.
     """
 
     def __init__(
@@ -71,9 +71,7 @@ class RowBanks:
             self._rows = _grown(self._rows, 2 * len(self._rows))
             self._pages = _grown(self._pages, len(self._rows), fill=-1)
         if pages_of_one > self._pages.shape[1]:
-            self._pages = torch.nn.functional.pad(
-                self._pages, (0, pages_of_one - self._pages.shape[1]), value=-1
-            )
+            self._pages = torch.nn.functional.pad(self._pages, (0, pages_of_one - self._pages.shape[1]), value=-1)
 
     def rows_of(self, edit: int) -> tuple[Tensor, Tensor]:
         """Keys `[rows, D]` and values `[rows, d]` of one edit."""

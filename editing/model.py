@@ -91,9 +91,7 @@ class EditedModel:
         model._corrigenda = self
 
     @classmethod
-    def wrap(
-        cls, model: Any, tokenizer: Any, config: EditingConfig | None = None, **options: Any
-    ) -> EditedModel:
+    def wrap(cls, model: Any, tokenizer: Any, config: EditingConfig | None = None, **options: Any) -> EditedModel:
         """Make a loaded model editable; `options` are `template` and `chat_template`."""
         return cls(model, tokenizer, config, **options)
 
@@ -111,7 +109,7 @@ class EditedModel:
         dtype: str | torch.dtype | None = None,
         **kwargs: Any,
     ) -> EditedModel:
-        """A base model ("smollm2", GGUF file, folder, hub id, or a loaded model with `tokenizer`), with saved edits if named.
+        """A base model ("smollm2", GGUF file, folder, hub id; or a loaded one, with `tokenizer`) and any saved edits.
 
         Saved edits bring their own configuration and template; `config`, `template` and `chat_template` are for new
         ones. Raises CorrigendaError where the saved edits are not for this model, or are damaged.
@@ -183,9 +181,7 @@ class EditedModel:
         """As transformers' `generate`, with every sequence answered by the edit that its prompt is about, if any."""
         prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if prompt is None:
-            raise CorrigendaError(
-                "generate needs the prompts' token ids (`input_ids`), by which edits are found."
-            )
+            raise CorrigendaError("generate needs the prompts' token ids (`input_ids`), by which edits are found.")
         mask = kwargs.get("attention_mask")
         if mask is None:
             # What transformers would infer, fixed here so that routing and the model see the same padding.
@@ -208,11 +204,7 @@ class EditedModel:
         """The same for tokenised prompts, each with its own limit."""
         self._check_lengths(rows, max_new_tokens)
         device = self.model.get_input_embeddings().weight.device
-        pad = (
-            self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token_id is not None
-            else self.tokenizer.eos_token_id
-        )
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         answers: list[Answer | None] = [None] * len(rows)
         longest = max(map(len, rows), default=1)
         for group in length_groups([len(row) for row in rows], batch_size * longest):
@@ -248,7 +240,7 @@ class EditedModel:
     def teacher_forcing(
         self, ids: Tensor, prompts: Sequence[int], lengths: Sequence[int], edited: bool = True
     ) -> Iterator[Callable[[], list[int]]]:
-        """Within: one forward over right-padded `ids` `[rows, length]` is routed by each row's first `prompts[i]` tokens.
+        """Within: one forward over right-padded `ids` `[rows, length]`, row i routed by its first `prompts[i]` tokens.
 
         Yields a function that tells the edit applied to each row, or -1, once the forward has run.
         """

@@ -24,9 +24,7 @@ class PromptFormat:
         self.template = template if isinstance(template, Template) else Template.parse(template)
         self.chat = chat
         if chat and not getattr(tokenizer, "chat_template", None):
-            raise CorrigendaError(
-                "This model's tokenizer has no chat template: leave out the chat-template option."
-            )
+            raise CorrigendaError("This model's tokenizer has no chat template: leave out the chat-template option.")
         self._opening, self._closing = self._frame()
 
     def wrap(self, prompt: str) -> str:
@@ -80,9 +78,7 @@ class PromptFormat:
 
     def question(self, ids: Sequence[int]) -> str:
         """The text that was asked in a tokenised prompt: the template's or the last user turn's content."""
-        text = self.tokenizer.decode(
-            list(ids), skip_special_tokens=not self.chat, clean_up_tokenization_spaces=False
-        )
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat, clean_up_tokenization_spaces=False)
         if self._closing and text.rstrip().endswith(self._closing.rstrip()):
             text = text.rstrip()[: -len(self._closing.rstrip())] if self._closing.rstrip() else text
         if self._opening.strip():

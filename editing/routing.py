@@ -23,9 +23,7 @@ class Decision(NamedTuple):
     runner_up: Tensor
 
 
-def decide(
-    nearest: Tensor, score: Tensor, runner_up: Tensor, threshold: float, rival_weight: float
-) -> Decision:
+def decide(nearest: Tensor, score: Tensor, runner_up: Tensor, threshold: float, rival_weight: float) -> Decision:
     """Apply the best match where it stands out: score less a share of the runner-up's reaches the threshold."""
     applies = (nearest >= 0) & (score - rival_weight * runner_up >= threshold)
     return Decision(torch.where(applies, nearest, -1).int(), nearest, score, runner_up)

@@ -80,9 +80,7 @@ def write(edited: EditedModel, directory: str | Path) -> None:
             target.rmdir()
         os.replace(staging, target)
     except OSError as error:
-        raise CorrigendaError(
-            f"The edits could not be saved in {target}: {error.strerror or error}."
-        ) from error
+        raise CorrigendaError(f"The edits could not be saved in {target}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -128,11 +126,7 @@ def restore(edited: EditedModel, saved: Saved) -> None:
             raise CorrigendaError(
                 f"The edits in {saved.directory} are for another model: their {name} differ"
                 f"{'s' if name == 'tokenizer' else ''}"
-                + (
-                    "."
-                    if name == "tokenizer"
-                    else f" ({saved.base.get(name)}, this model has {found[name]})."
-                )
+                + ("." if name == "tokenizer" else f" ({saved.base.get(name)}, this model has {found[name]}).")
             )
     tensors = dict(saved.tensors)
     sample = tensors.pop("base.weight_sample", None)

@@ -19,9 +19,7 @@ class Template:
     def __post_init__(self) -> None:
         count = self.text.count(_SLOT)
         if count != 1:
-            raise CorrigendaError(
-                f'A template must contain "{_SLOT}" once, but {self.text!r} has it {count} times.'
-            )
+            raise CorrigendaError(f'A template must contain "{_SLOT}" once, but {self.text!r} has it {count} times.')
         object.__setattr__(self, "text", self.text.replace("\\n", "\n"))
 
     @classmethod

@@ -48,9 +48,7 @@ class TokenRouter:
         self._asked = threshold
         self._floor = floor
         self._background = [self.fingerprint(text) for text in background]
-        vocabulary = max(
-            len(tokenizer), 1 + max((max(row, default=0) for row in self._background), default=0)
-        )
+        vocabulary = max(len(tokenizer), 1 + max((max(row, default=0) for row in self._background), default=0))
         self._frequency = torch.zeros(vocabulary, dtype=torch.int32)
         for row in self._background:
             self._frequency[row] += 1

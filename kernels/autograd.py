@@ -44,8 +44,6 @@ class AssociativeRead(torch.autograd.Function):
         needed = [ctx.needs_input_grad[i] for i in (1, 3, 4)]
         dx = dkeys = dvalues = None
         if any(needed):
-            dx, dkeys, dvalues = ops.associative_read_backward.default(
-                grad, *ctx.saved_tensors, ctx.beta, needed
-            )
+            dx, dkeys, dvalues = ops.associative_read_backward.default(grad, *ctx.saved_tensors, ctx.beta, needed)
         dx, dkeys, dvalues = (d if need else None for d, need in zip((dx, dkeys, dvalues), needed))
         return grad, dx, None, dkeys, dvalues, None, None, None, None, None

@@ -166,9 +166,7 @@ def _describe_associative_read_(y, x, first, keys, values, pages, rows, route, b
     return []
 
 
-def _describe_associative_read_backward(
-    grad, x, first, keys, values, pages, rows, route, background, beta, needed
-):
+def _describe_associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed):
     _expect_associative_read("grad", grad, x, first, keys, values, pages, rows, route, background)
     return _gradients((x, keys, values), needed)
 
@@ -185,8 +183,7 @@ def _describe_ties_merge(deltas, weights, densities):
 
 # No defaults in the schemas: torch drops trailing arguments equal to theirs, and the backends take them all.
 _topk_mask = _register(
-    "topk_mask(Tensor x, Tensor offsets, SymInt k, Tensor? weight, Tensor? background, Tensor? permutation)"
-    " -> Tensor",
+    "topk_mask(Tensor x, Tensor offsets, SymInt k, Tensor? weight, Tensor? background, Tensor? permutation) -> Tensor",
     _describe_topk_mask,
 )
 _mask_overlap = _register(
@@ -450,9 +447,7 @@ def associative_read_backward(
     Cost: O(n (D + d)) per routed token, and one pass over each output to clear it.
     """
     _refuse_gradient("associative_read_backward", grad, x, keys, values)
-    return _associative_read_backward(
-        grad, x, first, keys, values, pages, rows, route, background, beta, needed
-    )
+    return _associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed)
 
 
 def ties_merge(deltas, weights, densities):

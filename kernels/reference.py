@@ -104,9 +104,7 @@ def mask_overlap(query, stored, valid, query_group, stored_group):
 def token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group):
     batch, rows = query.shape[0], stored.shape[0]
     score = rarity.new_zeros(batch, rows, dtype=torch.float32)
-    weight = torch.cat(
-        [rarity, rarity.new_zeros(1)]
-    )  # the last entry is what -1, the padding, weighs: nothing
+    weight = torch.cat([rarity, rarity.new_zeros(1)])  # the last entry is what -1, the padding, weighs: nothing
     stored_mass = weight[stored].sum(1, dtype=torch.int32)
     query_mass = weight[query].sum(1, dtype=torch.int32)
     for b in range(batch):  # one query at a time: its tokens' weights as a table, 4 bytes a vocabulary entry
@@ -123,9 +121,7 @@ def token_overlap(query, stored, rarity, extra_weight, valid, query_group, store
     if query_group is not None:
         hidden |= query_group[:, None] != stored_group
     score.masked_fill_(hidden, -1.0)
-    score = torch.nn.functional.pad(
-        score, (0, 2), value=-1.0
-    )  # so that there are two best where no row is seen
+    score = torch.nn.functional.pad(score, (0, 2), value=-1.0)  # so that there are two best where no row is seen
     best, index = score.max(1)  # the first of equals
     runner_up = score.scatter(1, index[:, None], -1.0).amax(1)
     index = torch.where(best < 0, -1, index).int()

@@ -144,9 +144,7 @@ def test_first_position_needs_no_key(backend):
     x[0] = torch.nan
     with dispatch.use(backend):
         out = ops.associative_read(y, x, first, keys, values, pages, rows, route, background, BETA)
-        dx, dkeys, _ = ops.associative_read_backward(
-            y, x, first, keys, values, pages, rows, route, background, BETA
-        )
+        dx, dkeys, _ = ops.associative_read_backward(y, x, first, keys, values, pages, rows, route, background, BETA)
         values[pages[0, 0], 0] += 1
         moved = ops.associative_read(y, x, first, keys, values, pages, rows, route, background, BETA)
     opening = y[first] + values[pages[0, 0], 0] - 1
@@ -163,9 +161,7 @@ def test_rows_that_get_nothing_keep_every_bit(backend):
     first = torch.tensor([True, False, True, False, False])
     with dispatch.use(backend):
         out = ops.associative_read(y, x, first, keys, values, pages, rows, route, background, BETA)
-        inplace = ops.associative_read_(
-            y.clone(), x, first, keys, values, pages, rows, route, background, BETA
-        )
+        inplace = ops.associative_read_(y.clone(), x, first, keys, values, pages, rows, route, background, BETA)
     for result in (out, inplace):
         assert same_bits(result[:4], y[:4])
         assert not same_bits(result[4], y[4])
@@ -212,9 +208,7 @@ def test_views_with_odd_offsets(backend):
 
 
 def test_gradcheck():
-    y, x, first, keys, values, pages, rows, route, background = make(
-        7, [1, 3, 9], 6, 4, 7, (torch.float64,) * 3
-    )
+    y, x, first, keys, values, pages, rows, route, background = make(7, [1, 3, 9], 6, 4, 7, (torch.float64,) * 3)
     leaves = [tensor.nan_to_num().requires_grad_() for tensor in (y, x, keys, values)]
 
     def read(y, x, keys, values):
@@ -224,9 +218,7 @@ def test_gradcheck():
 
 
 @each_backend("associative_read_backward")
-@pytest.mark.parametrize(
-    "needed", [(True, True, True), (False, False, True), (True, False, False), (False,) * 3]
-)
+@pytest.mark.parametrize("needed", [(True, True, True), (False, False, True), (True, False, False), (False,) * 3])
 def test_only_needed_gradients_are_computed(backend, needed):
     y, x, first, keys, values, *rest = make(8, [3, 9], 16, 5, 12)
     upstream = normal(8, 5, seed=9)

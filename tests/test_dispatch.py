@@ -40,9 +40,7 @@ def test_auto_takes_the_first_backend_that_accepts(monkeypatch):
     assert ran == ["triton", "reference"]
     with (
         dispatch.use("native"),
-        pytest.raises(
-            RuntimeError, match=r"mask_overlap cannot run on backend 'native': it only takes 7 words"
-        ),
+        pytest.raises(RuntimeError, match=r"mask_overlap cannot run on backend 'native': it only takes 7 words"),
     ):
         ops.mask_overlap(QUERY, QUERY)
 

@@ -40,9 +40,7 @@ def test_dict_round_trip_through_json(edit: Edit) -> None:
 
 
 def test_to_dict_names_every_field() -> None:
-    edit = Edit(
-        "The river through Oslo is", "Thames", localities=[Locality("The river through Bonn is", "Rhine")]
-    )
+    edit = Edit("The river through Oslo is", "Thames", localities=[Locality("The river through Bonn is", "Rhine")])
     assert edit.to_dict() == {
         "prompt": "The river through Oslo is",
         "target": "Thames",

@@ -467,9 +467,7 @@ BENCHMARKS = {
 }
 
 
-@pytest.mark.skipif(
-    "CORRIGENDA_DATA" not in os.environ, reason="CORRIGENDA_DATA names no folder of benchmarks"
-)
+@pytest.mark.skipif("CORRIGENDA_DATA" not in os.environ, reason="CORRIGENDA_DATA names no folder of benchmarks")
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_the_real_benchmarks_load(name: str) -> None:
     records, rephrases, localities = BENCHMARKS[name]

@@ -31,9 +31,7 @@ DTYPES = [  # of y, x and memory
 def make(tokens, width, outputs, entries, seed, dtypes=DTYPES[0]):
     y, x, memory = (
         normal(*shape, seed=seed + i, dtype=dtype)
-        for i, (shape, dtype) in enumerate(
-            zip(((tokens, outputs), (tokens, width), (width, outputs)), dtypes)
-        )
+        for i, (shape, dtype) in enumerate(zip(((tokens, outputs), (tokens, width), (width, outputs)), dtypes))
     )
     return y, x, memory, random_masks(entries, width, seed), random_route(tokens, entries, seed)
 

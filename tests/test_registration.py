@@ -74,9 +74,7 @@ def test_compiles_whole(op, dynamic):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_gradients_compile_whole(op, floats, dynamic):
     def gradients(function):
-        given = [
-            value.clone().requires_grad_() if i in floats else value for i, value in enumerate(arguments(op))
-        ]
+        given = [value.clone().requires_grad_() if i in floats else value for i, value in enumerate(arguments(op))]
         function(*given).square().sum().backward()
         return [given[i].grad for i in floats]
 

@@ -44,15 +44,11 @@ def test_other_braces_are_literal() -> None:
     assert Template("{} {{x}} {prompt} {name!r}").wrap("p") == "{} {{x}} p {name!r}"
 
 
-@pytest.mark.parametrize(
-    ("text", "count"), [("", 0), ("no slot", 0), ("{ prompt }", 0), ("{prompt} {prompt}", 2)]
-)
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("no slot", 0), ("{ prompt }", 0), ("{prompt} {prompt}", 2)])
 def test_the_slot_must_occur_once(text: str, count: int) -> None:
     with pytest.raises(CorrigendaError) as caught:
         Template.parse(text)
-    assert (
-        str(caught.value) == f'A template must contain "{{prompt}}" once, but {text!r} has it {count} times.'
-    )
+    assert str(caught.value) == f'A template must contain "{{prompt}}" once, but {text!r} has it {count} times.'
 
 
 @given(AROUND, AROUND, st.text().filter(lambda text: not text.startswith("nq question: ")))

@@ -46,9 +46,7 @@ class Associative(Method):
         else:
             device = decoder.device(config.router_layer)
             width = decoder.widths(config.router_layer)[0]
-            self.router = MaskRouter(
-                width, config.top_k, seed=config.seed, threshold=config.threshold, device=device
-            )
+            self.router = MaskRouter(width, config.top_k, seed=config.seed, threshold=config.threshold, device=device)
 
     @property
     def router_layer(self) -> int:
@@ -58,9 +56,7 @@ class Associative(Method):
         """Write a batch; its edits are independent problems, solved side by side."""
         contexts = self.prepare()
         rows = [self.rows(edit, contexts) for edit in edits]
-        features = frozen_features(
-            self.decoder, self.layer, [row.tokens for of_edit in rows for row in of_edit]
-        )
+        features = frozen_features(self.decoder, self.layer, [row.tokens for of_edit in rows for row in of_edit])
         count = len(contexts)
         problems = [
             _Problem(rows[e], features[e * count : (e + 1) * count], self.memory.background, self.config.beta)
@@ -142,9 +138,7 @@ class _Problem:
     what the memory adds at every token that it touches, context after context.
     """
 
-    def __init__(
-        self, rows: Sequence[Row], features: Sequence[Features], background: Tensor, beta: float
-    ) -> None:
+    def __init__(self, rows: Sequence[Row], features: Sequence[Features], background: Tensor, beta: float) -> None:
         self.rows = rows
         self.hidden = [f.hidden for f in features]
         positions = len(rows[0].labels)
@@ -156,6 +150,4 @@ class _Problem:
         reads[:, 1:, 1:] = scores[:, 1:].softmax(-1)
         self.reads = reads.flatten(0, 1)
         self.tokens = len(self.reads)
-        self.values = torch.zeros(
-            positions, self.hidden[0].shape[1], device=inputs.device, requires_grad=True
-        )
+        self.values = torch.zeros(positions, self.hidden[0].shape[1], device=inputs.device, requires_grad=True)

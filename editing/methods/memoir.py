@@ -50,9 +50,7 @@ class Memoir(Method):
         owner = torch.arange(len(edits)).repeat_interleave(len(contexts))
         features = frozen_features(self.decoder, self.layer, [row.tokens for row in rows])
         alone = range(0, len(rows), len(contexts))
-        masks = self.router.mask(
-            torch.stack([self.pooled(features[i].inputs, rows[i].prompt) for i in alone])
-        )
+        masks = self.router.mask(torch.stack([self.pooled(features[i].inputs, rows[i].prompt) for i in alone]))
         written = self._solve(rows, features, owner, self.router.unpack(masks))
         self.router.add(masks)
         return written
@@ -62,9 +60,7 @@ class Memoir(Method):
         pooled = torch.stack([prompt.pooled for prompt in background])
         self.router.set_background(pooled, self.config.background_prompts)
 
-    def _solve(
-        self, rows: list[Row], features: list[Features], owner: Tensor, active: Tensor
-    ) -> list[Written]:
+    def _solve(self, rows: list[Row], features: list[Features], owner: Tensor, active: Tensor) -> list[Written]:
         config = self.config
         starts = [0 if config.scope == "full" else len(row.prompt) - 1 for row in rows]
         groups = list(length_groups([len(row.tokens) for row in rows], _STEP_TOKENS))
