@@ -101,5 +101,5 @@ def weight_sample(decoder: Decoder, layer: int, count: int = 512) -> Tensor:
 
 
 def same_weights(saved: Tensor, found: Tensor) -> bool:
-    """Whether two samples are of one checkpoint; half precision moves a weight by 0.4 % at most, another model by all."""
+    """Whether two samples are of one checkpoint: half precision moves a weight by 0.4 % at most."""
     return saved.shape == found.shape and bool((saved - found).norm() <= 0.02 * saved.norm())

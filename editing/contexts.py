@@ -1,4 +1,4 @@
-"""Texts to put before a prompt while it is learnt, written by the model itself, so that an edit holds in any context."""
+"""Texts to put before a prompt while it is learnt, written by the model, so that an edit holds in any context."""
 
 from __future__ import annotations
 

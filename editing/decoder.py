@@ -13,7 +13,7 @@ from .last_layer import layer_at
 
 
 class Decoder:
-    """The parts of a decoder-only model, found by structure (`layers[i].mlp.down_proj`), with no copy of its weights."""
+    """The parts of a decoder-only model, found by structure (`layers[i].mlp.down_proj`); no weight is copied."""
 
     def __init__(self, model: nn.Module) -> None:
         body = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "model", None)
@@ -33,7 +33,7 @@ class Decoder:
         }.items():
             if not found:
                 raise CorrigendaError(
-                    f"{type(model).__name__} cannot be edited: it has no {part.removeprefix('a ').removeprefix('an ')}; "
+                    f"{type(model).__name__} cannot be edited: {part} could not be found in it; "
                     "Corrigenda needs a LLaMA-like decoder whose layers have mlp.down_proj."
                 )
 
@@ -72,7 +72,7 @@ class Decoder:
         mask: Tensor,
         cache: object | None = None,
     ) -> Tensor:
-        """Layers `first` to `last - 1` on `hidden` `[rows, length, d]`; `mask` is additive, `[rows or 1, 1, length, keys]`."""
+        """Layers `first` up to `last` of `hidden` `[rows, length, d]`; mask additive, `[rows or 1, 1, length, keys]`."""
         if first < last:
             hidden = hidden.to(self.device(first))
         angles = self.body.rotary_emb(hidden, positions.to(hidden.device))

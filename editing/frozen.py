@@ -1,4 +1,4 @@
-"""What editing never changes, computed once: the layers up to the edited one, and the prompt below the memory's reach."""
+"""What editing never changes, computed once: the layers up to the edited one, and the prompt out of memory's reach."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .last_layer import knows
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and what is to follow it, as token ids; the model reads `tokens` and is to predict `labels` at the end."""
+    """A prompt and what is to follow it, as token ids: the model reads `tokens` and predicts `labels` at the end."""
 
     prompt: tuple[int, ...]
     labels: tuple[int, ...]
@@ -29,7 +29,7 @@ class Row:
 
 
 class Features(NamedTuple):
-    """One row below the memory: `inputs` `[tokens, D]` of the edited layer, `hidden` `[tokens, d]` after it, unedited."""
+    """One row: `inputs` `[tokens, D]` of the edited down-projection, `hidden` `[tokens, d]` after its whole layer."""
 
     inputs: Tensor
     hidden: Tensor
@@ -88,7 +88,7 @@ def frozen_features(decoder: Decoder, layer: int, rows: Sequence[Sequence[int]],
 
 
 class PromptCache:
-    """Keys and values of the prompt tokens that no memory touches; attention modules take it for a transformers cache."""
+    """Keys and values of prompt tokens that no memory touches; attention modules take it for a transformers cache."""
 
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}

@@ -10,7 +10,7 @@ from .context import RoutingContext
 
 
 class Memory(Protocol):
-    """What a layer asks of a memory: add to `out` `[tokens, d]`, in place, what the routed edits say of `x` `[tokens, D]`."""
+    """What a layer asks of a memory: to add to `out` `[tokens, d]` what the routed edits say of `x` `[tokens, D]`."""
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None: ...
 

@@ -43,7 +43,7 @@ class MaskRouter:
         self._masks = torch.zeros(64, words, dtype=torch.int32, device=self.device)
         self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.size = 0
-        self.publish()
+        self._threshold: float | None = None
 
     @property
     def masks(self) -> Tensor:
@@ -66,9 +66,10 @@ class MaskRouter:
         """
         self.background = pooled[:averaged].float().mean(0).to(self.device)
         self._background_masks = self.mask(pooled.to(self.device))
+        self._threshold = None
 
     def mask(self, features: Tensor, offsets: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
-        """int32 `[rows, D/32]`: fingerprints of packed features `[tokens, D]`; without offsets each row is pooled already."""
+        """int32 `[rows, D/32]`: fingerprints of features `[tokens, D]`; without offsets each row is pooled already."""
         if offsets is None:
             offsets = torch.arange(len(features) + 1, dtype=torch.int32, device=features.device)
         return ops.topk_mask(features, offsets, self.top_k, weight, self.background, self.permutation)
@@ -83,18 +84,26 @@ class MaskRouter:
         self._masks[self.size : needed] = masks.to(self.device)
         self.size = needed
         self._count.fill_(needed)
+        self._threshold = None
 
-    def publish(self) -> None:
-        """Calibrate the threshold for the masks stored so far."""
-        self.threshold = self._floor
-        if self._asked != "auto":
-            self.threshold = float(self._asked)
-        elif self.size and len(self._background_masks):
-            self.threshold = calibrated(self._match(self._background_masks).score, self._floor)
+    @property
+    def threshold(self) -> float:
+        """The overlap, as a share of k, from which a prompt counts as an edit's; calibrated when first asked for."""
+        if self._threshold is None:
+            self._threshold = self._floor
+            if self._asked != "auto":
+                self._threshold = float(self._asked)
+            elif self.size and len(self._background_masks):
+                self._threshold = calibrated(self._nearest(self._background_masks)[1], self._floor)
+        return self._threshold
 
-    def _match(self, masks: Tensor) -> Decision:
-        nearest, overlap = ops.mask_overlap(masks, self._masks, self._count)
-        score = overlap.float() / self.top_k
+    def _nearest(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        index, overlap = ops.mask_overlap(masks, self._masks, self._count)
+        return index, overlap.float() / self.top_k
+
+    def decide(self, masks: Tensor) -> Decision:
+        """The edit that each fingerprint `[rows, D/32]` belongs to."""
+        nearest, score = self._nearest(masks)
         return decide(nearest, score, torch.zeros_like(score), self.threshold, self.rival_weight)
 
     def observe(self, features: Tensor, context: RoutingContext) -> None:
@@ -102,7 +111,7 @@ class MaskRouter:
         rows = features.reshape(-1, self.width)
         length = len(rows) // context.slots
         offsets = torch.arange(context.slots + 1, dtype=torch.int32, device=rows.device) * length
-        decision = self._match(self.mask(rows, offsets, context.weight[: len(rows)]))
+        decision = self.decide(self.mask(rows, offsets, context.weight[: len(rows)]))
         context.route[: context.slots].copy_(decision.route)
         context.decision = decision
 
@@ -122,4 +131,3 @@ class MaskRouter:
         self._background_masks = tensors["router.background_masks"].to(self.device)
         self.size = 0
         self.add(tensors["router.masks"])
-        self.publish()

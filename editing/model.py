@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -77,6 +78,7 @@ class EditedModel:
         self.prompts = PromptFormat(tokenizer, template, chat_template)
         self.method = METHODS[self.config.method](self.decoder, self.prompts, self.config)
         self.edits: list[Edit] = []
+        self._ids: set[str | None] = set()
         self.context = RoutingContext(self.decoder.device(self.config.layer))
         self._needed_gradient = [p for p in model.parameters() if p.requires_grad]
         for parameter in self._needed_gradient:
@@ -161,14 +163,10 @@ class EditedModel:
         seconds = 0.0
         for batch in _batches(stream, self.config.batch_size):
             start = time.perf_counter()
-            taken = {edit.id for edit in self.edits}
-            batch = [
-                edit if edit.id else replace(edit, id=_new_id(taken, len(self.edits) + i))
-                for i, edit in enumerate(batch)
-            ]
+            batch = self._named(batch)
             written = self.method.write(batch)
-            self.method.publish()
             self.edits.extend(batch)
+            self._ids.update(edit.id for edit in batch)
             results += written
             seconds += time.perf_counter() - start
             if on_progress is not None:
@@ -176,6 +174,20 @@ class EditedModel:
             if score_each is not None:
                 score_each.score_batch(batch)
         return results
+
+    def _named(self, batch: Sequence[Edit]) -> list[Edit]:
+        """The batch with an id for every edit; raises where one is taken."""
+        new: set[str | None] = set()
+        named = []
+        for number, edit in enumerate(batch, start=len(self.edits)):
+            if edit.id is None:
+                ids = (f"edit-{n:05d}" for n in itertools.count(number))
+                edit = replace(edit, id=next(name for name in ids if name not in self._ids and name not in new))
+            elif edit.id in self._ids or edit.id in new:
+                raise CorrigendaError(f'An edit with the id "{edit.id}" is already written; ids must be unique.')
+            new.add(edit.id)
+            named.append(edit)
+        return named
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """As transformers' `generate`, with every sequence answered by the edit that its prompt is about, if any."""
@@ -185,16 +197,26 @@ class EditedModel:
         mask = kwargs.get("attention_mask")
         if mask is None:
             # What transformers would infer, fixed here so that routing and the model see the same padding.
-            pad = self.model.generation_config.pad_token_id
-            mask = torch.ones_like(prompt) if pad is None else (prompt != pad).long()
-            mask = torch.ones_like(prompt) if not mask.any(1).all() or prompt.shape[0] == 1 else mask
+            pad, ends = self.model.generation_config.pad_token_id, self.model.generation_config.eos_token_id
+            ends = ends if isinstance(ends, list) else [ends]
+            mask = torch.ones_like(prompt) if pad is None or pad in ends else (prompt != pad).long()
             kwargs["attention_mask"] = mask
         with self._provider.session(prompt, mask):
             return self.model.generate(prompt, **kwargs)
 
-    def answer(self, prompts: Sequence[str], max_new_tokens: int = 32, batch_size: int = 16) -> list[Answer]:
-        """Greedy continuations of prompts, put in the edits' own format, with the edit applied to each."""
-        rows = [self.prompts.encode(self.prompts.wrap(prompt)) for prompt in prompts]
+    def answer(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 32,
+        batch_size: int = 16,
+        template: Template | None = None,
+    ) -> list[Answer]:
+        """Greedy continuations of prompts, put in the edits' own format, with the edit applied to each.
+
+        template: wraps these prompts instead of the edits' own.
+        """
+        form = self.prompts if template is None else PromptFormat(self.tokenizer, template, self.prompts.chat)
+        rows = [form.encode(form.wrap(prompt)) for prompt in prompts]
         return self.answer_ids(rows, [max_new_tokens] * len(rows), batch_size)
 
     @torch.no_grad()
@@ -297,10 +319,3 @@ def _batches(edits: Iterable[Edit], size: int) -> Iterable[list[Edit]]:
             batch = []
     if batch:
         yield batch
-
-
-def _new_id(taken: set[str | None], number: int) -> str:
-    while (name := f"edit-{number:05d}") in taken:
-        number += 1
-    taken.add(name)
-    return name

@@ -137,6 +137,7 @@ def restore(edited: EditedModel, saved: Saved) -> None:
     except (KeyError, RuntimeError) as error:
         raise CorrigendaError(f"The edits saved in {saved.directory} cannot be read: {error}.") from error
     edited.edits = list(saved.edits)
+    edited._ids = {edit.id for edit in saved.edits}
 
 
 def _digest(path: Path) -> str:

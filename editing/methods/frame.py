@@ -65,10 +65,6 @@ class Method:
         """Take over what `state` gave."""
         raise NotImplementedError
 
-    def publish(self) -> None:
-        """Make what was written since the last call visible to queries."""
-        self.router.publish()
-
     def tap(self, context: RoutingContext) -> torch.utils.hooks.RemovableHandle | None:
         """Let a feature router see the layer its fingerprints come from; None for one that needs no features."""
         if isinstance(self.router, TokenRouter):

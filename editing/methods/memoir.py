@@ -53,6 +53,7 @@ class Memoir(Method):
         masks = self.router.mask(torch.stack([self.pooled(features[i].inputs, rows[i].prompt) for i in alone]))
         written = self._solve(rows, features, owner, self.router.unpack(masks))
         self.router.add(masks)
+        self.memory.masks = self.router.bank
         return written
 
     def learn_background(self) -> None:
@@ -113,10 +114,6 @@ class Memoir(Method):
         self.memory.weight -= x.T @ steps_sum
         return [Written(*pair) for pair in zip(final.tolist(), steps.tolist())]
 
-    def publish(self) -> None:
-        super().publish()
-        self.memory.masks = self.router.bank
-
     def state(self) -> dict[str, Tensor]:
         return {"memory.weight": self.memory.weight, **self.router.state()}
 
@@ -124,7 +121,7 @@ class Memoir(Method):
         self.has_background = True
         self.memory.weight.copy_(tensors["memory.weight"])
         self.router.load_state(tensors)
-        self.publish()
+        self.memory.masks = self.router.bank
 
 
 def _loss_and_gradient(

@@ -1,0 +1,88 @@
+"""Which router finds the right edit: rare tokens, or activation masks of a low layer or of MEMOIR's.
+
+    python bench/routers.py --edits counterfact.jsonl --count 400
+    python bench/routers.py --edits zsre.jsonl --count 500 --template 'Question: {prompt}\\nAnswer:'
+
+Every edit's prompt is stored, no edit is written. `hit`: share of rephrasings whose best match is their edit. `at N %`:
+share that is found at a threshold where N % of the file's locality prompts misfire. `default`: both shares at the
+router's own threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from record import ROOT, provenance, write_json
+
+from corrigenda.editing import AssociativeConfig, EditedModel, load_edits
+from corrigenda.editing.base import load_base
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--edits", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--template", default="{prompt}")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results" / "cpu")
+    return parser.parse_args()
+
+
+def fingerprint(method, prompts):
+    """What the method's router decides from."""
+    if method.config.router == "tokens":
+        return prompts
+    return method.router.mask(torch.stack([p.pooled for p in method.prompt_features(method.router_layer, prompts)]))
+
+
+def measured(edited, edits):
+    method = edited.method
+    method.prepare()
+    router = method.router
+    router.add(fingerprint(method, [edit.prompt for edit in edits]))
+    template = edited.prompts.template
+    unwrapped = [template.wrap(e.localities[0].prompt) for e in edits if e.localities]
+    frame = template.text.partition("{prompt}")
+    unwrapped = [text.removeprefix(frame[0]).removesuffix(frame[2]) for text in unwrapped]
+    asked = router.decide(fingerprint(method, [edit.rephrases[0] for edit in edits]))
+    local = router.decide(fingerprint(method, unwrapped))
+    right = asked.nearest == torch.arange(len(edits))
+    margin, misfire = (d.score - router.rival_weight * d.runner_up for d in (asked, local))
+    hardest = misfire.sort(descending=True).values
+    row = {"hit": right.float().mean().item()}
+    for percent in (1, 5, 10):
+        threshold = hardest[int(percent / 100 * len(hardest))]
+        row[f"at {percent} %"] = (right & (margin > threshold)).float().mean().item()
+    row["default threshold"] = router.threshold
+    row["default: found"] = (asked.route == torch.arange(len(edits))).float().mean().item()
+    row["default: misfires"] = (local.route >= 0).float().mean().item()
+    return {name: round(value, 4) for name, value in row.items()}
+
+
+def main():
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    model, tokenizer = load_base(args.model)
+    edits = [e for e in load_edits(args.edits, unique_subject=True) if e.rephrases][: args.count]
+    depth = model.config.num_hidden_layers
+    rows = {}
+    for name, settings in {
+        "rare tokens (no forward pass)": {"router": "tokens"},
+        "mask of a low layer, plain mean": {"router": "mask"},
+        "mask of the edited layer (MEMOIR's)": {"router": "mask", "router_layer": int(0.8 * depth)},
+    }.items():
+        edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(**settings), template=args.template)
+        rows[name] = measured(edited, edits)
+        edited.detach()
+        print(f"{name:38}", rows[name], flush=True)
+    write_json(
+        args.results / f"routers-{args.edits.stem}.json",
+        {**provenance(), "edits": args.edits.name, "count": len(edits), "template": args.template, "rows": rows},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""The command line: `corrigenda edit`, `eval`, `generate`, `demo` and `doctor`.
+
+Every command imports what it works with when it runs, so that `--help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from .errors import CorrigendaError
+
+DEMO_TEMPLATE = r"Question: {prompt}\nAnswer:"
+
+output = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class _Commands(TyperGroup):
+    """The commands; an error that a user is meant to read is one line, and never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CorrigendaError as error:
+            errors.print("[red]Error:[/red]", end=" ")
+            errors.print(str(error), markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            errors.print("Stopped.", style="yellow")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Write corrections into a frozen language model, in a stream, and ask it about them.",
+    epilog="`corrigenda demo` shows it all in a few minutes; `corrigenda doctor` says what this machine has.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str, typer.Option(help="`smollm2` (the packaged model), a GGUF file, a model folder, or a hub id.")
+]
+EditsFile = Annotated[
+    Path, typer.Option(help="A file of edits: JSON Lines, or a ZsRE, CounterFact or KnowEdit JSON file.")
+]
+EditsDir = Annotated[Path, typer.Option(help="A folder that `corrigenda edit` saved.")]
+Limit = Annotated[int | None, typer.Option(help="Take only the first N edits.")]
+UniqueSubject = Annotated[bool, typer.Option("--unique-subject", help="Take the first edit of each subject.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this JSON file.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's own choice.")]
+Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ..., or `auto` to spread a large model.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="`float32`, `bfloat16` or `float16`; by default the checkpoint's own.")
+]
+Method = Annotated[str, typer.Option(help="`associative` (its own rows for every edit) or `memoir`.")]
+
+
+@app.command()
+def edit(
+    model: Model,
+    edits: EditsFile,
+    out: Annotated[Path, typer.Option(help="A new or empty folder, to save the edits in.")],
+    method: Method = "associative",
+    limit: Limit = None,
+    unique_subject: UniqueSubject = False,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help=r"What prompts are put in, as `'Question: {prompt}\nAnswer:'`; by default nothing."
+        ),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask prompts as the user's turn of a chat.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Edits written at a time; by default the method's.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Most optimisation steps of an edit; by default the method's.")
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="The edited layer; by default the model's.")] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(help="The score from which a prompt counts as an edit's, 0 to 1; `auto` calibrates it."),
+    ] = None,
+    eos: Annotated[
+        bool | None, typer.Option("--eos/--no-eos", help="Train targets to end; by default the method's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of what is random in a method.")] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Score all edits after the stream.")] = False,
+    score_each: Annotated[
+        bool, typer.Option("--score-each", help="Score each batch right after it was written, too.")
+    ] = False,
+    json: Json = None,
+    threads: Threads = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Write a file of edits into a model and save them.
+
+    The model itself is not copied: the folder holds the edits, to be used with the same model. Ctrl-C saves what was
+    written so far.
+    """
+    from . import cli_edit
+    from .cli_inputs import check_out, make_config, parse_threshold
+    from .loading import load_edits
+    from .report import check_json_path
+    from .template import Template
+
+    check_out(out)
+    check_json_path(json, coming=out)
+    config = make_config(
+        method,
+        batch_size=batch_size,
+        steps=steps,
+        layer=layer,
+        threshold=parse_threshold(threshold),
+        eos=eos,
+        seed=seed,
+    )
+    wrapping = Template.parse(template)
+    stream = load_edits(edits, unique_subject=unique_subject, limit=limit)
+    use_threads(threads)
+    cli_edit.edit(
+        output,
+        model,
+        stream,
+        out,
+        config=config,
+        template=wrapping,
+        chat_template=chat_template,
+        device=device,
+        dtype=dtype,
+        evaluate=evaluate,
+        score_each=score_each,
+        json_path=json,
+        source={"edits": str(edits), "limit": limit, "unique_subject": unique_subject},
+    )
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    edits_dir: EditsDir,
+    edits: EditsFile,
+    limit: Limit = None,
+    unique_subject: UniqueSubject = False,
+    json: Json = None,
+    threads: Threads = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Score saved edits on a file of edits.
+
+    Records are matched with the saved edits by id, else by prompt. In the JSON, `seconds` is the time of scoring.
+    """
+    from . import cli_edit, saving
+    from .loading import load_edits
+    from .report import check_json_path
+
+    check_json_path(json)
+    asked = load_edits(edits, unique_subject=unique_subject, limit=limit)
+    saving.read(edits_dir)  # what is wrong with it shows before a model is loaded
+    use_threads(threads)
+    cli_edit.evaluate(
+        output,
+        model,
+        edits_dir,
+        asked,
+        device=device,
+        dtype=dtype,
+        json_path=json,
+        source={"edits": str(edits), "limit": limit, "unique_subject": unique_subject},
+    )
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompts: Annotated[Path, typer.Option(help="A prompt a line, or JSON Lines with `prompt`.")],
+    edits_dir: Annotated[
+        Path | None, typer.Option(help="A folder that `corrigenda edit` saved; without it the model is as it is.")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="What prompts are put in; by default what was saved with the edits, and nothing without edits. "
+            "`'{prompt}'` takes prompts as they are."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    json: Json = None,
+    threads: Threads = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Answer prompts, greedily, and say which edit was applied to each.
+
+    The JSON is a list of `prompt`, `text` and `edit`, the applied edit's id or null.
+    """
+    from . import cli_edit, saving
+    from .cli_inputs import read_prompts
+    from .report import check_json_path
+    from .template import Template
+
+    check_json_path(json)
+    wrapping = None if template is None else Template.parse(template)
+    asked = read_prompts(prompts)
+    if edits_dir is not None:
+        saving.read(edits_dir)
+    use_threads(threads)
+    cli_edit.generate(
+        output,
+        model,
+        edits_dir,
+        asked,
+        template=wrapping,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+        json_path=json,
+    )
+
+
+@app.command()
+def demo(
+    model: Model = "smollm2",
+    edits: Annotated[
+        Path | None, typer.Option(help="A file of edits instead of the project's own 134 made-up facts.")
+    ] = None,
+    method: Method = "associative",
+    out: Annotated[Path, typer.Option(help="Where the edits and their scores are saved.")] = Path("demo-out"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier demo left in that folder.")
+    ] = False,
+    threads: Threads = None,
+) -> None:
+    """Edit a real model and show its answers before, after, and after a reload.
+
+    Takes a few minutes on two CPU cores.
+    """
+    from . import demo as demonstration
+    from .cli_inputs import make_config
+    from .demo_facts import demo_edits
+    from .loading import load_edits
+
+    demonstration.check_out(out, overwrite)
+    config = make_config(method)
+    stream = demo_edits() if edits is None else load_edits(edits)
+    use_threads(threads)
+    demonstration.run(
+        output,
+        model,
+        stream,
+        out,
+        config=config,
+        template=DEMO_TEMPLATE,
+        overwrite=overwrite,
+        threads=threads,
+        source={"edits": "the project's own" if edits is None else str(edits)},
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, devices, the packaged model, and which kernels are live."""
+    from .cli_doctor import show
+
+    show(output)
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch compute on `count` CPU threads; None leaves its own choice."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def main() -> None:
+    """The program `corrigenda`."""
+    app(prog_name="corrigenda")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""What `corrigenda edit`, `eval` and `generate` do once their inputs are known to be good."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from .cli_inputs import stored_ids
+from .cli_stream import StoppedError, one_line, write_stream
+from .config import EditingConfig
+from .edits import Edit
+from .evaluate import Evaluator, Scores
+from .model import EditedModel
+from .report import scores_json, scores_table, write_json
+from .template import Template
+
+
+def edit(
+    console: Console,
+    model: str,
+    edits: Sequence[Edit],
+    out: Path,
+    *,
+    config: EditingConfig,
+    template: Template,
+    chat_template: bool,
+    device: str | None,
+    dtype: str | None,
+    evaluate: bool,
+    score_each: bool,
+    json_path: Path | None,
+    source: dict[str, Any],
+) -> None:
+    """Write edits, save them, and score them where asked; what was written before an end too early is saved."""
+    edited = load(
+        console,
+        model,
+        config=config,
+        template=template,
+        chat_template=chat_template,
+        device=device,
+        dtype=dtype,
+    )
+    evaluator = Evaluator(edited)
+    stream = write_stream(edited, edits, console, evaluator if score_each else None)
+    if stream.done:
+        edited.save_pretrained(out.resolve())
+    if isinstance(stream.ended_by, StoppedError):
+        console.print(f"Stopped: the {stream.done} edits written so far are saved in {out}.", soft_wrap=True)
+        raise typer.Exit(130)
+    if stream.ended_by is not None:
+        if stream.done:
+            console.print(f"The {stream.done} edits written before are saved in {out}.", soft_wrap=True)
+        raise stream.ended_by
+    console.print(
+        f"Wrote {stream.done} edits in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.",
+        soft_wrap=True,
+    )
+    immediate = evaluator.immediate_scores()
+    if immediate is not None:
+        console.print(scores_table(immediate, "Right after each batch"))
+    scores = unscored(stream.done)
+    if evaluate:
+        scores = score(console, evaluator, edited.edits)
+        console.print(scores_table(scores, f"After all {scores.n} edits"))
+    if json_path is not None:
+        result = scores_json(
+            scores,
+            method=edited.config.method,
+            seconds=stream.seconds,
+            timed="writing",
+            settings=settings(edited, model, **source),
+            immediate=immediate,
+        )
+        write_json(json_path, result)
+
+
+def evaluate(
+    console: Console,
+    model: str,
+    edits_dir: Path,
+    edits: Sequence[Edit],
+    *,
+    device: str | None,
+    dtype: str | None,
+    json_path: Path | None,
+    source: dict[str, Any],
+) -> None:
+    """Score saved edits on `edits`."""
+    edited = load(console, model, edits=edits_dir, device=device, dtype=dtype)
+    asked = stored_ids(edits, edited.edits)
+    stored = {edit.id for edit in edited.edits}
+    missing = sum(edit.id not in stored for edit in asked)
+    if missing:
+        console.print(f"{missing} of {len(asked)} edits of the file are not in {edits_dir}.", soft_wrap=True)
+    start = time.perf_counter()
+    scores = score(console, Evaluator(edited), asked)
+    seconds = time.perf_counter() - start
+    console.print(scores_table(scores, f"{scores.n} edits, {len(edited.edits)} stored"))
+    if json_path is not None:
+        result = scores_json(
+            scores,
+            method=edited.config.method,
+            seconds=seconds,
+            timed="scoring",
+            settings=settings(edited, model, edits_dir=str(edits_dir), **source),
+        )
+        write_json(json_path, result)
+
+
+def generate(
+    console: Console,
+    model: str,
+    edits_dir: Path | None,
+    prompts: Sequence[str],
+    *,
+    template: Template | None,
+    max_new_tokens: int,
+    device: str | None,
+    dtype: str | None,
+    json_path: Path | None,
+) -> None:
+    """Answer prompts, on the screen or in a JSON file."""
+    edited = load(console, model, edits=edits_dir, device=device, dtype=dtype)
+    with console.status(f"Answering {len(prompts)} prompts"):
+        answers = edited.answer(prompts, max_new_tokens, template=template)
+    if json_path is not None:
+        found = [
+            {"prompt": prompt, "text": answer.text, "edit": answer.edit.id if answer.edit else None}
+            for prompt, answer in zip(prompts, answers)
+        ]
+        write_json(json_path, found)
+        console.print(f"Wrote {len(found)} answers to {json_path}.", soft_wrap=True)
+        return
+    for prompt, answer in zip(prompts, answers):
+        line = Text.assemble((one_line(prompt), "bold"), "\n  ", one_line(answer.text))
+        if answer.edit is not None:
+            line.append(f"  [{answer.edit.id}]", "dim")
+        console.print(line, soft_wrap=True)
+
+
+def load(console: Console, model: str, **options: Any) -> EditedModel:
+    """`EditedModel.from_pretrained`, with a sign of life."""
+    with console.status(f"Loading {model}"):
+        return EditedModel.from_pretrained(model, **options)
+
+
+def score(console: Console, evaluator: Evaluator, edits: Sequence[Edit]) -> Scores:
+    """All scores of `edits`, with a sign of life."""
+    with console.status(f"Scoring {len(edits)} edits"):
+        return evaluator.score(edits)
+
+
+def unscored(count: int) -> Scores:
+    """The scores of edits that were written and not scored."""
+    return Scores(n=count, rel=None, gen=None, loc=None, free_rel=None, free_gen=None)
+
+
+def settings(edited: EditedModel, model: str, **source: Any) -> dict[str, Any]:
+    """What a result depends on, as JSON can hold it."""
+    weight = edited.model.get_input_embeddings().weight
+    return {
+        "model": model,
+        **edited.config.to_dict(),
+        "template": edited.prompts.template.text,
+        "chat_template": edited.prompts.chat,
+        **source,
+        "device": str(weight.device),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }

