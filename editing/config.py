@@ -19,7 +19,7 @@ class EditingConfig:
 
     method: ClassVar[str]
     layer: int | None = None
-    """Which layer's down-projection carries the memory; by default four fifths up (MEMOIR's own for known models)."""
+    """Which layer's down-projection carries the memory; each method has its default (`defaults.py`)."""
     scope: str = "causal"
     """Where the memory acts: "causal" from the last prompt token on, "full" on the whole prompt too."""
     threshold: float | str = "auto"

@@ -72,7 +72,7 @@ class Decoder:
         mask: Tensor,
         cache: object | None = None,
     ) -> Tensor:
-        """Layers `first` up to `last` of `hidden` `[rows, length, d]`; mask additive, `[rows or 1, 1, length, keys]`."""
+        """Layers `first` up to `last` of `hidden` `[rows, length, d]`, `mask` additive `[rows|1, 1, length, keys]`."""
         if first < last:
             hidden = hidden.to(self.device(first))
         angles = self.body.rotary_emb(hidden, positions.to(hidden.device))
