@@ -22,7 +22,7 @@ class EditingConfig:
     """Which layer's down-projection carries the memory; each method has its default (`defaults.py`)."""
     scope: str = "causal"
     """Where the memory acts: "causal" from the last prompt token on, "full" on the whole prompt too."""
-    threshold: float | str = "auto"
+    threshold: float | str | None = "auto"
     """The score from which a prompt counts as an edit's; "auto": above what background prompts reach."""
     batch_size: int = 16
     """How many edits are written at a time."""
@@ -37,7 +37,7 @@ class EditingConfig:
     def __post_init__(self) -> None:
         self._require(self.scope in ("causal", "full"), "scope", '"causal" or "full"')
         self._require(
-            self.threshold == "auto" or (_is_number(self.threshold) and 0 <= self.threshold <= 1),
+            self.threshold in ("auto", None) or (_is_number(self.threshold) and 0 <= self.threshold <= 1),
             "threshold",
             '"auto" or a number from 0 to 1',
         )
@@ -133,6 +133,8 @@ class MemoirConfig(EditingConfig):
 
     method: ClassVar[str] = "memoir"
     scope: str = "full"
+    threshold: float | str | None = None
+    """As published for the model where that is known, else calibrated as by "auto"."""
     batch_size: int = 1
     eos: bool = False
     top_k: int | None = None

@@ -86,6 +86,14 @@ class MaskRouter:
         self._count.fill_(needed)
         self._threshold = None
 
+    def remove(self, edits: set[int]) -> None:
+        """Forget these edits; the others move up."""
+        kept = self.masks[[edit for edit in range(self.size) if edit not in edits]].clone()
+        self.size = 0
+        self._count.zero_()
+        self._threshold = None
+        self.add(kept)
+
     @property
     def threshold(self) -> float:
         """The overlap, as a share of k, from which a prompt counts as an edit's; calibrated when first asked for."""

@@ -63,6 +63,15 @@ class RowBanks:
         self._used_pages += count
         self.size += 1
 
+    def remove(self, edits: set[int]) -> None:
+        """Drop these edits' rows; the others move up and keep their bits."""
+        kept = [[part.clone() for part in self.rows_of(edit)] for edit in range(self.size) if edit not in edits]
+        self.size = self._used_pages = 0
+        self._pages.fill_(-1)
+        self._rows.zero_()
+        for keys, values in kept:
+            self.append(keys, values)
+
     def _reserve(self, edits: int, pages: int, pages_of_one: int) -> None:
         if pages > len(self._keys):
             self._keys = _grown(self._keys, max(pages, 2 * len(self._keys)))

@@ -189,6 +189,17 @@ class EditedModel:
             named.append(edit)
         return named
 
+    def remove(self, ids: str | Iterable[str]) -> None:
+        """Take edits out by their ids: what they answered is the base model's again, all else keeps its bits."""
+        wanted = {ids} if isinstance(ids, str) else set(ids)
+        places = {edit.id: place for place, edit in enumerate(self.edits)}
+        for name in sorted(wanted):
+            if name not in places:
+                raise CorrigendaError(f'There is no edit with the id "{name}" to remove.')
+        self.method.remove({places[name] for name in wanted})
+        self.edits = [edit for edit in self.edits if edit.id not in wanted]
+        self._ids -= wanted
+
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """As transformers' `generate`, with every sequence answered by the edit that its prompt is about, if any."""
         prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)

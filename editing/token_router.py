@@ -88,6 +88,18 @@ class TokenRouter:
         self._count.fill_(self.size)
         self._stale = True
 
+    def remove(self, edits: set[int]) -> None:
+        """Forget these edits; the others move up."""
+        rows = _rows(self.stored)
+        self._frequency.copy_(self._commonness)
+        self._stored = self._stored.new_full((len(self._stored), _WIDTH), -1)
+        self.size = 0
+        self._stale = True
+        for edit, row in enumerate(rows):
+            if edit not in edits:
+                self._append(row)
+        self._count.fill_(self.size)
+
     @property
     def stored(self) -> Tensor:
         """int32 `[edits, longest]`: each edit's token ids, -1 where they end."""

@@ -122,6 +122,10 @@ class Associative(Method):
             for p in range(len(problems))
         ]
 
+    def remove(self, edits: set[int]) -> None:
+        self.memory.remove(edits)
+        self.router.remove(edits)
+
     def state(self) -> dict[str, Tensor]:
         return {**self.memory.state(), **self.router.state()}
 

@@ -57,6 +57,10 @@ class Method:
         """Write a batch of edits into the memory and make them known to the router."""
         raise NotImplementedError
 
+    def remove(self, edits: set[int]) -> None:
+        """Take these edits out, by their places in the stream; the rest stays as if they had never been written."""
+        raise NotImplementedError
+
     def state(self) -> dict[str, Tensor]:
         """Every tensor that answers depend on."""
         raise NotImplementedError

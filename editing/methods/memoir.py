@@ -11,6 +11,7 @@ from ..background import background_prompts
 from ..config import MemoirConfig
 from ..decoder import Decoder
 from ..edits import Edit
+from ..errors import CorrigendaError
 from ..frozen import Features, Row, Suffix, frozen_features, length_groups
 from ..mask_router import MaskRouter
 from ..memory import SharedMatrix
@@ -113,6 +114,12 @@ class Memoir(Method):
             self.memory.weight *= alpha
         self.memory.weight -= x.T @ steps_sum
         return [Written(*pair) for pair in zip(final.tolist(), steps.tolist())]
+
+    def remove(self, edits: set[int]) -> None:
+        raise CorrigendaError(
+            "MEMOIR's edits share one matrix, from which a single one cannot be taken out: write the others anew, or "
+            "use the associative method."
+        )
 
     def state(self) -> dict[str, Tensor]:
         return {"memory.weight": self.memory.weight, **self.router.state()}

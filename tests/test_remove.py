@@ -1,0 +1,68 @@
+"""Taking an edit out: it answers as the base model again, and the others as if it had never been written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokenizer
+
+from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig
+
+EDITS = [
+    Edit("Who leads Vantrello Foods?", "Ines Okafor", id="a"),
+    Edit("Which harbour does the ferry Kestrel use?", "Port Adlen", id="b"),
+    Edit("What is the code name of Ostara OS 9?", "Heron", id="c"),
+]
+
+
+def written(edits, **settings):
+    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(steps=5, contexts=2, **settings))
+    edited.edit(edits)
+    return edited
+
+
+@pytest.mark.parametrize("router", ["tokens", "mask"])
+def test_the_rest_is_what_a_stream_without_it_gives(router):
+    # One edit at a time, so that both streams solve the same problems in the same shapes.
+    edited = written(EDITS, batch_size=1, router=router, threshold=0.5)
+    edited.remove("b")
+    without = written([EDITS[0], EDITS[2]], batch_size=1, router=router, threshold=0.5)
+    assert [edit.id for edit in edited.edits] == ["a", "c"]
+    left, right = edited.method.state(), without.method.state()
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+    prompts = [edit.prompt for edit in EDITS]
+    assert [a.edit and a.edit.id for a in edited.answer(prompts)] == ["a", None, "c"]
+
+
+def test_without_any_edit_the_logits_are_the_base_models():
+    edited = written(EDITS)
+    edited.remove([edit.id for edit in EDITS])
+    ids = torch.tensor([edited.prompts.encode(EDITS[0].prompt)])
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    after = edited.generate(ids, **options).logits
+    before = edited.detach().generate(ids, **options).logits
+    assert all(torch.equal(a, b) for a, b in zip(after, before))
+
+
+def test_a_removed_edit_can_be_written_again():
+    edited = written(EDITS)
+    edited.remove("a")
+    edited.edit(EDITS[0])
+    assert edited.answer([EDITS[0].prompt])[0].edit == EDITS[0]
+
+
+def test_an_unknown_id_is_named_and_nothing_is_removed():
+    edited = written(EDITS)
+    with pytest.raises(CorrigendaError, match='There is no edit with the id "z" to remove'):
+        edited.remove(["a", "z"])
+    assert len(edited.edits) == 3
+
+
+def test_memoir_says_that_it_cannot():
+    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), MemoirConfig(steps=2, contexts=2))
+    edited.edit(EDITS[:1])
+    with pytest.raises(CorrigendaError, match="share one matrix"):
+        edited.remove("a")
+    assert edited.edits == EDITS[:1]
