@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from record import ROOT, provenance, write_json
+from record import provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, load_edits
 from corrigenda.editing.base import load_base
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--repetitions", type=int, default=4)
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results" / "cpu" / "cost-growth.json")
+    parser.add_argument("--results", type=Path, default=results_folder() / "cost-growth.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_base(args.model)

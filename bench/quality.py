@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from record import provenance, write_json
+from record import provenance, results_folder, seconds, write_json
 
 from corrigenda.editing import EditedModel, Evaluator, load_edits
 from corrigenda.editing.config import CONFIGS
@@ -34,12 +34,13 @@ def arguments():
     parser.add_argument("--template", default=QUESTION)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the method")
     parser.add_argument("--name", help="name of the result file")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "cpu")
+    parser.add_argument("--results", type=Path, default=results_folder())
     parser.add_argument("--work", type=Path, default=Path("bench-work"), help="where unfinished streams are kept")
     parser.add_argument("--save-every", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-free", action="store_true", help="teacher-forced scores only")
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--device", default=None)
     return parser.parse_args()
 
 
@@ -54,9 +55,11 @@ def main():
     work = args.work / name
     saved = max((int(path.name) for path in work.glob("[0-9]*") if path.name.isdigit()), default=0)
     if saved:
-        edited = EditedModel.from_pretrained(args.model, edits=work / str(saved), dtype=args.dtype)
+        edited = EditedModel.from_pretrained(args.model, edits=work / str(saved), dtype=args.dtype, device=args.device)
     else:
-        edited = EditedModel.from_pretrained(args.model, config=config, template=args.template, dtype=args.dtype)
+        edited = EditedModel.from_pretrained(
+            args.model, config=config, template=args.template, dtype=args.dtype, device=args.device
+        )
     done_file = work / "so_far.json"
     so_far = json.loads(done_file.read_text()) if done_file.exists() else {"seconds": 0.0, "steps": 0, "marks": {}}
     evaluator = Evaluator(edited, free=not args.no_free)
@@ -65,9 +68,9 @@ def main():
         if stop > len(edits) or (stop < saved) or str(stop) in so_far["marks"]:
             continue
         if stop > len(edited.edits):
-            start = time.thread_time()
+            start = seconds()
             written = edited.edit(edits[len(edited.edits) : stop])
-            so_far["seconds"] += time.thread_time() - start
+            so_far["seconds"] += seconds() - start
             so_far["steps"] += sum(result.steps for result in written)
             edited.save_pretrained(work / str(stop))
             done_file.write_text(json.dumps(so_far))
@@ -79,7 +82,7 @@ def main():
             scores = evaluator.score(edits[:stop]).to_dict()
             so_far["marks"][str(stop)] = {
                 **scores,
-                "edit_thread_seconds": round(so_far["seconds"], 2),
+                "editing_seconds": round(so_far["seconds"], 2),
                 "mean_steps": round(so_far["steps"] / stop, 2),
                 "evaluation_seconds": round(time.perf_counter() - start, 1),
                 "threshold": edited.method.router.threshold,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
+import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +36,20 @@ def _commit():
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
     return head.stdout.strip() + ("-dirty" if dirty else "") if head.returncode == 0 else None
+
+
+def seconds():
+    """A clock for differences: thread time, which other work hardly lengthens; wall time where there is a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.thread_time()
+
+
+def results_folder():
+    """`bench/results/<device>`: "cpu", or the GPU's name."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return ROOT / "bench" / "results" / re.sub(r"\W+", "_", name)
 
 
 def provenance():

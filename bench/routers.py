@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from record import ROOT, provenance, write_json
+from record import provenance, results_folder, write_json
 
 from corrigenda.editing import AssociativeConfig, EditedModel, load_edits
 from corrigenda.editing.base import load_base
@@ -27,7 +27,7 @@ def arguments():
     parser.add_argument("--template", default="{prompt}")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results" / "cpu")
+    parser.add_argument("--results", type=Path, default=results_folder())
     return parser.parse_args()
 
 
