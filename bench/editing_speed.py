@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python bench/editing_speed.py --edits zsre.jsonl
 
 One thread, thread time (wall time on a GPU), the same edits for all, MEMOIR's variants at one layer; beside each time
-the floating-point operations of its matrix products and attention, counted by torch, and the ratio to the dense loop. Models are set up (contexts, background)
-before the clock starts; the dense loop gets both ready-made too.
+the floating-point operations of its matrix products and attention, counted by torch, and the ratio to the dense loop.
+Models are set up (contexts, background) before the clock starts; the dense loop gets both ready-made too.
 """
 
 from __future__ import annotations

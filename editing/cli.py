@@ -12,6 +12,21 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from .cli_options import (
+    METHOD,
+    SCORES,
+    Device,
+    Dtype,
+    EditsDir,
+    EditsFile,
+    Json,
+    Limit,
+    Method,
+    Model,
+    Threads,
+    UniqueSubject,
+    setting,
+)
 from .errors import CorrigendaError
 
 DEMO_TEMPLATE = r"Question: {prompt}\nAnswer:"
@@ -46,59 +61,48 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[
-    str, typer.Option(help="`smollm2` (the packaged model), a GGUF file, a model folder, or a hub id.")
-]
-EditsFile = Annotated[
-    Path, typer.Option(help="A file of edits: JSON Lines, or a ZsRE, CounterFact or KnowEdit JSON file.")
-]
-EditsDir = Annotated[Path, typer.Option(help="A folder that `corrigenda edit` saved.")]
-Limit = Annotated[int | None, typer.Option(help="Take only the first N edits.")]
-UniqueSubject = Annotated[bool, typer.Option("--unique-subject", help="Take the first edit of each subject.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this JSON file.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's own choice.")]
-Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ..., or `auto` to spread a large model.")]
-Dtype = Annotated[
-    str | None, typer.Option(help="`float32`, `bfloat16` or `float16`; by default the checkpoint's own.")
-]
-Method = Annotated[str, typer.Option(help="`associative` (its own rows for every edit) or `memoir`.")]
-
 
 @app.command()
 def edit(
     model: Model,
     edits: EditsFile,
-    out: Annotated[Path, typer.Option(help="A new or empty folder, to save the edits in.")],
-    method: Method = "associative",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder to save the edits in.")],
     limit: Limit = None,
     unique_subject: UniqueSubject = False,
     template: Annotated[
         str | None,
         typer.Option(
-            help=r"What prompts are put in, as `'Question: {prompt}\nAnswer:'`; by default nothing."
+            metavar="T",
+            help=r"What prompts are put in, as `'Question: {prompt}\nAnswer:'`; by default nothing. It is saved, "
+            "and `eval` and `generate` use it.",
         ),
     ] = None,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Ask prompts as the user's turn of a chat.")
     ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Edits written at a time; by default the method's.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Most optimisation steps of an edit; by default the method's.")
-    ] = None,
-    layer: Annotated[int | None, typer.Option(help="The edited layer; by default the model's.")] = None,
+    method: Method = "associative",
+    batch_size: Annotated[int | None, setting("B", "Edits written at a time; by default the method's.")] = None,
+    steps: Annotated[int | None, setting("N", "Most optimisation steps of an edit; by default the method's.")] = None,
+    layer: Annotated[int | None, setting("L", "The edited layer; by default four fifths up.")] = None,
     threshold: Annotated[
         str | None,
-        typer.Option(help="The score from which a prompt counts as an edit's, 0 to 1; `auto` calibrates it."),
+        setting("X", "The score from which a prompt counts as an edit's, 0 to 1; `auto` calibrates it."),
     ] = None,
     eos: Annotated[
-        bool | None, typer.Option("--eos/--no-eos", help="Train targets to end; by default the method's.")
+        bool | None,
+        typer.Option(
+            "--eos/--no-eos",
+            help="Whether targets are learnt with their end; by default the method's.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of what is random in a method.")] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Score all edits after the stream.")] = False,
+    seed: Annotated[int | None, setting("S", "Seed of what is random in a method; by default 42.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Score all edits after the stream.", rich_help_panel=SCORES)
+    ] = False,
     score_each: Annotated[
-        bool, typer.Option("--score-each", help="Score each batch right after it was written, too.")
+        bool,
+        typer.Option("--score-each", help="Score each batch right after it was written, too.", rich_help_panel=SCORES),
     ] = False,
     json: Json = None,
     threads: Threads = None,
@@ -111,13 +115,14 @@ def edit(
     written so far.
     """
     from . import cli_edit
-    from .cli_inputs import check_out, make_config, parse_threshold
+    from .cli_inputs import check_model, check_out, make_config, parse_threshold
     from .loading import load_edits
     from .report import check_json_path
     from .template import Template
 
     check_out(out)
     check_json_path(json, coming=out)
+    check_model(model)
     config = make_config(
         method,
         batch_size=batch_size,
@@ -164,10 +169,12 @@ def evaluate(
     Records are matched with the saved edits by id, else by prompt. In the JSON, `seconds` is the time of scoring.
     """
     from . import cli_edit, saving
+    from .cli_inputs import check_model
     from .loading import load_edits
     from .report import check_json_path
 
     check_json_path(json)
+    check_model(model)
     asked = load_edits(edits, unique_subject=unique_subject, limit=limit)
     saving.read(edits_dir)  # what is wrong with it shows before a model is loaded
     use_threads(threads)
@@ -186,33 +193,38 @@ def evaluate(
 @app.command()
 def generate(
     model: Model,
-    prompts: Annotated[Path, typer.Option(help="A prompt a line, or JSON Lines with `prompt`.")],
+    prompts: Annotated[Path, typer.Option(metavar="FILE", help="A prompt a line, or JSON Lines with `prompt`.")],
     edits_dir: Annotated[
-        Path | None, typer.Option(help="A folder that `corrigenda edit` saved; without it the model is as it is.")
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder that `corrigenda edit` saved; without it the plain model answers."),
     ] = None,
     template: Annotated[
         str | None,
         typer.Option(
+            metavar="T",
             help="What prompts are put in; by default what was saved with the edits, and nothing without edits. "
-            "`'{prompt}'` takes prompts as they are."
+            "`'{prompt}'` takes prompts as they are.",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The longest answer, in tokens.")] = 32,
     json: Json = None,
     threads: Threads = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Answer prompts, greedily, and say which edit was applied to each.
+    """Answer prompts, and say which edit was applied to each.
 
-    The JSON is a list of `prompt`, `text` and `edit`, the applied edit's id or null.
+    Decoding is greedy. The JSON is a list of `prompt`, `text` and `edit`, the applied edit's id or null.
     """
     from . import cli_edit, saving
-    from .cli_inputs import read_prompts
+    from .cli_inputs import check_model, read_prompts
     from .report import check_json_path
     from .template import Template
 
     check_json_path(json)
+    check_model(model)
+    if max_new_tokens < 1:
+        raise CorrigendaError(f"The longest answer must have at least 1 token, not {max_new_tokens}.")
     wrapping = None if template is None else Template.parse(template)
     asked = read_prompts(prompts)
     if edits_dir is not None:
@@ -235,25 +247,29 @@ def generate(
 def demo(
     model: Model = "smollm2",
     edits: Annotated[
-        Path | None, typer.Option(help="A file of edits instead of the project's own 134 made-up facts.")
+        Path | None, typer.Option(metavar="FILE", help="Edits instead of the project's own made-up facts.")
     ] = None,
     method: Method = "associative",
-    out: Annotated[Path, typer.Option(help="Where the edits and their scores are saved.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the edits and their scores are saved.")] = Path(
+        "demo-out"
+    ),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what an earlier demo left in that folder.")
     ] = False,
     threads: Threads = None,
 ) -> None:
-    """Edit a real model and show its answers before, after, and after a reload.
+    """Edit a real model and show its answers, before and after.
 
-    Takes a few minutes on two CPU cores.
+    Streams made-up facts into the model, asks for them in other words too, scores them, saves them, and asks again in
+    a new process. Takes a few minutes on two CPU cores.
     """
     from . import demo as demonstration
-    from .cli_inputs import make_config
+    from .cli_inputs import check_model, make_config
     from .demo_facts import demo_edits
     from .loading import load_edits
 
     demonstration.check_out(out, overwrite)
+    check_model(model)
     config = make_config(method)
     stream = demo_edits() if edits is None else load_edits(edits)
     use_threads(threads)
@@ -272,7 +288,7 @@ def demo(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has: versions, devices, the packaged model, and which kernels are live."""
+    """Say what this machine has, and which kernels are live."""
     from .cli_doctor import show
 
     show(output)
@@ -282,6 +298,9 @@ def use_threads(count: int | None) -> None:
     """Let torch compute on `count` CPU threads; None leaves its own choice."""
     if count is not None:
         import torch
+
+        if count < 1:
+            raise CorrigendaError(f"The number of threads must be at least 1, not {count}.")
 
         torch.set_num_threads(count)
 

@@ -4,60 +4,59 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator, Sequence
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from ..kernels import dispatch
-from .base import packaged_model
+from .base import PACKAGED, packaged_model
 from .errors import CorrigendaError
 from .report import versions
 
 
 def show(console: Console) -> None:
     """Print versions, devices, the packaged model and the kernels' backends."""
-    facts = Table(show_header=False, box=None, pad_edge=False)
-    for name, found in versions().items():
-        facts.add_row(name, found or "not installed")
-    facts.add_row("platform", f"{platform.system()} {platform.machine()}")
-    facts.add_row("CPU threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
-    facts.add_row("CUDA", _cuda())
+    for name, found in (*versions().items(), *_machine()):
+        console.print(f"{name:<14}{found or 'not installed'}", markup=False, soft_wrap=True)
+    states = dispatch.report()
+    console.print(_backends(states))
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for state in states:
+        if not state.live:
+            reasons.setdefault((state.backend, state.reason), []).append(state.op)
+    for (backend, reason), operations in reasons.items():
+        missing = "" if len(operations) == len(dispatch.TABLE) else f" ({', '.join(operations)})"
+        console.print(f"{backend} is off: {reason}{missing}.", markup=False, soft_wrap=True)
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    yield "platform", f"{platform.system()} {platform.machine()}"
+    yield "CPU threads", f"{torch.get_num_threads()}, on {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        yield "CUDA", f"{torch.version.cuda}"
+    elif torch.version.cuda is None:
+        yield "CUDA", "none: this torch is built without it"
+    else:
+        yield "CUDA", f"none: torch is built for {torch.version.cuda}, but finds no device"
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
-        facts.add_row(f"cuda:{number}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
-    facts.add_row("smollm2", _packaged())
-    facts.add_row("kernels", f"CORRIGENDA_BACKEND={os.environ.get('CORRIGENDA_BACKEND', 'auto')}")
-    console.print(facts)
-    console.print(_backends())
-
-
-def _cuda() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.version.cuda}, {torch.cuda.device_count()} device(s)"
-    if torch.version.cuda is None:
-        return "none: this torch is built without CUDA"
-    return f"none: torch is built for CUDA {torch.version.cuda}, but finds no device"
-
-
-def _packaged() -> str:
+        yield f"cuda:{number}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
     try:
-        return f"installed: {packaged_model()}"
+        yield PACKAGED, f"installed: {packaged_model()}"
     except CorrigendaError as error:
-        return str(error)
+        yield PACKAGED, str(error)
 
 
-def _backends() -> Table:
-    table = Table(title="Kernels, in the order in which they are tried", title_justify="left")
-    for heading in ("operation", "backend", "", "why not"):
+def _backends(states: Sequence[dispatch.State]) -> Table:
+    """Each operation with the backends in the order in which they are tried."""
+    columns = list(dict.fromkeys(state.backend for state in states))
+    live = {(state.op, state.backend) for state in states if state.live}
+    table = Table(title="\nKernels, in the order in which they are tried", title_justify="left")
+    for heading in ("operation", *columns):
         table.add_column(heading)
-    before = None
-    for state in dispatch.report():
-        table.add_row(
-            state.op if state.op != before else "",
-            state.backend,
-            "[green]live[/green]" if state.live else "[dim]off[/dim]",
-            state.reason,
-        )
-        before = state.op
+    for operation in dict.fromkeys(state.op for state in states):
+        marks = ("[green]live[/green]" if (operation, b) in live else "[dim]off[/dim]" for b in columns)
+        table.add_row(operation, *marks)
     return table

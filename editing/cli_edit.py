@@ -52,12 +52,14 @@ def edit(
     stream = write_stream(edited, edits, console, evaluator if score_each else None)
     if stream.done:
         edited.save_pretrained(out.resolve())
-    if isinstance(stream.ended_by, StoppedError):
-        console.print(f"Stopped: the {stream.done} edits written so far are saved in {out}.", soft_wrap=True)
-        raise typer.Exit(130)
     if stream.ended_by is not None:
         if stream.done:
-            console.print(f"The {stream.done} edits written before are saved in {out}.", soft_wrap=True)
+            console.print(
+                f"The stream ended after {stream.done} of {len(edits)} edits; what was written is saved in {out}.",
+                soft_wrap=True,
+            )
+        if isinstance(stream.ended_by, StoppedError):
+            raise typer.Exit(130)
         raise stream.ended_by
     console.print(
         f"Wrote {stream.done} edits in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.",

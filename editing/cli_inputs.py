@@ -16,6 +16,13 @@ from .loading import _read_text, _records
 from .saving import refuse_non_empty
 
 
+def check_model(name: str) -> None:
+    """Raise where `name` can only be a path, and nothing is there."""
+    path = Path(name)
+    if (path.is_absolute() or name.startswith(".") or len(path.parts) > 2) and not path.exists():
+        raise CorrigendaError(f'The model "{name}" does not exist: there is no such file or folder.')
+
+
 def make_config(method: str, **settings: Any) -> EditingConfig:
     """The configuration of `method`; a setting that is None keeps its default."""
     if method not in CONFIGS:

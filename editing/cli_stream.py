@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from .edits import Edit
 from .errors import CorrigendaError
@@ -49,20 +50,22 @@ def write_stream(
     """
     stream = Stream()
     bar = Bar(
-        TextColumn("Writing"),
-        BarColumn(),
+        BarColumn(16),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:.2f} edits/s  loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[current]}", style="dim"),
+        TimeRemainingColumn(compact=True),
+        TextColumn(
+            "{task.fields[current]}", style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
         console=console,
+        expand=True,
     )
     with bar, _interruptible(console) as interrupted:
         task = bar.add_task("", total=len(edits), rate=0.0, loss=0.0, current="preparing")
 
         def advance(progress: Progress) -> None:
             stream.done, stream.seconds = progress.done, progress.seconds
-            current = escape(shortened(progress.edits[-1].prompt, 40))
+            current = "" if progress.done == len(edits) else escape(one_line(progress.edits[-1].prompt))
             bar.update(task, completed=progress.done, rate=stream.rate, loss=progress.loss, current=current)
             if interrupted.is_set() and progress.done < len(edits):
                 raise StoppedError

@@ -1,4 +1,4 @@
-"""What every test starts from: the same seed, one thread, no network; and the models and data that are not everywhere."""
+"""What every test starts from: the same seed, one thread, no network; and the real model and data, where they are."""
 
 import os
 import random
