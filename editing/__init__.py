@@ -1,12 +1,33 @@
 """Corrigenda: corrections for frozen language models, written in a stream and removable again."""
 
-from .config import AssociativeConfig, EditingConfig, MemoirConfig
-from .edits import Edit, Locality
-from .errors import CorrigendaError
-from .evaluate import Evaluator, Scores
-from .loading import load_edits
-from .model import Answer, EditedModel, Progress
-from .template import Template
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import AssociativeConfig, EditingConfig, MemoirConfig
+    from .edits import Edit, Locality
+    from .errors import CorrigendaError
+    from .evaluate import Evaluator, Scores
+    from .loading import load_edits
+    from .model import Answer, EditedModel, Progress
+    from .template import Template
+
+# Loaded when first asked for: torch and transformers take seconds, and `corrigenda --help` needs neither.
+_HOME = {
+    "Answer": "model",
+    "AssociativeConfig": "config",
+    "CorrigendaError": "errors",
+    "Edit": "edits",
+    "EditedModel": "model",
+    "EditingConfig": "config",
+    "Evaluator": "evaluate",
+    "Locality": "edits",
+    "MemoirConfig": "config",
+    "Progress": "model",
+    "Scores": "evaluate",
+    "Template": "template",
+    "load_edits": "loading",
+}
 
 __all__ = [
     "Answer",
@@ -23,3 +44,13 @@ __all__ = [
     "Template",
     "load_edits",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

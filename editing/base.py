@@ -30,6 +30,13 @@ def packaged_model() -> Path:
     return files[0]
 
 
+def check_model(name: str | Path) -> None:
+    """Raise where `name` can only be a path, and nothing is there: a hub would be asked for it, at length."""
+    path = Path(name)
+    if (path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2) and not path.exists():
+        raise CorrigendaError(f'The model "{name}" does not exist: there is no such file or folder.')
+
+
 def load_base(
     name: str | Path, *, device: str | None = None, dtype: str | torch.dtype | None = None, **kwargs: Any
 ) -> tuple[Any, Any]:
@@ -41,6 +48,7 @@ def load_base(
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
+    check_model(name)
     path = packaged_model() if str(name) == PACKAGED else Path(name)
     if isinstance(dtype, str):
         if dtype not in DTYPES:

@@ -5,6 +5,7 @@ Every command imports what it works with when it runs, so that `--help` does not
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,7 +84,7 @@ def edit(
     method: Method = "associative",
     batch_size: Annotated[int | None, setting("B", "Edits written at a time; by default the method's.")] = None,
     steps: Annotated[int | None, setting("N", "Most optimisation steps of an edit; by default the method's.")] = None,
-    layer: Annotated[int | None, setting("L", "The edited layer; by default four fifths up.")] = None,
+    layer: Annotated[int | None, setting("L", "The edited layer; by default the method's.")] = None,
     threshold: Annotated[
         str | None,
         setting("X", "The score from which a prompt counts as an edit's, 0 to 1; `auto` calibrates it."),
@@ -115,7 +116,8 @@ def edit(
     written so far.
     """
     from . import cli_edit
-    from .cli_inputs import check_model, check_out, make_config, parse_threshold
+    from .base import check_model
+    from .cli_inputs import check_out, make_config, parse_threshold
     from .loading import load_edits
     from .report import check_json_path
     from .template import Template
@@ -169,7 +171,7 @@ def evaluate(
     Records are matched with the saved edits by id, else by prompt. In the JSON, `seconds` is the time of scoring.
     """
     from . import cli_edit, saving
-    from .cli_inputs import check_model
+    from .base import check_model
     from .loading import load_edits
     from .report import check_json_path
 
@@ -217,7 +219,8 @@ def generate(
     Decoding is greedy. The JSON is a list of `prompt`, `text` and `edit`, the applied edit's id or null.
     """
     from . import cli_edit, saving
-    from .cli_inputs import check_model, read_prompts
+    from .base import check_model
+    from .cli_inputs import read_prompts
     from .report import check_json_path
     from .template import Template
 
@@ -264,7 +267,8 @@ def demo(
     a new process. Takes a few minutes on two CPU cores.
     """
     from . import demo as demonstration
-    from .cli_inputs import check_model, make_config
+    from .base import check_model
+    from .cli_inputs import make_config
     from .demo_facts import demo_edits
     from .loading import load_edits
 
@@ -307,6 +311,7 @@ def use_threads(count: int | None) -> None:
 
 def main() -> None:
     """The program `corrigenda`."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries cut through our own
     app(prog_name="corrigenda")
 
 

@@ -12,15 +12,8 @@ from typing import Any
 from .config import CONFIGS, EditingConfig
 from .edits import Edit, required_text
 from .errors import CorrigendaError, FieldError
-from .loading import _read_text, _records
+from .loading import read_text, records
 from .saving import refuse_non_empty
-
-
-def check_model(name: str) -> None:
-    """Raise where `name` can only be a path, and nothing is there."""
-    path = Path(name)
-    if (path.is_absolute() or name.startswith(".") or len(path.parts) > 2) and not path.exists():
-        raise CorrigendaError(f'The model "{name}" does not exist: there is no such file or folder.')
 
 
 def make_config(method: str, **settings: Any) -> EditingConfig:
@@ -66,13 +59,13 @@ def read_prompts(path: Path) -> list[str]:
     """A prompt a line; or, in a `.jsonl` or `.json` file or one that opens with an object, each record's `prompt`."""
     if path.is_dir():
         raise CorrigendaError(f"{path} is a folder, not a file of prompts.")
-    text = _read_text(path)
+    text = read_text(path)
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not lines:
         raise CorrigendaError(f"{path} holds no prompts.")
     if path.suffix not in (".jsonl", ".json") and not _is_object(lines[0]):
         return lines
-    return [_prompt_of(record, place) for place, record in _records(path, text)]
+    return [_prompt_of(record, place) for place, record in records(path, text)]
 
 
 def _is_object(line: str) -> bool:

@@ -25,7 +25,7 @@ def load_edits(path: str | Path, *, unique_subject: bool = False, limit: int | N
     path = Path(path)
     edits: list[Edit] = []
     number_of_id: dict[str | None, int] = {}
-    for number, (place, record) in enumerate(_records(path, _read_text(path)), start=1):
+    for number, (place, record) in enumerate(records(path, read_text(path)), start=1):
         try:
             edit = _edit_from(record, default_id=f"{path.stem}-{number:05d}")
         except FieldError as error:
@@ -195,7 +195,7 @@ def _edit_from(record: Mapping[str, Any], default_id: str) -> Edit:
     return Edit(**values, id=identifier, metadata=saved | left)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -211,7 +211,7 @@ def _read_text(path: Path) -> str:
         raise CorrigendaError(f"{path}, line {line}: the text is not UTF-8.") from None
 
 
-def _records(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def records(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each record of the file, with the place it has there, in words."""
     count = 0
     for count, (line, record) in enumerate(_values(path, text), start=1):

@@ -75,7 +75,8 @@ def write(edited: EditedModel, directory: str | Path) -> None:
             "sha256": {name: _digest(staging / name) for name in (CONFIG_NAME, EDITS_NAME, TENSORS_NAME)},
         }
         (staging / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        staging.chmod(0o755)
+        staging.chmod(0o755)  # mkdtemp and safetensors make what only its owner may read
+        (staging / TENSORS_NAME).chmod(0o644)
         if target.is_dir():
             target.rmdir()
         os.replace(staging, target)

@@ -1,0 +1,54 @@
+"""The options that several commands of the command line share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+METHOD, SCORES, MACHINE = "Method", "Scores", "Machine"
+
+Model = Annotated[
+    str,
+    typer.Option(metavar="M", help="`smollm2` (the packaged model), a GGUF file, a model folder, or a hub id."),
+]
+EditsFile = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE", help="Edits: JSON Lines, or a JSON file of ZsRE, CounterFact or KnowEdit as published."
+    ),
+]
+EditsDir = Annotated[Path, typer.Option(metavar="DIR", help="A folder that `corrigenda edit` saved.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Take only the first N edits.")]
+UniqueSubject = Annotated[bool, typer.Option("--unique-subject", help="Take the first edit of each subject.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result to this file.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="CPU threads; by default torch's own choice.", rich_help_panel=MACHINE),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="D", help="`cpu`, `cuda`, ..., or `auto` to spread a large model.", rich_help_panel=MACHINE),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T",
+        help="`float32`, `bfloat16` or `float16`; by default the checkpoint's own.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="`associative` (rows of its own for every edit) or `memoir` (one shared matrix).",
+        rich_help_panel=METHOD,
+    ),
+]
+
+
+def setting(metavar: str, text: str) -> Any:
+    """An option of the method's configuration."""
+    return typer.Option(metavar=metavar, help=text, rich_help_panel=METHOD)
