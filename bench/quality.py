@@ -63,6 +63,16 @@ def main():
     done_file = work / "so_far.json"
     so_far = json.loads(done_file.read_text()) if done_file.exists() else {"seconds": 0.0, "steps": 0, "marks": {}}
     evaluator = Evaluator(edited, free=not args.no_free)
+    result = {
+        **provenance(),
+        "edits": args.edits.name,
+        "targets": "target_new of the file",
+        "unique_subject": True,
+        "template": args.template,
+        "method": args.method,
+        "settings": edited.config.to_dict(),
+        "threads": args.threads,
+    }
     stops = sorted({*args.at, *range(args.save_every, max(args.at), args.save_every)})
     for stop in stops:
         if stop > len(edits) or (stop < saved) or str(stop) in so_far["marks"]:
@@ -93,20 +103,6 @@ def main():
                 {k: round(v, 4) for k, v in so_far["marks"][str(stop)].items() if v is not None},
                 flush=True,
             )
-    write_json(
-        args.results / f"{name}.json",
-        {
-            **provenance(),
-            "edits": args.edits.name,
-            "targets": "target_new of the file",
-            "unique_subject": True,
-            "template": args.template,
-            "method": args.method,
-            "settings": edited.config.to_dict(),
-            "threads": args.threads,
-            "after_the_whole_stream": so_far["marks"],
-        },
-    )
 
 
 def _value(text):
