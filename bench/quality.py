@@ -81,7 +81,7 @@ def main():
             start = seconds()
             written = edited.edit(edits[len(edited.edits) : stop])
             so_far["seconds"] += seconds() - start
-            so_far["steps"] += sum(result.steps for result in written)
+            so_far["steps"] += sum(edit.steps for edit in written)
             edited.save_pretrained(work / str(stop))
             done_file.write_text(json.dumps(so_far))
             if saved:
@@ -98,6 +98,7 @@ def main():
                 "threshold": edited.method.router.threshold,
             }
             done_file.write_text(json.dumps(so_far))
+            write_json(args.results / f"{name}.json", {**result, "after_the_whole_stream": so_far["marks"]})
             print(
                 stop,
                 {k: round(v, 4) for k, v in so_far["marks"][str(stop)].items() if v is not None},
