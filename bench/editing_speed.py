@@ -99,7 +99,7 @@ def main():
     rows["memoir, one by one"] = timed(edited, edits[: args.memoir], spare[:1])
     rows["memoir, dense loop as published"] = dense(model, edited, edits[: args.dense], irrelevant, layer)
     edited = variant(MemoirConfig(layer=layer, batch_size=8))
-    rows["memoir, batches of 8"] = timed(edited, edits[: args.memoir], spare[:8])
+    rows["memoir, batches of 8"] = timed(edited, edits[: args.memoir], spare[:1])
     edited.detach()
     edited = variant(AssociativeConfig())
     rows["associative, default"] = timed(edited, edits[: args.associative], spare[:8])
