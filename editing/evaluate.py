@@ -101,7 +101,8 @@ class Evaluator:
         gen, gen_routes = self._teacher_forced(rephrased)
         loc, loc_routes = self._locality_agreement(local)
         slot = {edit.id: place for place, edit in enumerate(self.edited.edits)}
-        own = [slot.get(edit.id, -2) for edit in edits]
+        same = {(edit.prompt, edit.target): place for place, edit in enumerate(self.edited.edits)}
+        own = [slot.get(edit.id, same.get((edit.prompt, edit.target), -2)) for edit in edits]
         return Scores(
             n=len(edits),
             rel=_mean_by_edit(asked, rel),
@@ -171,7 +172,7 @@ class Evaluator:
 
 def normalised(text: str) -> str:
     """For exact match, as in SQuAD: lower case, no punctuation, no articles, single spaces."""
-    text = "".join(" " if char in string.punctuation else char for char in text.lower())
+    text = "".join(char for char in text.lower() if char not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .decoder import Decoder, causal_mask
+from .errors import CorrigendaError
 from .last_layer import knows
 
 
@@ -72,6 +73,12 @@ def frozen_features(decoder: Decoder, layer: int, rows: Sequence[Sequence[int]],
 
     1,024 tokens a group is where one CPU core's GEMM throughput levels off; attention's padding waste stays small.
     """
+    window = getattr(decoder.model.config, "sliding_window", None)
+    longest = max(map(len, rows), default=0)
+    if window and longest > window:
+        raise CorrigendaError(
+            f"An edit of {longest} tokens is longer than this model's sliding window of {window}: shorten it."
+        )
     features: list[Features | None] = [None] * len(rows)
     dtype = decoder.model.get_input_embeddings().weight.dtype
     with decoder.masked_attention(), tapped(decoder.down_proj(layer)) as taken:

@@ -79,8 +79,12 @@ class _Session:
         """Fill the context for the forward that gets `inputs`."""
         taken = inputs.get("input_ids")
         rows, length = (taken if taken is not None else inputs["inputs_embeds"]).shape[:2]
-        end = mask.shape[1] if mask is not None and mask.dim() == 2 else input_ids.shape[1]
-        past = end - length
+        cache = inputs.get("past_key_values")
+        if mask is not None and mask.dim() == 2:
+            past = mask.shape[1] - length
+        else:  # `generate` drops a mask of ones, and gives a chunk of the prompt as if it were all
+            past = input_ids.shape[1] - length if cache is None else int(cache.get_seq_length())
+        end = past + length
         width = self.prompt_mask.shape[1]
         if self._known is None and past < width and (past > 0 or length < width):
             raise CorrigendaError(

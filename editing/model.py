@@ -80,9 +80,6 @@ class EditedModel:
         self.edits: list[Edit] = []
         self._ids: set[str | None] = set()
         self.context = RoutingContext(self.decoder.device(self.config.layer))
-        self._needed_gradient = [p for p in model.parameters() if p.requires_grad]
-        for parameter in self._needed_gradient:
-            parameter.requires_grad_(False)
         self._base = self.decoder.down_proj(self.config.layer)
         self.decoder.layers[self.config.layer].mlp.down_proj = EditedLinear(
             self._base, self.method.memory, self.context
@@ -125,6 +122,7 @@ class EditedModel:
             model, tokenizer = load_base(base, device=device, dtype=dtype, **kwargs)
         if saved is None:
             return cls(model, tokenizer, config, template=template, chat_template=chat_template)
+        saving.check_base(saved, Decoder(model), tokenizer)
         edited = cls(
             model,
             tokenizer,
@@ -164,7 +162,8 @@ class EditedModel:
         for batch in _batches(stream, self.config.batch_size):
             start = time.perf_counter()
             batch = self._named(batch)
-            written = self.method.write(batch)
+            with self._frozen():
+                written = self.method.write(batch)
             self.edits.extend(batch)
             self._ids.update(edit.id for edit in batch)
             results += written
@@ -174,6 +173,18 @@ class EditedModel:
             if score_each is not None:
                 score_each.score_batch(batch)
         return results
+
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Within: no gradient by the model's own weights."""
+        needed = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in needed:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in needed:
+                parameter.requires_grad_(True)
 
     def _named(self, batch: Sequence[Edit]) -> list[Edit]:
         """The batch with an id for every edit; raises where one is taken."""
@@ -304,8 +315,6 @@ class EditedModel:
         if self._tap is not None:
             self._tap.remove()
         self._provider.remove()
-        for parameter in self._needed_gradient:
-            parameter.requires_grad_(True)
         del self.model._corrigenda
         return self.model
 

@@ -93,9 +93,15 @@ class PromptFormat:
         """Which tokens a feature fingerprint is pooled over: the last user turn's in a chat, else the whole prompt."""
         if not self.chat:
             return 0, len(ids)
+        ids = list(ids)
         opening = self.tokenizer(self._opening.lstrip(), add_special_tokens=False)["input_ids"]
         closing = self.tokenizer(self._closing, add_special_tokens=False)["input_ids"]
-        ids = list(ids)
+        # What a frame has on the prompt's side of its special tokens may be cut otherwise beside another text: of the
+        # opening keep the special tokens and the two after them (a role and its line break), of the closing what
+        # begins with one.
+        special = set(self.tokenizer.all_special_ids)
+        opening = opening[: max((i for i, token in enumerate(opening) if token in special), default=-1) + 3]
+        closing = closing[min((i for i, token in enumerate(closing) if token in special), default=0) :]
         end = len(ids) - len(closing) if ids[-len(closing) :] == closing else len(ids)
         for start in range(end - len(opening), -1, -1):
             if ids[start : start + len(opening)] == opening:

@@ -21,6 +21,7 @@ from .edits import Edit
 from .errors import CorrigendaError
 
 if TYPE_CHECKING:
+    from .decoder import Decoder
     from .model import EditedModel
 
 EDITS_NAME = "edits.jsonl"
@@ -53,9 +54,10 @@ def write(edited: EditedModel, directory: str | Path) -> None:
     """Save into a folder beside the final one, and move that into place at the end."""
     target = Path(directory)
     refuse_non_empty(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    staging = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         edited.config.save_pretrained(staging)
         lines = [json.dumps(edit.to_dict(), ensure_ascii=False) for edit in edited.edits]
         (staging / EDITS_NAME).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -74,16 +76,19 @@ def write(edited: EditedModel, directory: str | Path) -> None:
             "versions": {name: version(name) for name in ("corrigenda", "torch", "transformers")},
             "sha256": {name: _digest(staging / name) for name in (CONFIG_NAME, EDITS_NAME, TENSORS_NAME)},
         }
+        manifest["check"] = _manifest_digest(manifest)
         (staging / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         staging.chmod(0o755)  # mkdtemp and safetensors make what only its owner may read
         (staging / TENSORS_NAME).chmod(0o644)
         if target.is_dir():
             target.rmdir()
         os.replace(staging, target)
-    except OSError as error:
-        raise CorrigendaError(f"The edits could not be saved in {target}: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CorrigendaError(f"The edits could not be saved in {target}: {reason}.") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def read(directory: str | Path) -> Saved:
@@ -97,38 +102,44 @@ def read(directory: str | Path) -> Saved:
             f"{path / MANIFEST_NAME} has format {manifest.get('format')!r}, which this version (format {FORMAT}) "
             "does not read."
         )
+    if manifest.get("check") != _manifest_digest(manifest):
+        raise CorrigendaError(f"{path / MANIFEST_NAME} is damaged: its contents do not match its own checksum.")
+    for name in (CONFIG_NAME, EDITS_NAME, TENSORS_NAME):
+        file = path / name
+        if not file.is_file():
+            raise CorrigendaError(f"{file} is missing: the saved edits are incomplete.")
+        if _digest(file) != manifest["sha256"][name]:
+            raise CorrigendaError(f"{file} is damaged: its contents do not match the recorded checksum.")
+    reading = path / CONFIG_NAME
     try:
-        prompts, base, digests = manifest["prompts"], manifest["base"], manifest["sha256"]
-        for name in (CONFIG_NAME, EDITS_NAME, TENSORS_NAME):
-            file = path / name
-            if not file.is_file():
-                raise CorrigendaError(f"{file} is missing: the saved edits are incomplete.")
-            if _digest(file) != digests[name]:
-                raise CorrigendaError(f"{file} is damaged: its contents do not match the recorded checksum.")
         config = EditingConfig.from_pretrained(path)
-        lines = (path / EDITS_NAME).read_text(encoding="utf-8").splitlines()
+        reading = path / EDITS_NAME
+        # By line feeds alone: a prompt may hold other characters that Python takes for the end of a line.
+        lines = reading.read_bytes().decode().split("\n")[:-1]
         edits = [Edit.from_dict(json.loads(line)) for line in lines]
-        tensors = load_file(path / TENSORS_NAME)
-    except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-        raise CorrigendaError(f"The edits saved in {path} cannot be read: {error}.") from error
-    return Saved(path, config, prompts, base, edits, tensors)
+        reading = path / TENSORS_NAME
+        tensors = load_file(reading)
+    except (CorrigendaError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        raise CorrigendaError(f"{reading} cannot be read: {str(error).rstrip('.')}.") from error
+    return Saved(path, config, manifest["prompts"], manifest["base"], edits, tensors)
+
+
+def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
+    """Raise where saved edits were written for a model of another shape or with another tokenizer."""
+    wanted = "The edits in {} are for another model: {}."
+    if saved.base["layers"] != len(decoder):
+        difference = f"it has {saved.base['layers']} layers, this one {len(decoder)}"
+        raise CorrigendaError(wanted.format(saved.directory, difference))
+    widths = list(decoder.widths(saved.config.layer))
+    if saved.base["widths"] != widths:
+        difference = f"its FFN widths are {saved.base['widths']}, this one's {widths}"
+        raise CorrigendaError(wanted.format(saved.directory, difference))
+    if saved.base["tokenizer"] != tokenizer_digest(tokenizer):
+        raise CorrigendaError(wanted.format(saved.directory, "its tokenizer differs"))
 
 
 def restore(edited: EditedModel, saved: Saved) -> None:
-    """Put saved edits into a freshly wrapped model; raise where they were written for another one."""
-    found = {
-        "class": type(edited.model).__name__,
-        "layers": len(edited.decoder),
-        "widths": list(edited.decoder.widths(edited.config.layer)),
-        "tokenizer": tokenizer_digest(edited.tokenizer),
-    }
-    for name in ("layers", "widths", "tokenizer"):
-        if saved.base.get(name) != found[name]:
-            raise CorrigendaError(
-                f"The edits in {saved.directory} are for another model: their {name} differ"
-                f"{'s' if name == 'tokenizer' else ''}"
-                + ("." if name == "tokenizer" else f" ({saved.base.get(name)}, this model has {found[name]}).")
-            )
+    """Put saved edits into a freshly wrapped model; raise where they were written with other weights."""
     tensors = dict(saved.tensors)
     sample = tensors.pop("base.weight_sample", None)
     if sample is None or not same_weights(sample, weight_sample(edited.decoder, edited.config.layer)):
@@ -144,6 +155,12 @@ def restore(edited: EditedModel, saved: Saved) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of everything else that the manifest says."""
+    rest = {name: value for name, value in manifest.items() if name != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _json(path: Path) -> dict[str, Any]:

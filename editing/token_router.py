@@ -151,6 +151,8 @@ class TokenRouter:
             self._frequency[row] += 1
         self._commonness = self._frequency.clone()
         self.size = 0
+        self._count.zero_()
+        self._stored.fill_(-1)
         for row in _rows(tensors["router.tokens"]):
             self._append(row)
         self._stale = True

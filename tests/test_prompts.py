@@ -76,9 +76,23 @@ def check_chat(tokenizer, template, turns, prompt):
     assert prompt in taken and tokenizer.eos_token not in taken  # a template's words may be in it, no other turn's
 
 
+@functools.cache
+def tokenizer_with_system_turn():
+    """Puts a system turn before a first user turn, and before no other, as SmolLM2's does."""
+    other = tiny_tokenizer()
+    system = f"{START}system\nBe kind.{END}\n"
+    other.chat_template = "{% if messages[0].role != 'system' %}" + system + "{% endif %}" + other.chat_template
+    return other
+
+
 @property_test
-@given(st.sampled_from((None, "Question: {prompt}\nAnswer:")), st.sampled_from(CHATS), prompts)
-def test_question_and_user_tokens_find_the_last_user_turn(template, turns, prompt):
+@given(
+    st.sampled_from((tokenizer, tokenizer_with_system_turn)),
+    st.sampled_from((None, "Question: {prompt}\nAnswer:")),
+    st.sampled_from(CHATS),
+    prompts,
+)
+def test_question_and_user_tokens_find_the_last_user_turn(tokenizer, template, turns, prompt):
     assume(prompt == prompt.strip() and prompt)
     check_chat(tokenizer(), template, turns, prompt)
 
@@ -86,7 +100,6 @@ def test_question_and_user_tokens_find_the_last_user_turn(template, turns, promp
 @pytest.mark.model
 @pytest.mark.parametrize("turns", CHATS, ids=["one turn", "three turns"])
 def test_question_and_user_tokens_with_the_real_chat_template(smollm2, turns):
-    """Its template puts a system turn before the first user turn, and before no other."""
     for prompt in ("Who founded the Krellinborg archive?", "Which\n\ncity?", "user", "assistant: yes?"):
         check_chat(smollm2[1], None, turns, prompt)
 

@@ -101,6 +101,8 @@ def resign(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     for name in manifest["sha256"]:
         manifest["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    rest = {name: value for name, value in manifest.items() if name != "check"}
+    manifest["check"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

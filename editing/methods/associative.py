@@ -112,6 +112,9 @@ class Associative(Method):
                 break
             optimizer.zero_grad()
             loss[torch.tensor(going, device=loss.device)].sum().backward()
+            for p, goes_on in zip(running, going):
+                if not goes_on:  # a gradient of zero would still let Adam's momentum carry it on
+                    problems[p].values.grad = None
             optimizer.step()
             if not all(going):
                 keep = torch.tensor([g for g, n in zip(going, per_row) for _ in range(n)], device=loss.device)
@@ -130,7 +133,7 @@ class Associative(Method):
         return {**self.memory.state(), **self.router.state()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.has_background = True
+        self.has_background = bool(tensors["memory.background"].any())
         self.memory.load_state(tensors)
         self.router.load_state(tensors)
 

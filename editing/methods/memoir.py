@@ -125,7 +125,7 @@ class Memoir(Method):
         return {"memory.weight": self.memory.weight, **self.router.state()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.has_background = True
+        self.has_background = bool(tensors["router.background"].any())
         self.memory.weight.copy_(tensors["memory.weight"])
         self.router.load_state(tensors)
         self.memory.masks = self.router.bank
