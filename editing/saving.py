@@ -130,6 +130,9 @@ def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
     if saved.base["layers"] != len(decoder):
         difference = f"it has {saved.base['layers']} layers, this one {len(decoder)}"
         raise CorrigendaError(wanted.format(saved.directory, difference))
+    if not 0 <= saved.config.layer < len(decoder):
+        file = saved.directory / CONFIG_NAME
+        raise CorrigendaError(f"{file} cannot be used: layer {saved.config.layer} is out of range.")
     widths = list(decoder.widths(saved.config.layer))
     if saved.base["widths"] != widths:
         difference = f"its FFN widths are {saved.base['widths']}, this one's {widths}"
