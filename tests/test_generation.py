@@ -137,7 +137,25 @@ def test_beams(kind, method):
     _, together = generated(edited, padded(PROMPTS), num_beams=3)
     assert together == tokens and routes == ROUTES
     assert edited.context.route[: 3 * len(PROMPTS)].tolist() == [route for route in ROUTES for _ in range(3)]
+    if method != "associative":  # every beam's fingerprint is that of its own prompt
+        scores = edited.context.decision.score.view(len(PROMPTS), 3)
+        assert torch.equal(scores, scores[:, :1].expand(-1, 3)) and scores[::2].min() > 0.95
     assert generated(edited, padded(PROMPTS), num_beams=3, num_return_sequences=2)[1][::2] == tokens
+
+
+@every_case
+def test_each_step_reads_the_memory_as_one_forward_over_the_whole_text_does(kind, method):
+    edited = edited_model(kind, method)
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    for prompt, route in zip(PROMPTS, ROUTES):
+        inputs = padded([prompt])
+        output = edited.generate(**inputs, **options)
+        length = inputs["input_ids"].shape[1]
+        ids = output.sequences[:, :-1]
+        with torch.no_grad(), edited.teacher_forcing(ids, [length], [ids.shape[1]]) as routes:
+            whole = edited.model(ids).logits[0, length - 1 :]
+            assert routes() == [route]
+        torch.testing.assert_close(torch.cat(output.logits), whole, rtol=1e-3, atol=1e-3)
 
 
 @every_case

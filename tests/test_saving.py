@@ -277,7 +277,7 @@ def test_a_manifest_that_lacks_something_is_refused(saved, sharp_model, missing,
 def test_settings_of_another_version_are_refused(saved, sharp_model, changed):
     change(saved / "editing_config.json", **changed)
     resign(saved)
-    with refusal(*([saved / "editing_config.json"] if "layer" not in changed else ["Layer 9"])):
+    with refusal(saved / "editing_config.json", "layer 9" if "layer" in changed else ""):
         load(saved, sharp_model())
 
 
