@@ -241,6 +241,8 @@ class TestEdit:
 
     def test_interrupt_saves_whole_batches(self, tiny, facts, tmp_path, monkeypatch) -> None:
         write = Associative.write
+        # A shell starts background jobs with SIGINT ignored; a terminal's program does not.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def interrupted(method, edits):
             signal.raise_signal(signal.SIGINT)
@@ -252,7 +254,7 @@ class TestEdit:
         assert result.exit_code == 130
         assert "The stream ended after 1 of 3 edits; what was written is saved in" in result.output
         assert len(saving.read(tmp_path / "out").edits) == 1
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 class TestEval:
