@@ -20,15 +20,17 @@ def show(console: Console) -> None:
     """Print versions, devices, the packaged model and the kernels' backends."""
     for name, found in (*versions().items(), *_machine()):
         console.print(f"{name:<14}{found or 'not installed'}", markup=False, soft_wrap=True)
-    states = dispatch.report()
-    console.print(_backends(states))
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for state in states:
-        if not state.live:
-            reasons.setdefault((state.backend, state.reason), []).append(state.op)
-    for (backend, reason), operations in reasons.items():
-        missing = "" if len(operations) == len(dispatch.TABLE) else f" ({', '.join(operations)})"
-        console.print(f"{backend} is off: {reason}{missing}.", markup=False, soft_wrap=True)
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for device in devices:
+        states = dispatch.report(device)
+        console.print(_backends(device, states))
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for state in states:
+            if not state.live:
+                reasons.setdefault((state.backend, state.reason), []).append(state.op)
+        for (backend, reason), operations in reasons.items():
+            missing = "" if len(operations) == len(dispatch.TABLE) else f" ({', '.join(operations)})"
+            console.print(f"{backend} is off: {reason}{missing}.", markup=False, soft_wrap=True)
 
 
 def _machine() -> Iterator[tuple[str, str]]:
@@ -49,11 +51,11 @@ def _machine() -> Iterator[tuple[str, str]]:
         yield PACKAGED, str(error)
 
 
-def _backends(states: Sequence[dispatch.State]) -> Table:
+def _backends(device: str, states: Sequence[dispatch.State]) -> Table:
     """Each operation with the backends in the order in which they are tried."""
     columns = list(dict.fromkeys(state.backend for state in states))
     live = {(state.op, state.backend) for state in states if state.live}
-    table = Table(title="\nKernels, in the order in which they are tried", title_justify="left")
+    table = Table(title=f"\nKernels for {device} tensors, in the order in which they are tried", title_justify="left")
     for heading in ("operation", *columns):
         table.add_column(heading)
     for operation in dict.fromkeys(state.op for state in states):

@@ -36,7 +36,7 @@ class AssociativeRead(torch.autograd.Function):
     def forward(ctx, y, x, first, keys, values, pages, rows, route, background, beta):
         ctx.save_for_backward(x, first, keys, values, pages, rows, route, background)
         ctx.beta = beta
-        return ops.associative_read.default(y, x, first, keys, values, pages, rows, route, background, beta)
+        return ops.associative_read.default(y, x, first, keys, values, pages, rows, route, background, beta, None)
 
     @staticmethod
     @once_differentiable

@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import reference
+import torch
+
+from . import native, reference, triton_backend
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +21,13 @@ CHOICES = ("auto", "reference", "native", "triton")
 
 
 class Row(NamedTuple):
-    """One backend of one op. `supports(*arguments)` returns True, or the reason why this backend declines."""
+    """One backend of one op."""
 
     backend: str
-    function: Callable | None  # None: not in this installation, and `supports` says why
-    supports: Callable[..., bool | str]
+    function: Callable
+    absent: Callable[[str], str]  # why the backend cannot run on a type of device ("cpu", "cuda"), or ""
+    declines: Callable[..., str] = lambda *arguments: ""  # why it does not take these arguments, or ""
+    automatic: bool = True  # whether "auto" may choose it
 
 
 class State(NamedTuple):
@@ -35,27 +39,35 @@ class State(NamedTuple):
     reason: str
 
 
-NATIVE = Row("native", None, lambda *arguments: "no C++ or CUDA kernel is built in this version")
-TRITON = Row("triton", None, lambda *arguments: "no Triton kernel is written in this version")
+def _double(*arguments):
+    doubles = any(isinstance(value, torch.Tensor) and value.dtype == torch.float64 for value in arguments)
+    return "float64 is for the reference backend" if doubles else ""
 
 
-def _reference(function):
-    return Row("reference", function, lambda *arguments: True)
+def _row(backend, op):
+    if backend == "native":
+        return Row(backend, native.call(op), native.absent, _double)
+    if backend == "triton":
+        return Row(backend, triton_backend.call(op), triton_backend.absent, _double, not triton_backend.INTERPRETED)
+    return Row(backend, getattr(reference, op), lambda device: "")
 
 
-# In order of preference: the first row that accepts the arguments runs.
-TABLE = {
-    "topk_mask": (NATIVE, TRITON, _reference(reference.topk_mask)),
-    "mask_overlap": (NATIVE, TRITON, _reference(reference.mask_overlap)),
-    "token_overlap": (NATIVE, TRITON, _reference(reference.token_overlap)),
-    "masked_linear": (NATIVE, TRITON, _reference(reference.masked_linear)),
-    "masked_linear_": (NATIVE, TRITON, _reference(reference.masked_linear_)),
-    "masked_linear_backward": (NATIVE, TRITON, _reference(reference.masked_linear_backward)),
-    "associative_read": (NATIVE, TRITON, _reference(reference.associative_read)),
-    "associative_read_": (NATIVE, TRITON, _reference(reference.associative_read_)),
-    "associative_read_backward": (NATIVE, TRITON, _reference(reference.associative_read_backward)),
-    "ties_merge": (NATIVE, TRITON, _reference(reference.ties_merge)),
+# In order of preference: the first backend that accepts the arguments runs.
+ORDER = {
+    "topk_mask": ("native", "triton", "reference"),
+    "mask_overlap": ("native", "triton", "reference"),
+    "mask_route": ("native", "triton", "reference"),
+    "token_overlap": ("native", "triton", "reference"),
+    "masked_linear": ("native", "triton", "reference"),
+    "masked_linear_": ("native", "triton", "reference"),
+    "masked_linear_backward": ("native", "triton", "reference"),
+    "associative_read": ("native", "triton", "reference"),
+    "associative_read_": ("native", "triton", "reference"),
+    "associative_read_backward": ("native", "triton", "reference"),
+    "ties_merge": ("native", "triton", "reference"),
 }
+
+TABLE = {op: tuple(_row(backend, op) for backend in backends) for op, backends in ORDER.items()}
 
 
 def _checked(choice, source):
@@ -83,13 +95,14 @@ def use(backend):
 
 def run(op, *arguments):
     """Run `op` on the first backend that the choice allows and that accepts the arguments."""
+    device = arguments[0].device.type
     for row in TABLE[op]:
-        if _choice in ("auto", row.backend):
-            verdict = row.supports(*arguments)
-            if verdict is True:
+        if _choice == row.backend or (_choice == "auto" and row.automatic):
+            reason = row.absent(device) or row.declines(*arguments)
+            if not reason:
                 return row.function(*arguments)
-            _log_once(op, row.backend, verdict)
-    raise RuntimeError(f"{op} cannot run on backend {_choice!r}: {verdict}")
+            _log_once(op, row.backend, reason)
+    raise RuntimeError(f"{op} cannot run on backend {_choice!r}: {reason}")
 
 
 @functools.cache
@@ -97,16 +110,16 @@ def _log_once(op, backend, reason):
     logger.debug("%s: %s declines: %s", op, backend, reason)
 
 
-def impls(op):
+def impls(op, device="cpu"):
     """{backend: function} of the live backends of `op`, in order: what tests compare and benchmarks time."""
-    return {row.backend: row.function for row in TABLE[op] if row.function is not None}
+    return {row.backend: row.function for row in TABLE[op] if not row.absent(device)}
 
 
-def report():
-    """One `State(op, backend, live, reason)` per op and backend, in the order in which they are tried."""
-    states = []
-    for op, rows in TABLE.items():
-        for row in rows:
-            live = row.function is not None
-            states.append(State(op, row.backend, live, "" if live else row.supports()))
-    return states
+def report(device="cpu"):
+    """One `State` per op and backend for tensors on a type of device, in the order in which they are tried."""
+    return [
+        State(op, row.backend, not reason, reason)
+        for op, rows in TABLE.items()
+        for row in rows
+        for reason in [row.absent(device)]
+    ]

@@ -19,6 +19,7 @@ from .reference import PAGE_ROWS
 
 FEATURES = (torch.float32, torch.bfloat16, torch.float16)
 FLOATS = (*FEATURES, torch.float64)
+VALUES = (*FLOATS, torch.int8)
 FLOAT32 = (torch.float32,)
 INT32 = (torch.int32,)
 INT64 = (torch.int64,)
@@ -107,6 +108,16 @@ def _describe_mask_overlap(query, stored, valid, query_group, stored_group):
     return [((batch,), torch.int32), ((batch,), torch.int32)]
 
 
+def _describe_mask_route(
+    x, offsets, k, weight, background, permutation, stored, minimum, valid, query_group, stored_group
+):
+    [((batch, words), _)] = _describe_topk_mask(x, offsets, k, weight, background, permutation)
+    rows, _ = _expect("stored", stored, INT32, (None, words), x.device)
+    _expect("minimum", minimum, INT32, (1,), x.device)
+    _expect_visible(batch, rows, x.device, valid, query_group, stored_group)
+    return [((batch,), torch.int32)] * 3
+
+
 def _describe_token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group):
     batch, _ = _expect("query", query, INT32, (None, None))
     rows, _ = _expect("stored", stored, INT32, (None, None), query.device)
@@ -144,10 +155,14 @@ def _describe_masked_linear_backward(grad, x, memory, masks, route, needed):
     return _gradients((x, memory), needed)
 
 
-def _expect_associative_read(name, y, x, first, keys, values, pages, rows, route, background):
+def _expect_associative_read(name, y, x, first, keys, values, pages, rows, route, background, scales=None):
     tokens, width = _expect("x", x, FLOATS, (None, None))
     banks, _, _ = _expect("keys", keys, FLOATS, (None, PAGE_ROWS, width), x.device)
-    _, _, outputs = _expect("values", values, FLOATS, (banks, PAGE_ROWS, None), x.device)
+    _, _, outputs = _expect("values", values, VALUES, (banks, PAGE_ROWS, None), x.device)
+    if (values.dtype == torch.int8) != (scales is not None):
+        raise ValueError("scales must be given with int8 values, and with no others")
+    if scales is not None:
+        _expect("scales", scales, FLOAT32, (banks, PAGE_ROWS), x.device)
     _expect(name, y, FLOATS, (tokens, outputs), x.device)
     _expect("first", first, BOOL, (tokens,), x.device)
     edits, _ = _expect("pages", pages, INT32, (None, None), x.device)
@@ -156,17 +171,18 @@ def _expect_associative_read(name, y, x, first, keys, values, pages, rows, route
     _expect("background", background, FLOAT32, (width,), x.device)
 
 
-def _describe_associative_read(y, x, first, keys, values, pages, rows, route, background, beta):
-    _expect_associative_read("y", y, x, first, keys, values, pages, rows, route, background)
+def _describe_associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales):
+    _expect_associative_read("y", y, x, first, keys, values, pages, rows, route, background, scales)
     return [(y.shape, y.dtype)]
 
 
-def _describe_associative_read_(y, x, first, keys, values, pages, rows, route, background, beta):
-    _expect_associative_read("y", y, x, first, keys, values, pages, rows, route, background)
+def _describe_associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales):
+    _expect_associative_read("y", y, x, first, keys, values, pages, rows, route, background, scales)
     return []
 
 
 def _describe_associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed):
+    _expect("values", values, FLOATS, (None, PAGE_ROWS, None))
     _expect_associative_read("grad", grad, x, first, keys, values, pages, rows, route, background)
     return _gradients((x, keys, values), needed)
 
@@ -191,6 +207,12 @@ _mask_overlap = _register(
     " -> (Tensor, Tensor)",
     _describe_mask_overlap,
 )
+_mask_route = _register(
+    "mask_route(Tensor x, Tensor offsets, SymInt k, Tensor? weight, Tensor? background, Tensor? permutation,"
+    " Tensor stored, Tensor minimum, Tensor? valid, Tensor? query_group, Tensor? stored_group)"
+    " -> (Tensor, Tensor, Tensor)",
+    _describe_mask_route,
+)
 _token_overlap = _register(
     "token_overlap(Tensor query, Tensor stored, Tensor rarity, float extra_weight, Tensor? valid,"
     " Tensor? query_group, Tensor? stored_group) -> (Tensor, Tensor, Tensor)",
@@ -214,11 +236,11 @@ _READ = (
     " Tensor background, float beta"
 )
 _associative_read = _register(
-    f"associative_read(Tensor y, {_READ}) -> Tensor",
+    f"associative_read(Tensor y, {_READ}, Tensor? scales) -> Tensor",
     _describe_associative_read,
 )
 _associative_read_ = _register(
-    f"associative_read_(Tensor(a!) y, {_READ}) -> ()",
+    f"associative_read_(Tensor(a!) y, {_READ}, Tensor? scales) -> ()",
     _describe_associative_read_,
 )
 _associative_read_backward = _register(
@@ -287,6 +309,31 @@ def mask_overlap(query, stored, valid=None, query_group=None, stored_group=None)
     Cost: O(B N W).
     """
     return _mask_overlap(query, stored, valid, query_group, stored_group)
+
+
+def mask_route(
+    x, offsets, k, weight, background, permutation, stored, minimum, valid=None, query_group=None, stored_group=None
+):
+    """Name the stored mask that each sequence is about: `topk_mask`, `mask_overlap` and a threshold in one.
+
+        nearest_b, overlap_b = mask_overlap(topk_mask(x)_b, stored)
+        route_b = nearest_b  where overlap_b >= minimum, else -1
+
+    Args:
+        x, offsets, k, weight, background, permutation: as in `topk_mask`.
+        stored, valid, query_group, stored_group: as in `mask_overlap`.
+        minimum: [1] int32 on x's device, the least overlap that counts: on the device, so that a captured graph
+            follows a threshold that moves.
+
+    Returns:
+        nearest [B] int32, overlap [B] int32, route [B] int32.
+
+    Source: MEMOIR (arXiv 2506.07899), as its code has it.
+    Cost: O(tokens D + B D + B N W).
+    """
+    return _mask_route(
+        x, offsets, k, weight, background, permutation, stored, minimum, valid, query_group, stored_group
+    )
 
 
 def token_overlap(query, stored, rarity, extra_weight, valid=None, query_group=None, stored_group=None):
@@ -375,7 +422,7 @@ def masked_linear_backward(grad, x, memory, masks, route, needed=(True, True)):
     return _masked_linear_backward(grad, x, memory, masks, route, needed)
 
 
-def associative_read(y, x, first, keys, values, pages, rows, route, background, beta):
+def associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales=None):
     """Add to each routed token what its edit's own rows answer: a softmax read of values by keys.
 
         u_t = (x_t - background) / max(|x_t - background|, 1e-6)
@@ -390,15 +437,16 @@ def associative_read(y, x, first, keys, values, pages, rows, route, background, 
 
     Args:
         y: [tokens, d] float, the output of the frozen layer.
-        x: [tokens, D] float, its input.
+        x: [tokens, D] float, its input, or what its input was projected to.
         first: [tokens] bool, whether this is the first position of the answer.
         keys: [P, 8, D] float, a bank in pages of 8 rows.
-        values: [P, 8, d] float, laid out likewise.
+        values: [P, 8, d] float, laid out likewise; or int8, for reading alone.
         pages: [E, max_pages] int32; row r of edit e is row r % 8 of page pages[e, r // 8]; -1 is no page.
         rows: [E] int32, how many rows edit e has.
         route: [tokens] int32, an edit, or -1.
         background: [D] float32.
         beta: float, the inverse temperature.
+        scales: [P, 8] float32, by which int8 values of a row are multiplied; None with float values.
 
     Returns:
         [tokens, d] in y's dtype.
@@ -407,17 +455,19 @@ def associative_read(y, x, first, keys, values, pages, rows, route, background, 
     Cost: O(n (D + d)) per routed token, nothing for the others.
     """
     if wanted(y, x, keys, values):
+        if scales is not None:
+            raise RuntimeError("associative_read records no gradient through int8 values: call it under no_grad()")
         return AssociativeRead.apply(y, x, first, keys, values, pages, rows, route, background, beta)
-    return _associative_read(y, x, first, keys, values, pages, rows, route, background, beta)
+    return _associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales)
 
 
-def associative_read_(y, x, first, keys, values, pages, rows, route, background, beta):
+def associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales=None):
     """`associative_read` into y, for inference: writes the rows that get something, no others; returns y.
 
     Raises RuntimeError where a gradient would have to be recorded.
     """
     _refuse_gradient("associative_read_", y, x, keys, values)
-    _associative_read_(y, x, first, keys, values, pages, rows, route, background, beta)
+    _associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales)
     return y
 
 

@@ -101,6 +101,12 @@ def mask_overlap(query, stored, valid, query_group, stored_group):
     return index, best.clamp_(min=0)
 
 
+def mask_route(x, offsets, k, weight, background, permutation, stored, minimum, valid, query_group, stored_group):
+    query = topk_mask(x, offsets, k, weight, background, permutation)
+    nearest, overlap = mask_overlap(query, stored, valid, query_group, stored_group)
+    return nearest, overlap, torch.where(overlap >= minimum, nearest, -1)
+
+
 def token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group):
     batch, rows = query.shape[0], stored.shape[0]
     score = rarity.new_zeros(batch, rows, dtype=torch.float32)
@@ -200,17 +206,19 @@ def _direction(x, background, dtype):
     return centred / norm, norm
 
 
-def associative_read(y, x, first, keys, values, pages, rows, route, background, beta):
+def associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales):
     out = y.clone(memory_format=torch.contiguous_format)
-    associative_read_(out, x, first, keys, values, pages, rows, route, background, beta)
+    associative_read_(out, x, first, keys, values, pages, rows, route, background, beta, scales)
     return out
 
 
-def associative_read_(y, x, first, keys, values, pages, rows, route, background, beta):
+def associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales):
     dtype = _accumulator(y, x, keys, values)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     for slots, opening, later in _reads(first, pages, rows, route):
         value = values[slots].to(dtype)
+        if scales is not None:
+            value = value * scales.flatten()[slots, None]
         if opening.numel():
             _add_rows_(y, opening, value[0])
         if later.numel():

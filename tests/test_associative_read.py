@@ -265,3 +265,29 @@ def test_a_wrong_argument_is_named(name, position, wrong):
     for op in (ops.associative_read, ops.associative_read_):
         with pytest.raises(ValueError, match=f"^{name} must"):
             op(*arguments)
+
+
+@each_backend("associative_read")
+def test_values_of_eight_bits_are_scaled(backend):
+    y, x, first, keys, values, pages, rows, route, background = make(12, [9, 1, 4], 40, 33, 13)
+    scales = values.nan_to_num().abs().amax(-1) / 127
+    small = (values / scales[..., None]).nan_to_num().round().to(torch.int8)
+    plain = small.float() * scales[..., None]
+    rest = (pages, rows, route, background, BETA)
+    with dispatch.use(backend):
+        out = ops.associative_read(y, x, first, keys, small, *rest, scales)
+        inplace = ops.associative_read_(y.clone(), x, first, keys, small, *rest, scales)
+    assert_close(out, slow_associative_read(y, x, first, keys, plain, *rest))
+    assert same_bits(out, inplace)
+
+
+def test_scales_go_with_eight_bits():
+    y, x, first, keys, values, *rest = make(3, [2], 16, 3, 14)
+    small, scales = values.nan_to_num().to(torch.int8), torch.ones(values.shape[:2])
+    for wrong in ((values, scales), (small, None)):
+        with pytest.raises(ValueError, match=r"^scales must be given with int8 values, and with no others$"):
+            ops.associative_read(y, x, first, keys, wrong[0], *rest, BETA, wrong[1])
+    with pytest.raises(RuntimeError, match="no gradient through int8"):
+        ops.associative_read(y, x.requires_grad_(), first, keys, small, *rest, BETA, scales)
+    with pytest.raises(ValueError, match=r"^values must be float32 or"):
+        ops.associative_read_backward(y, x.detach(), first, keys, small, *rest, BETA)

@@ -28,6 +28,10 @@ def arguments(op, tokens=TOKENS):
     return {
         "topk_mask": (x, bound, 7, torch.ones(tokens), normal(WIDTH, seed=7), torch.arange(WIDTH).flip(0)),
         "mask_overlap": (masks, masks, torch.tensor([3], dtype=torch.int32), group, group),
+        "mask_route": (
+            *(x, bound, 7, None, None, None, masks[:, : WIDTH // 32 + 1]),
+            *(torch.tensor([2], dtype=torch.int32), torch.tensor([3], dtype=torch.int32), group[:2], group),
+        ),
         "token_overlap": (
             torch.tensor([[3, 1, -1], [2, 3, 0]], dtype=torch.int32),
             torch.tensor([[3, 2], [1, -1], [4, 0], [3, 1]], dtype=torch.int32),
@@ -40,8 +44,8 @@ def arguments(op, tokens=TOKENS):
         "masked_linear": (y, *linear),
         "masked_linear_": (y, *linear),
         "masked_linear_backward": (y, *linear, [True, True]),
-        "associative_read": (y, *read),
-        "associative_read_": (y, *read),
+        "associative_read": (y, *read, None),
+        "associative_read_": (y, *read, None),
         "associative_read_backward": (y, *read, [True, False, True]),
         "ties_merge": (dyadic(2, 4, tokens, seed=8), torch.ones(2), [0.5, 0.7]),
     }[op]

@@ -1,0 +1,56 @@
+"""The C++ and CUDA kernels: two shared libraries that `setup.py` builds beside this file, loaded once, at import.
+
+They register their ops in the namespace `corrigenda_native`, under the names and with the arguments of the public
+ops. A library that is missing or does not load leaves its reason here; the import never fails.
+"""
+
+from pathlib import Path
+
+import torch
+
+LIBRARIES = {"cpu": "_C.so", "cuda": "_C_cuda.so"}
+
+
+def _load(device):
+    """Load the library of a device type; return "" or the one sentence that says why it is not live."""
+    path = Path(__file__).with_name(LIBRARIES[device])
+    if device == "cuda" and torch.version.cuda is None:
+        return "this torch is built without CUDA; install a CUDA build of torch"
+    if not path.exists():
+        reason = _build_note(path.with_name("build.txt"), device)
+        return f"{path.name} is not built{reason}; `CORRIGENDA_BUILD={device} pip install .` builds it or says why not"
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        cause = str(error).splitlines()[0]
+        return f"{path.name} does not load in torch {torch.__version__} ({cause}); install the project again"
+    return ""
+
+
+def _build_note(path, device):
+    """What the build left out for `device`, as setup.py recorded it: " (no nvcc was found)", or nothing."""
+    if path.exists():
+        for line in path.read_text().splitlines():
+            name, _, cause = line.partition(": ")
+            if name == device:
+                return f" ({cause})"
+    return ""
+
+
+_absent = {"cpu": _load("cpu")}
+# The CUDA library adds implementations to the ops that the CPU library defines.
+_absent["cuda"] = _load("cuda") if not _absent["cpu"] or torch.version.cuda is None else _absent["cpu"]
+
+
+def absent(device):
+    """Why there is no native kernel for tensors on `device` ("cpu", "cuda", ...), or "" if there is."""
+    return _absent.get(device, f"there are no native kernels for {device} tensors")
+
+
+def call(op):
+    """The native form of `op`, looked up when it is first called."""
+
+    def run(*arguments):
+        return getattr(torch.ops.corrigenda_native, op).default(*arguments)
+
+    return run
