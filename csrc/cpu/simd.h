@@ -175,6 +175,11 @@ inline float sum(Floats value) {
   return value[0];
 }
 
+inline int32_t sum(Ints value) {
+  for (int half = lanes / 2; half; half /= 2) value += __builtin_shuffle(value, lane_numbers ^ half);
+  return value[0];
+}
+
 // The sums of all lanes of four vectors.
 typedef int32_t FourInts __attribute__((vector_size(16)));
 
