@@ -9,64 +9,80 @@ constexpr int tokens_at_once = 4;  // so many rows of x are read side by side fo
 // A magnitude as a number that orders likewise; NaN counts as infinite.
 Ints key_of(Floats value) {
   const Ints magnitude = bit_cast<Ints>(value) & 0x7FFFFFFF;
-  return magnitude > largest_key ? ints(largest_key) : magnitude;
+  return magnitude < largest_key ? magnitude : ints(largest_key);
 }
 
 // One sequence's weighted mean less the background, as keys.
 template <class T>
 class Pool {
  public:
-  Pool(const TopkMask& op, int32_t* keys) : op_(op), keys_(keys) {}
+  Pool(const TopkMask& op, float* sums) : op_(op), sums_(sums) {}
 
-  void operator()(int64_t start, int64_t end) {
-    mass_ = 0;
-    for (int64_t t = start; t < end; ++t) mass_ += op_.weight ? op_.weight[t] : 1.0f;
-    first_ = true;
-    if (mass_ == 0) return add<0>(start, true);
+  // Sum all tokens but the last few; `use` gets a function that yields the keys from i on, the last few added.
+  template <class Use>
+  void operator()(int64_t start, int64_t end, const Use& use) {
+    float mass = 0;
+    for (int64_t t = start; t < end; ++t) mass += weight(t);
+    if (mass == 0) return use(keys<0>(start, mass, false));
     int64_t token = start;
-    for (; end - token > tokens_at_once; token += tokens_at_once) add<tokens_at_once>(token, false);
+    for (; end - token > tokens_at_once; token += tokens_at_once) add(token, token > start);
     switch (end - token) {
-      case 1: return add<1>(token, true);
-      case 2: return add<2>(token, true);
-      case 3: return add<3>(token, true);
-      case 4: return add<4>(token, true);
+      case 1: return use(keys<1>(token, mass, token > start));
+      case 2: return use(keys<2>(token, mass, token > start));
+      case 3: return use(keys<3>(token, mass, token > start));
+      case 4: return use(keys<4>(token, mass, token > start));
     }
   }
 
  private:
-  // Add `tokens` rows of x to the sums; if they are the last, turn those into keys.
   template <int tokens>
-  void add(int64_t token, bool last) {
+  struct Weights {
+    Floats of[tokens + 1];
+  };
+
+  float weight(int64_t token) const { return op_.weight ? op_.weight[token] : 1.0f; }
+
+  // A function that yields the sums from i on, read by `read`, with the weighted rows of `tokens` tokens added.
+  template <int tokens>
+  auto sums(int64_t token, bool summed) const {
+    Weights<tokens> weights{};
+    for (int t = 0; t < tokens; ++t) weights.of[t] = floats(weight(token + t));
     const T* x = static_cast<const T*>(op_.x) + token * op_.width;
-    Floats weight[tokens + 1];
-    for (int t = 0; t < tokens; ++t) weight[t] = floats(op_.weight ? op_.weight[token + t] : 1.0f);
-    const bool divide = mass_ != 0 && mass_ != 1;
-    const Floats mass = floats(mass_);
-    const auto step = [&](int64_t i, auto&& read) {
-      Floats sum = first_ ? Floats{} : load(reinterpret_cast<const float*>(keys_ + i));
-      for (int t = 0; t < tokens; ++t) sum += weight[t] * read(x + t * op_.width + i);
-      if (!last) return bit_cast<Ints>(sum);
-      if (divide) sum /= mass;
-      if (op_.background) sum -= read(op_.background + i);
-      return key_of(sum);
+    return [weights, x, summed, before = sums_, width = op_.width](int64_t i, const auto& read) {
+      Floats sum = summed ? read(before + i) : Floats{};
+      for (int t = 0; t < tokens; ++t) sum += weights.of[t] * read(x + t * width + i);
+      return sum;
     };
+  }
+
+  template <int tokens>
+  auto keys(int64_t token, float mass, bool summed) const {
+    const bool divide = mass != 0 && mass != 1;
+    return [sums = sums<tokens>(token, summed), divide, mass = floats(mass), background = op_.background,
+            width = op_.width](int64_t i) {
+      const auto key = [&](const auto& read) {
+        Floats value = sums(i, read);
+        if (divide) value /= mass;
+        if (background) value -= read(background + i);
+        return key_of(value);
+      };
+      if (i + lanes <= width) return key([](const auto* from) { return load(from); });
+      const Ints last = key([&](const auto* from) { return load_some(from, width - i); });
+      return lane_numbers < static_cast<int32_t>(width - i) ? last : ints(-1);
+    };
+  }
+
+  void add(int64_t token, bool summed) {
+    const auto all = sums<tokens_at_once>(token, summed);
     int64_t i = 0;
-    for (; i + lanes <= op_.width; i += lanes) {
-      const Ints values = step(i, [](const auto* from) { return load(from); });
-      __builtin_memcpy(keys_ + i, &values, sizeof values);
-    }
+    for (; i + lanes <= op_.width; i += lanes) store(sums_ + i, all(i, [](const auto* from) { return load(from); }));
     if (const int64_t rest = op_.width - i) {
-      Ints values = step(i, [&](const auto* from) { return load_some(from, rest); });
-      if (last) values = lane_numbers < static_cast<int32_t>(rest) ? values : ints(-1);
-      __builtin_memcpy(keys_ + i, &values, sizeof values);
+      store_some(sums_ + i, all(i, [&](const auto* from) { return load_some(from, rest); }), rest);
     }
-    first_ = false;
   }
 
   const TopkMask& op_;
-  int32_t* keys_;
-  float mass_ = 0;
-  bool first_ = true;
+  float* sums_;
 };
 
 // One bit per byte, its highest.
@@ -99,20 +115,24 @@ int64_t within(int64_t value, int64_t least, int64_t most) {
 
 template <class T>
 bool make_masks(const TopkMask& op, int64_t begin, int64_t end) {
+  static thread_local Buffer<int32_t> position_memory;
+  static thread_local Buffer<float> sum_memory;
+  static thread_local Buffer<uint8_t> byte_memory;
   const int64_t words = (op.width + 31) / 32;
-  Buffer<int32_t> positions(op.width + lanes), keys(op.width + lanes);
-  Buffer<uint8_t> bytes(words * 32);
-  if (!place(op, positions.data())) return false;
-  Pool<T> pool(op, keys.data());
+  int32_t* positions = position_memory.reserve(op.width + lanes);
+  uint8_t* bytes = byte_memory.reserve(words * 32);
+  if (!place(op, positions)) return false;
+  Pool<T> pool(op, sum_memory.reserve(op.width));
   Selection select(op.width);
   for (int64_t b = begin; b < end; ++b) {
     const int64_t start = within(op.offsets[b], 0, op.tokens);
-    pool(start, within(op.offsets[b + 1], start, op.tokens));
-    const uint32_t* chosen = select(keys.data(), positions.data(), op.k);
-    // Through bytes, as setting bits of a word makes each wait for the one before.
-    __builtin_memset(bytes.data(), 0, static_cast<size_t>(words) * 32);
-    for (int64_t i = 0; i < op.k; ++i) bytes[chosen[i]] = 0x80;
-    for (int64_t w = 0; w < words; ++w) op.masks[b * words + w] = pack(bytes.data() + 32 * w);
+    pool(start, within(op.offsets[b + 1], start, op.tokens), [&](const auto& keys) {
+      const int32_t* chosen = select(keys, positions, op.k);
+      // Through bytes, as setting bits of a word makes each wait for the one before.
+      __builtin_memset(bytes, 0, static_cast<size_t>(words) * 32);
+      for (int64_t i = 0; i < op.k; ++i) bytes[static_cast<uint32_t>(chosen[i])] = 0x80;
+    });
+    for (int64_t w = 0; w < words; ++w) op.masks[b * words + w] = pack(bytes + 32 * w);
   }
   return true;
 }
