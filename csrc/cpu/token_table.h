@@ -84,6 +84,7 @@ class TokenTable {
 #if defined(__AVX2__)
     for (int64_t i = 0; i < count; i += lanes) {
       const Ints tokens = load_tokens(row + i, count - i);
+      __builtin_prefetch(row + i + ahead);
       if (i && !any(tokens >= 0)) continue;  // one long row makes all rows wide
       const Words slot = bit_cast<Words>(tokens) >> shift_;
       for (int64_t layer = 0; layer < layers_; ++layer) {
@@ -104,11 +105,15 @@ class TokenTable {
       }
     }
 #else
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t slot = static_cast<uint32_t>(row[i]) >> shift_ & (slots - 1);
-      for (int64_t at = slot; at < layers_ * slots; at += slots)
-        total[0] += tokens_[at] == row[i] ? static_cast<uint32_t>(weights_[at]) : 0;
+    int32_t sum = 0;
+    for (int64_t layer = 0; layer < layers_; ++layer) {
+      const int32_t *const tokens = tokens_ + layer * slots, *const weights = weights_ + layer * slots;
+      for (int64_t i = 0; i < count; ++i) {
+        const uint32_t slot = static_cast<uint32_t>(row[i]) >> shift_ & (slots - 1);
+        sum += weights[slot] & -(tokens[slot] == row[i]);
+      }
     }
+    total[0] = static_cast<uint32_t>(sum);
 #endif
     return total;
   }
