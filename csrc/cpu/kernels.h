@@ -27,8 +27,31 @@ struct MaskOverlap {
   int32_t* overlap;  // [B]
 };
 
+// The routed tokens, those of one entry side by side.
+struct Routes {
+  const int32_t* tokens;   // [count]
+  const int32_t* entries;  // [count]
+  int64_t count;
+};
+
+// Strides are in elements. Work items are blocks of columns of y.
+struct MaskedLinear {
+  Type y_type, x_type, memory_type;
+  void* y;  // [tokens, outputs]
+  int64_t y_row, y_column, outputs;
+  const void* x;  // [tokens, width]
+  int64_t x_row, x_column, width;
+  const void* memory;  // [width, outputs], its columns adjacent
+  int64_t memory_row;
+  const int32_t* masks;  // [M, words]
+  int64_t words;
+  Routes routes;
+  int64_t block;  // columns of a work item
+};
+
 struct Kernels {
   void (*mask_overlap)(const MaskOverlap&, int64_t begin, int64_t end);
+  void (*masked_linear)(const MaskedLinear&, int64_t begin, int64_t end);
 };
 
 namespace baseline {
