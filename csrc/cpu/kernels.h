@@ -49,9 +49,36 @@ struct MaskedLinear {
   int64_t block;  // columns of a work item
 };
 
+// Strides are in elements. `upstream` is filled by `masked_linear_upstream`, whose work items are routed tokens; those of
+// `masked_linear_dx` are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
+struct MaskedLinearBackward {
+  Type grad_type, x_type, memory_type;
+  const void* grad;  // [tokens, outputs]
+  int64_t grad_row, grad_column, outputs;
+  const void* x;  // [tokens, width]
+  int64_t x_row, x_column, width;
+  const void* memory;  // [width, outputs], its columns adjacent
+  int64_t memory_row;
+  const int32_t* masks;  // [M, words]
+  int64_t words;
+  Routes routes;
+  float* upstream;  // [routes.count, stride]: the gradients of routed tokens
+  int64_t stride;   // outputs, rounded up to `row_multiple`
+  void* dx;         // [tokens, width], zero
+  void* dmemory;    // [width, outputs]
+};
+
+// Rows of float32 that a kernel keeps are a multiple of this long: two of the widest vectors.
+constexpr int64_t row_multiple = 32;
+
+constexpr int64_t mask_rows = 512;
+
 struct Kernels {
   void (*mask_overlap)(const MaskOverlap&, int64_t begin, int64_t end);
   void (*masked_linear)(const MaskedLinear&, int64_t begin, int64_t end);
+  void (*masked_linear_upstream)(const MaskedLinearBackward&, int64_t begin, int64_t end);
+  void (*masked_linear_dx)(const MaskedLinearBackward&, int64_t begin, int64_t end);
+  void (*masked_linear_dmemory)(const MaskedLinearBackward&, int64_t begin, int64_t end);
 };
 
 namespace baseline {

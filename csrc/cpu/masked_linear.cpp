@@ -29,6 +29,8 @@ void add_columns(const MaskedLinear& op, int64_t from, int64_t to, float* sums, 
       for_each_run(op.routes, first, last, [&](int64_t run, int64_t size) {
         const int32_t* mask = op.masks + op.routes.entries[run] * op.words;
         in_tiles(size, [&](int64_t t, auto tile) {
+          float* targets[tile.size];
+          for (int k = 0; k < tile.size; ++k) targets[k] = sums + (run + t + k - first) * stride;
           int64_t count = 0;
           with_float(op.x_type, [&](auto element) {
             const auto* x = static_cast<const decltype(element)*>(op.x);
@@ -40,7 +42,7 @@ void add_columns(const MaskedLinear& op, int64_t from, int64_t to, float* sums, 
               ++count;
             });
           });
-          accumulate<tile.size>(sums + (run + t - first) * stride, stride, rows, weights, count, width);
+          accumulate<tile.size>(targets, rows, weights, count, width);
         });
       });
     }

@@ -75,14 +75,14 @@ inline float load_one(const BFloat16* from) {
   return bit_cast<float>(static_cast<uint32_t>(from->bits) << 16);
 }
 
-// A row of any type and stride in order, as float32, zeros up to padded(count).
+// A row of any type and stride in order, as float32, zeros up to `end`.
 template <class T>
-inline void widen(const T* from, int64_t stride, int64_t count, float* to) {
+inline void widen(const T* from, int64_t stride, int64_t count, float* to, int64_t end) {
   int64_t j = 0;
   if (stride == 1)
     for (; j + lanes <= count; j += lanes) store(to + j, load(from + j));
   for (; j < count; ++j) to[j] = load_one(from + j * stride);
-  for (; j < padded(count); ++j) to[j] = 0;
+  for (; j < end; ++j) to[j] = 0;
 }
 
 // to[j] = to[j] + values[j], rounded once.
@@ -102,20 +102,20 @@ inline void round_to(T* to, const float* values, int64_t count) {
   if (j < count) store_some(to + j, load_some(values + j, count - j), count - j);
 }
 
-// sums[t][j] += sum over r of weights[r][t] rows[r][j], for `targets` sums `stride` apart and `count` rows.
+// sums[t][j] += sum over r of weights[r][t] rows[r][j], for `targets` sums and `count` rows.
 template <int targets, int count, class T>
-inline void accumulate_tile(float* sums, int64_t stride, const T* const* rows, const float* weights, int64_t width) {
+inline void accumulate_tile(float* const* sums, const T* const* rows, const float* weights, int64_t width) {
   Floats weight[count][targets];
   for (int r = 0; r < count; ++r)
     for (int t = 0; t < targets; ++t) weight[r][t] = floats(weights[r * targets + t]);
   const auto add = [&](int64_t j, auto&& load_row) {
     Floats a[targets], b[targets];
-    for (int t = 0; t < targets; ++t) a[t] = load(sums + t * stride + j), b[t] = load(sums + t * stride + j + lanes);
+    for (int t = 0; t < targets; ++t) a[t] = load(sums[t] + j), b[t] = load(sums[t] + j + lanes);
     for (int r = 0; r < count; ++r) {
       const Pair row = load_row(rows[r] + j);
       for (int t = 0; t < targets; ++t) a[t] = weight[r][t] * row.a + a[t], b[t] = weight[r][t] * row.b + b[t];
     }
-    for (int t = 0; t < targets; ++t) store(sums + t * stride + j, a[t]), store(sums + t * stride + j + lanes, b[t]);
+    for (int t = 0; t < targets; ++t) store(sums[t] + j, a[t]), store(sums[t] + j + lanes, b[t]);
   };
   int64_t j = 0;
   for (; j + step <= width; j += step) add(j, [](const T* from) { return load_pair(from); });
@@ -123,21 +123,20 @@ inline void accumulate_tile(float* sums, int64_t stride, const T* const* rows, c
 }
 
 template <int targets, class T>
-inline void accumulate(float* sums, int64_t stride, const T* const* rows, const float* weights, int64_t count,
-                       int64_t width) {
+inline void accumulate(float* const* sums, const T* const* rows, const float* weights, int64_t count, int64_t width) {
   constexpr int tile = targets == 1 ? 8 : 4;
   int64_t r = 0;
   for (; r + tile <= count; r += tile)
-    accumulate_tile<targets, tile>(sums, stride, rows + r, weights + r * targets, width);
+    accumulate_tile<targets, tile>(sums, rows + r, weights + r * targets, width);
   if (tile == 8 && r + 4 <= count) {
-    accumulate_tile<targets, 4>(sums, stride, rows + r, weights + r * targets, width);
+    accumulate_tile<targets, 4>(sums, rows + r, weights + r * targets, width);
     r += 4;
   }
   if (r + 2 <= count) {
-    accumulate_tile<targets, 2>(sums, stride, rows + r, weights + r * targets, width);
+    accumulate_tile<targets, 2>(sums, rows + r, weights + r * targets, width);
     r += 2;
   }
-  if (r < count) accumulate_tile<targets, 1>(sums, stride, rows + r, weights + r * targets, width);
+  if (r < count) accumulate_tile<targets, 1>(sums, rows + r, weights + r * targets, width);
 }
 
 // dots[r][t] = rows[r] . vectors[t], for `targets` vectors `stride` apart and `count` rows.

@@ -5,7 +5,12 @@ namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
 
 void mask_overlap(const MaskOverlap&, int64_t begin, int64_t end);
 void masked_linear(const MaskedLinear&, int64_t begin, int64_t end);
+void masked_linear_upstream(const MaskedLinearBackward&, int64_t begin, int64_t end);
+void masked_linear_dx(const MaskedLinearBackward&, int64_t begin, int64_t end);
+void masked_linear_dmemory(const MaskedLinearBackward&, int64_t begin, int64_t end);
 
-const Kernels table = {mask_overlap, masked_linear};
+const Kernels table = {
+    mask_overlap, masked_linear, masked_linear_upstream, masked_linear_dx, masked_linear_dmemory,
+};
 
 }  // namespace corrigenda::CORRIGENDA_INSTRUCTIONS

@@ -40,11 +40,50 @@ Tensor masked_linear(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor rou
   return out;
 }
 
+std::tuple<Tensor, Tensor> masked_linear_backward(Tensor grad, Tensor x, Tensor memory, Tensor masks, Tensor route,
+                                                  std::vector<bool> needed) {
+  const SortedRoutes routes(route, masks.size(0));
+  memory = adjacent_columns(memory);
+  masks = torch::stable::contiguous(masks);
+  MaskedLinearBackward op = {};
+  op.grad_type = type(grad), op.x_type = type(x), op.memory_type = type(memory);
+  op.grad = grad.const_data_ptr(), op.grad_row = grad.stride(0), op.grad_column = grad.stride(1);
+  op.outputs = grad.size(1);
+  op.x = x.const_data_ptr(), op.x_row = x.stride(0), op.x_column = x.stride(1), op.width = x.size(1);
+  op.memory = memory.const_data_ptr(), op.memory_row = memory.stride(0);
+  op.masks = data<int32_t>(masks), op.words = masks.size(1);
+  op.routes = routes.view();
+  op.stride = (op.outputs + row_multiple - 1) / row_multiple * row_multiple;
+  Tensor upstream = torch::stable::new_empty(grad, {op.routes.count, op.stride}, ScalarType::Float);
+  op.upstream = upstream.mutable_data_ptr<float>();
+  torch::stable::parallel_for(0, op.routes.count, 8,
+                              [&](int64_t begin, int64_t end) { kernels().masked_linear_upstream(op, begin, end); });
+  Tensor dx, dmemory;
+  if (needed[0]) {
+    dx = torch::stable::new_zeros(x, x.sizes());
+    op.dx = dx.mutable_data_ptr();
+    torch::stable::parallel_for(0, (op.width + mask_rows - 1) / mask_rows, 1,
+                                [&](int64_t begin, int64_t end) { kernels().masked_linear_dx(op, begin, end); });
+  } else {
+    dx = torch::stable::new_empty(x, {0, 0});
+  }
+  if (needed[1]) {
+    dmemory = torch::stable::new_empty(memory, memory.sizes());
+    op.dmemory = dmemory.mutable_data_ptr();
+    torch::stable::parallel_for(0, op.words, 4,
+                                [&](int64_t begin, int64_t end) { kernels().masked_linear_dmemory(op, begin, end); });
+  } else {
+    dmemory = torch::stable::new_empty(memory, {0, 0});
+  }
+  return {dx, dmemory};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(corrigenda_native, CPU, m) {
   m.impl("masked_linear", TORCH_BOX(&masked_linear));
   m.impl("masked_linear_", TORCH_BOX(&masked_linear_));
+  m.impl("masked_linear_backward", TORCH_BOX(&masked_linear_backward));
 }
 
 }  // namespace corrigenda
