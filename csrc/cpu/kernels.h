@@ -73,12 +73,101 @@ constexpr int64_t row_multiple = 32;
 
 constexpr int64_t mask_rows = 512;
 
+// Up to 4 routed tokens that read one edit: openings, which take its row 0, or later ones.
+struct ReadTile {
+  int32_t edit, begin, size;
+  bool opening;
+};
+
+// All routed tokens of one edit: openings are [begin, later), later ones [later, end).
+struct ReadRun {
+  int32_t edit, begin, later, end;
+};
+
+// What an edit's rows are read by and from. Strides are in elements.
+struct ReadBank {
+  Type x_type, key_type, value_type;
+  const void* x;  // [tokens, width]
+  int64_t x_row, x_column, width;
+  const void* keys;    // [P, 8, width]
+  const void* values;  // [P, 8, outputs]
+  const float* scales;  // [P, 8], or null
+  int64_t outputs;
+  const int32_t* pages;  // [E, max_pages]
+  int64_t max_pages;
+  const int32_t* rows;      // [E]
+  const float* background;  // [width]
+  float beta;
+  const int32_t* tokens;  // the tokens that get something, as tiles and runs index them
+};
+
+// Work items are tiles.
+struct AssociativeRead {
+  ReadBank bank;
+  const ReadTile* tiles;
+  Type y_type;
+  void* y;  // [tokens, outputs]
+  int64_t y_row, y_column;
+};
+
+// `associative_read_scores` goes first: its work items are tiles, and it fills the buffers below and dx. Work items of
+// `associative_read_dkeys` and `associative_read_dvalues` are pages.
+struct AssociativeReadBackward {
+  ReadBank bank;
+  const ReadTile* tiles;
+  const ReadRun* runs;
+  const int32_t* page_begin;  // [P + 1]: the runs that read page p are owners[page_begin[p]:page_begin[p + 1]]
+  const int32_t* owners;      // indices of runs
+  const int32_t* places;      // beside them: which page of the run's edit it is
+  Type grad_type;
+  const void* grad;  // [tokens, outputs]
+  int64_t grad_row, grad_column;
+  float* directions;  // [routed tokens, width_stride]
+  int64_t width_stride;
+  float* upstream;  // [routed tokens, output_stride]
+  int64_t output_stride;
+  float* shares;   // [routed tokens, most_rows]
+  float* dscores;  // [routed tokens, most_rows]
+  int64_t most_rows;
+  void* dx;       // [tokens, width], zero, or null
+  void* dkeys;    // [P, 8, width]
+  void* dvalues;  // [P, 8, outputs]
+};
+
+// Counts the keys of entries [begin, end): a key is an entry's magnitude, its bits without the sign.
+struct MagnitudeCount {
+  Type type;
+  const void* entries;
+  int32_t low, high;    // keys within are counted in bins of 2^shift keys
+  int shift;
+  uint32_t* histogram;  // added to
+  int64_t above;        // added to: how many keys are larger than `high`
+};
+
+// Work items are blocks of `merge_block` entries.
+struct TiesMerge {
+  Type type;
+  const void* deltas;  // [shards, entries]
+  int64_t shards, entries;
+  const float* weights;       // [shards]
+  const int32_t* thresholds;  // [shards]: the bits of the smallest magnitude kept, as a float32
+  void* merged;               // [entries]
+};
+
+constexpr int64_t merge_block = 8192;
+
 struct Kernels {
   void (*mask_overlap)(const MaskOverlap&, int64_t begin, int64_t end);
   void (*masked_linear)(const MaskedLinear&, int64_t begin, int64_t end);
   void (*masked_linear_upstream)(const MaskedLinearBackward&, int64_t begin, int64_t end);
   void (*masked_linear_dx)(const MaskedLinearBackward&, int64_t begin, int64_t end);
   void (*masked_linear_dmemory)(const MaskedLinearBackward&, int64_t begin, int64_t end);
+  void (*associative_read)(const AssociativeRead&, int64_t begin, int64_t end);
+  void (*associative_read_scores)(const AssociativeReadBackward&, int64_t begin, int64_t end);
+  void (*associative_read_dkeys)(const AssociativeReadBackward&, int64_t begin, int64_t end);
+  void (*associative_read_dvalues)(const AssociativeReadBackward&, int64_t begin, int64_t end);
+  void (*count_magnitudes)(MagnitudeCount&, int64_t begin, int64_t end);
+  void (*ties_merge)(const TiesMerge&, int64_t begin, int64_t end);
 };
 
 namespace baseline {

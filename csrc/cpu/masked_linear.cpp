@@ -28,7 +28,7 @@ void add_columns(const MaskedLinear& op, int64_t from, int64_t to, float* sums, 
       const int64_t bottom = top + chunk < op.width ? top + chunk : op.width;
       for_each_run(op.routes, first, last, [&](int64_t run, int64_t size) {
         const int32_t* mask = op.masks + op.routes.entries[run] * op.words;
-        in_tiles(size, [&](int64_t t, auto tile) {
+        in_tiles<4>(size, [&](int64_t t, auto tile) {
           float* targets[tile.size];
           for (int k = 0; k < tile.size; ++k) targets[k] = sums + (run + t + k - first) * stride;
           int64_t count = 0;

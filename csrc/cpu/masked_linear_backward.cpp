@@ -18,7 +18,7 @@ void dx_of_block(const MaskedLinearBackward& op, int64_t top, const Memory** row
     for_each_bit(mask, top, bottom, [&](int64_t i) {
       rows[count++] = static_cast<const Memory*>(op.memory) + i * op.memory_row;
     });
-    in_tiles(size, [&](int64_t t, auto tile) {
+    in_tiles<4>(size, [&](int64_t t, auto tile) {
       dot<tile.size>(op.upstream + (run + t) * op.stride, op.stride, rows, count, op.outputs, dots);
       for (int k = 0; k < tile.size; ++k) {
         std::memset(gradients, 0, mask_rows * sizeof(float));
@@ -63,7 +63,7 @@ void dmemory_of_word(const MaskedLinearBackward& op, int64_t word, int64_t from,
     const int32_t* mask = op.masks + op.routes.entries[run] * op.words;
     for_each_bit(mask, word * 32, word * 32 + 32, [&](int64_t i) { own[count++] = i; });
     for (int64_t t = 0; t < tokens; ++t) upstream[t] = op.upstream + (run + t) * op.stride + from;
-    in_tiles(count, [&](int64_t r, auto tile) {
+    in_tiles<4>(count, [&](int64_t r, auto tile) {
       float* targets[tile.size];
       for (int k = 0; k < tile.size; ++k) targets[k] = sum_of(own[r + k] % 32);
       take_weights<tile.size>(op, run, tokens, own + r, weights);

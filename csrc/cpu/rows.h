@@ -43,7 +43,7 @@ template <class T>
 inline void restore(float*, int64_t) {}
 
 template <>
-inline void arrange<BFloat16>(float* values, int64_t count) {
+[[gnu::noinline]] inline void arrange<BFloat16>(float* values, int64_t count) {
   for (int64_t j = 0; j < count; j += step) {
     float even[lanes], odd[lanes];
     for (int i = 0; i < lanes; ++i) even[i] = values[j + 2 * i], odd[i] = values[j + 2 * i + 1];
@@ -53,7 +53,7 @@ inline void arrange<BFloat16>(float* values, int64_t count) {
 }
 
 template <>
-inline void restore<BFloat16>(float* values, int64_t count) {
+[[gnu::noinline]] inline void restore<BFloat16>(float* values, int64_t count) {
   for (int64_t j = 0; j < count; j += step) {
     float ordered[step];
     for (int i = 0; i < lanes; ++i) ordered[2 * i] = values[j + i], ordered[2 * i + 1] = values[j + lanes + i];
@@ -77,7 +77,7 @@ inline float load_one(const BFloat16* from) {
 
 // A row of any type and stride in order, as float32, zeros up to `end`.
 template <class T>
-inline void widen(const T* from, int64_t stride, int64_t count, float* to, int64_t end) {
+[[gnu::noinline]] void widen(const T* from, int64_t stride, int64_t count, float* to, int64_t end) {
   int64_t j = 0;
   if (stride == 1)
     for (; j + lanes <= count; j += lanes) store(to + j, load(from + j));
@@ -87,7 +87,7 @@ inline void widen(const T* from, int64_t stride, int64_t count, float* to, int64
 
 // to[j] = to[j] + values[j], rounded once.
 template <class T>
-inline void add_rounded(T* to, int64_t stride, const float* values, int64_t count) {
+[[gnu::noinline]] void add_rounded(T* to, int64_t stride, const float* values, int64_t count) {
   int64_t j = 0;
   if (stride == 1)
     for (; j + lanes <= count; j += lanes) store(to + j, load(to + j) + load(values + j));
@@ -96,80 +96,105 @@ inline void add_rounded(T* to, int64_t stride, const float* values, int64_t coun
 
 // to[j] = values[j], rounded.
 template <class T>
-inline void round_to(T* to, const float* values, int64_t count) {
+[[gnu::noinline]] void round_to(T* to, const float* values, int64_t count) {
   int64_t j = 0;
   for (; j + lanes <= count; j += lanes) store(to + j, load(values + j));
   if (j < count) store_some(to + j, load_some(values + j, count - j), count - j);
 }
 
-// sums[t][j] += sum over r of weights[r][t] rows[r][j], for `targets` sums and `count` rows.
+template <int value>
+struct Constant {
+  static constexpr int size = value;
+};
+
+// Call `function(begin, Constant<size>)` for tiles of [0, count): all of `largest`, a power of two, then smaller ones.
+template <int largest, class Function>
+inline void in_tiles(int64_t count, Function&& function) {
+  int64_t begin = 0;
+  for (; begin + largest <= count; begin += largest) function(begin, Constant<largest>{});
+  if constexpr (largest >= 8)
+    if (begin + 4 <= count) function(begin, Constant<4>{}), begin += 4;
+  if constexpr (largest >= 4)
+    if (begin + 2 <= count) function(begin, Constant<2>{}), begin += 2;
+  if (begin < count) function(begin, Constant<1>{});
+}
+
+// Rows that a tile takes beside so many float32 operands, for sums and broadcasts to stay in registers.
+template <int operands>
+constexpr int rows_beside = operands == 1 ? 8 : 4;
+
+// The functions below stay out of line: inlined into every combination of types they take minutes to compile.
+
+// sums[t][j] += sum over r of weights[r][t] rows[r][j], for `targets` sums, `count` rows and a multiple of `step` entries.
 template <int targets, int count, class T>
-inline void accumulate_tile(float* const* sums, const T* const* rows, const float* weights, int64_t width) {
+[[gnu::noinline]] void accumulate_tile(float* const* sums, const T* const* rows, const float* weights, int64_t width) {
   Floats weight[count][targets];
   for (int r = 0; r < count; ++r)
     for (int t = 0; t < targets; ++t) weight[r][t] = floats(weights[r * targets + t]);
-  const auto add = [&](int64_t j, auto&& load_row) {
+  for (int64_t j = 0; j < width; j += step) {
     Floats a[targets], b[targets];
     for (int t = 0; t < targets; ++t) a[t] = load(sums[t] + j), b[t] = load(sums[t] + j + lanes);
     for (int r = 0; r < count; ++r) {
-      const Pair row = load_row(rows[r] + j);
+      const Pair row = load_pair(rows[r] + j);
       for (int t = 0; t < targets; ++t) a[t] = weight[r][t] * row.a + a[t], b[t] = weight[r][t] * row.b + b[t];
     }
     for (int t = 0; t < targets; ++t) store(sums[t] + j, a[t]), store(sums[t] + j + lanes, b[t]);
-  };
-  int64_t j = 0;
-  for (; j + step <= width; j += step) add(j, [](const T* from) { return load_pair(from); });
-  if (j < width) add(j, [&](const T* from) { return load_pair_some(from, width - j); });
+  }
 }
 
+// The same for any numbers of rows and entries.
 template <int targets, class T>
-inline void accumulate(float* const* sums, const T* const* rows, const float* weights, int64_t count, int64_t width) {
-  constexpr int tile = targets == 1 ? 8 : 4;
-  int64_t r = 0;
-  for (; r + tile <= count; r += tile)
-    accumulate_tile<targets, tile>(sums, rows + r, weights + r * targets, width);
-  if (tile == 8 && r + 4 <= count) {
-    accumulate_tile<targets, 4>(sums, rows + r, weights + r * targets, width);
-    r += 4;
-  }
-  if (r + 2 <= count) {
-    accumulate_tile<targets, 2>(sums, rows + r, weights + r * targets, width);
-    r += 2;
-  }
-  if (r < count) accumulate_tile<targets, 1>(sums, rows + r, weights + r * targets, width);
+[[gnu::noinline]] void accumulate(float* const* sums, const T* const* rows, const float* weights, int64_t count,
+                                  int64_t width) {
+  const int64_t whole = width / step * step;
+  if (whole)
+    in_tiles<rows_beside<targets>>(count, [&](int64_t r, auto tile) {
+      accumulate_tile<targets, tile.size>(sums, rows + r, weights + r * targets, whole);
+    });
+  if (whole < width)
+    for (int64_t r = 0; r < count; ++r) {
+      const Pair row = load_pair_some(rows[r] + whole, width - whole);
+      for (int t = 0; t < targets; ++t) {
+        const Floats weight = floats(weights[r * targets + t]);
+        store(sums[t] + whole, weight * row.a + load(sums[t] + whole));
+        store(sums[t] + whole + lanes, weight * row.b + load(sums[t] + whole + lanes));
+      }
+    }
 }
 
-// dots[r][t] = rows[r] . vectors[t], for `targets` vectors `stride` apart and `count` rows.
+// dots[r][t] = rows[r] . vectors[t], for `targets` vectors `stride` apart, `count` rows, a multiple of `step` entries.
 template <int targets, int count, class T>
-inline void dot_tile(const float* vectors, int64_t stride, const T* const* rows, int64_t width, float* dots) {
+[[gnu::noinline]] void dot_tile(const float* vectors, int64_t stride, const T* const* rows, int64_t width,
+                                float* dots) {
   Floats sums[count][targets] = {};
-  const auto add = [&](int64_t j, auto&& load_row) {
+  for (int64_t j = 0; j < width; j += step) {
     Pair row[count];
-    for (int r = 0; r < count; ++r) row[r] = load_row(rows[r] + j);
+    for (int r = 0; r < count; ++r) row[r] = load_pair(rows[r] + j);
     for (int t = 0; t < targets; ++t) {
       const Floats a = load(vectors + t * stride + j), b = load(vectors + t * stride + j + lanes);
       for (int r = 0; r < count; ++r) sums[r][t] = row[r].b * b + (row[r].a * a + sums[r][t]);
     }
-  };
-  int64_t j = 0;
-  for (; j + step <= width; j += step) add(j, [](const T* from) { return load_pair(from); });
-  if (j < width) add(j, [&](const T* from) { return load_pair_some(from, width - j); });
+  }
   for (int r = 0; r < count; ++r)
     for (int t = 0; t < targets; ++t) dots[r * targets + t] = sum(sums[r][t]);
 }
 
+// The same for any numbers of rows and entries.
 template <int targets, class T>
-inline void dot(const float* vectors, int64_t stride, const T* const* rows, int64_t count, int64_t width,
-                float* dots) {
-  int64_t r = 0;
-  if constexpr (targets == 1)
-    for (; r + 8 <= count; r += 8) dot_tile<targets, 8>(vectors, stride, rows + r, width, dots + r * targets);
-  for (; r + 4 <= count; r += 4) dot_tile<targets, 4>(vectors, stride, rows + r, width, dots + r * targets);
-  if (r + 2 <= count) {
-    dot_tile<targets, 2>(vectors, stride, rows + r, width, dots + r * targets);
-    r += 2;
-  }
-  if (r < count) dot_tile<targets, 1>(vectors, stride, rows + r, width, dots + r * targets);
+[[gnu::noinline]] void dot(const float* vectors, int64_t stride, const T* const* rows, int64_t count, int64_t width,
+                           float* dots) {
+  const int64_t whole = width / step * step;
+  in_tiles<rows_beside<targets>>(count, [&](int64_t r, auto tile) {
+    dot_tile<targets, tile.size>(vectors, stride, rows + r, whole, dots + r * targets);
+  });
+  if (whole < width)
+    for (int64_t r = 0; r < count; ++r) {
+      const Pair row = load_pair_some(rows[r] + whole, width - whole);
+      for (int t = 0; t < targets; ++t) {
+        const float* vector = vectors + t * stride + whole;
+        dots[r * targets + t] += sum(row.a * load(vector) + row.b * load(vector + lanes));
+      }
+    }
 }
 
 // Call `function` with a value of the float type that `type` names.
@@ -180,20 +205,6 @@ inline void with_float(Type type, Function&& function) {
     case Type::float16: return function(Float16{});
     default: return function(float{});
   }
-}
-
-// Call `function(begin, size)` for runs of 4, then 2, then 1 items of [0, count); `size` is a compile-time constant.
-template <int value>
-struct Constant {
-  static constexpr int size = value;
-};
-
-template <class Function>
-inline void in_tiles(int64_t count, Function&& function) {
-  int64_t t = 0;
-  for (; t + 4 <= count; t += 4) function(t, Constant<4>{});
-  if (t + 2 <= count) function(t, Constant<2>{}), t += 2;
-  if (t < count) function(t, Constant<1>{});
 }
 
 }  // namespace corrigenda::CORRIGENDA_INSTRUCTIONS
