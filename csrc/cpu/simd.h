@@ -175,6 +175,40 @@ inline float sum(Floats value) {
   return value[0];
 }
 
+inline int32_t sum(Ints value) {
+  for (int half = lanes / 2; half; half /= 2) value += __builtin_shuffle(value, lane_numbers ^ half);
+  return value[0];
+}
+
+// The sums of all lanes of four vectors.
+typedef int32_t FourInts __attribute__((vector_size(16)));
+
+inline FourInts sums(Words a, Words b, Words c, Words d) {
+#if defined(__AVX512F__)
+  const auto pair = [](Words x, Words y) {
+    const __m512i p = bit_cast<__m512i>(x), q = bit_cast<__m512i>(y);
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(p, q), _mm512_unpackhi_epi32(p, q));
+  };
+  const __m512i ab = pair(a, b), cd = pair(c, d);
+  const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+  return bit_cast<FourInts>(_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+#elif defined(__AVX2__)
+  const __m256i ab = _mm256_hadd_epi32(bit_cast<__m256i>(a), bit_cast<__m256i>(b));
+  const __m256i cd = _mm256_hadd_epi32(bit_cast<__m256i>(c), bit_cast<__m256i>(d));
+  const __m256i all = _mm256_hadd_epi32(ab, cd);
+  return bit_cast<FourInts>(_mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+#else
+  const auto low = [](Words x, Words y) { return __builtin_shuffle(x, y, Ints{0, 4, 1, 5}); };
+  const auto high = [](Words x, Words y) { return __builtin_shuffle(x, y, Ints{2, 6, 3, 7}); };
+  const Words ac = low(a, c) + high(a, c), bd = low(b, d) + high(b, d);
+  return bit_cast<FourInts>(low(ac, bd) + high(ac, bd));
+#endif
+}
+
+// Stored rows are fetched so many int32 ahead of their use: 17.9 MB of masks are searched twice as fast as without.
+constexpr int64_t ahead = 2048;
+
 // Call `function` with a value of the element type that `type` names: float, BFloat16, Float16 or int8_t.
 template <class Function>
 inline void with_element(Type type, Function&& function) {

@@ -3,7 +3,9 @@
 
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
 
-void mask_overlap(const MaskOverlap&, int64_t begin, int64_t end);
+bool topk_mask(const TopkMask&, int64_t begin, int64_t end);
+void mask_overlap(const MaskOverlap&, const Part&, NearestMask* best);
+void token_overlap(const TokenOverlap&, const Part&, NearestTokens* best);
 void masked_linear(const MaskedLinear&, int64_t begin, int64_t end);
 void masked_linear_upstream(const MaskedLinearBackward&, int64_t begin, int64_t end);
 void masked_linear_dx(const MaskedLinearBackward&, int64_t begin, int64_t end);
@@ -16,7 +18,9 @@ void count_magnitudes(MagnitudeCount&, int64_t begin, int64_t end);
 void ties_merge(const TiesMerge&, int64_t begin, int64_t end);
 
 const Kernels table = {
+    topk_mask,
     mask_overlap,
+    token_overlap,
     masked_linear,
     masked_linear_upstream,
     masked_linear_dx,
