@@ -3,9 +3,6 @@
 import triton
 import triton.language as tl
 
-INFINITE_KEY = tl.constexpr(0x7F800000)  # the bits of float32 infinity
-ROW_BITS = tl.constexpr(0x7FFFFFFF)
-
 
 @triton.jit
 def popcount(words):
@@ -62,7 +59,7 @@ def nth_set_bits(words, rank):
 def magnitude_key(values):
     """The bits of |values| as int32, which order as the magnitudes do; NaN counts as infinite."""
     bits = values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    return tl.minimum(bits, INFINITE_KEY)
+    return tl.minimum(bits, 0x7F800000)  # those of infinity
 
 
 @triton.jit
@@ -85,13 +82,13 @@ def kth_largest(key, k):
 @triton.jit
 def ranked(score, row, seen):
     """int64 keys that order by score (int32, >= 0), then by lowest row; 0 where a row is not seen."""
-    return tl.where(seen, ((score + 1).to(tl.int64) << 32) | (ROW_BITS - row).to(tl.int64), 0)
+    return tl.where(seen, ((score + 1).to(tl.int64) << 32) | (row ^ 0x7FFFFFFF).to(tl.int64), 0)
 
 
 @triton.jit
 def ranked_row(key):
     """The row of a key, -1 of 0."""
-    return tl.where(key > 0, ROW_BITS - (key & ROW_BITS), -1).to(tl.int32)
+    return tl.where(key > 0, (key & 0x7FFFFFFF) ^ 0x7FFFFFFF, -1).to(tl.int32)
 
 
 @triton.jit
