@@ -53,7 +53,7 @@ def score_kernel(
 @triton.jit
 def _read_kernel(
     y, x, first, keys, values, pages, rows, route, background, scales, dots, beta, width, outputs, page_count,
-    capacity, stride, y_row, y_column, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
+    capacity, stride, y_row, y_column, ROWS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_D: tl.constexpr = 0,
 ):  # fmt: skip
     """y of one token += what its edit answers, in BLOCK_O columns; scores come from `dots`, or are made here."""
     token = tl.program_id(1).to(tl.int64)

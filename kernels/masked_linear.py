@@ -23,34 +23,22 @@ FEW_TOKENS = 32  # beyond, blocks of 64 tokens: fewer passes over memory
 
 
 @triton.jit
-def _chosen(masks, entry, column, words, inside):
-    """Whether each token's mask [BT, 1] has the bit of each column [1, BK]; False for -1."""
-    word = tl.load(masks + entry * words + column // 32, mask=(entry >= 0) & inside, other=0)
-    return (word >> (column % 32)) & 1 == 1
-
-
-@triton.jit
-def _exact_block(
-    x, memory, masks, entry, token, first_word, last_word, width, words, outputs, stride, column, total,
-    BLOCK_K: tl.constexpr, WORDS: tl.constexpr,
+def _exact_sums(
+    x, memory, masks, route, tokens, words, outputs, stride, first_token, first_bit, last_bit, column, total,
+    BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """The block's sums token by token, reading for each its own rows alone."""
-    total = tl.zeros_like(total)
-    for t in range(0, token.shape[0]):
-        mine = tl.max(tl.where(tl.arange(0, token.shape[0]) == t, entry, -1), 0)
-        row = tl.max(tl.where(tl.arange(0, token.shape[0]) == t, token, 0), 0)
-        if mine >= 0:
-            for start in range(first_word * 32, tl.minimum(last_word * 32, width), BLOCK_K):
-                at = start + tl.arange(0, BLOCK_K)
-                bit = _chosen(masks, mine, at, words, at < tl.minimum(last_word * 32, width))
-                share = tl.load(x + row.to(tl.int64) * stride + at, mask=bit, other=0.0).to(tl.float32)
-                part = tl.load(
-                    memory + at.to(tl.int64)[:, None] * outputs + column[None, :],
-                    mask=bit[:, None] & (column < outputs)[None, :],
-                    other=0.0,
-                ).to(tl.float32)
-                update = tl.sum(tl.where(bit[:, None], share[:, None] * part, 0.0), 0)
-                total += tl.where((tl.arange(0, token.shape[0]) == t)[:, None], update[None, :], 0.0)
+    """The block's sums token by token and bit by bit: slow, but in few registers, and nothing meets a zero."""
+    for t in range(BLOCK_T):
+        token = tl.cast(first_token + t, tl.int64)
+        entry = tl.load(route + token, mask=token < tokens, other=-1).to(tl.int64)
+        if entry >= 0:
+            exact = tl.zeros([column.shape[0]], tl.float32)
+            for i in range(first_bit, last_bit):
+                if (tl.load(masks + entry * words + i // 32) >> (i % 32)) & 1 == 1:
+                    share = tl.load(x + token * stride + i).to(tl.float32)
+                    row = memory + tl.cast(i, tl.int64) * outputs
+                    exact += share * tl.load(row + column, mask=column < outputs, other=0.0).to(tl.float32)
+            total = tl.where((tl.arange(0, BLOCK_T) == t)[:, None], exact[None, :], total)
     return total
 
 
@@ -72,37 +60,36 @@ def _accumulate_kernel(
     else:
         total = tl.zeros([BLOCK_T, BLOCK_O], tl.float32)
     first_word = split * chunks * WORDS
+    held = masks + entry[:, None] * words
+    features = x + token.to(tl.int64)[:, None] * stride
+    routed = (entry >= 0)[:, None]
     for chunk in range(chunks):
         word = first_word + chunk * WORDS + tl.arange(0, WORDS)
-        own = tl.load(
-            masks + entry[:, None] * words + word[None, :],
-            mask=(entry >= 0)[:, None] & (word < words)[None, :],
-            other=0,
-        )  # [BT, WORDS]
-        either = union(own)
+        either = union(tl.load(held + word[None, :], mask=routed & (word < words)[None, :], other=0))  # [WORDS]
         count = tl.sum(popcount(either), 0)
         for start in range(0, count, BLOCK_K):
             rank = start + tl.arange(0, BLOCK_K)
             real = rank < count
-            at = tl.where(real, (first_word + chunk * WORDS) * 32 + nth_set_bits(either, rank), 0)
-            part = tl.load(
-                memory + at.to(tl.int64)[:, None] * outputs + column[None, :], mask=real[:, None] & reached, other=0.0
-            )  # [BK, BO]
+            at = (first_word + chunk * WORDS) * 32 + nth_set_bits(either, rank)
+            rows = memory + at.to(tl.int64)[:, None] * outputs + column[None, :]
+            part = tl.load(rows, mask=real[:, None] & reached, other=0.0)  # [BK, BO]
             if BLOCK_T == 1:
                 share = tl.load(x + token.to(tl.int64) * stride + at, mask=real, other=0.0)
                 total += share.to(tl.float32)[:, None] * part.to(tl.float32)
             else:
-                bit = _chosen(masks, entry[:, None], at[None, :], words, real[None, :])
-                share = tl.load(x + token.to(tl.int64)[:, None] * stride + at[None, :], mask=bit, other=0.0)  # [BT, BK]
+                bits = tl.load(held + (at // 32)[None, :], mask=routed & real[None, :], other=0)
+                own = (bits >> (at % 32)[None, :]) & 1 == 1
+                share = tl.load(features + at[None, :], mask=own, other=0.0)  # [BT, BK]
                 total = multiply_add(share, part, total)
     if BLOCK_T == 1:
         total = tl.sum(total, 0)[None, :]
     elif not finite(total):
         # A row of one token's mask that is not finite has met the zeros of the others: 0 * inf is NaN.
-        last_word = tl.minimum(first_word + chunks * WORDS, words)
-        total = _exact_block(
-            x, memory, masks, entry, token, first_word, last_word, width, words, outputs, stride, column, total, 16, WORDS
-        )
+        last_bit = tl.minimum((first_word + chunks * WORDS) * 32, width)
+        total = _exact_sums(
+            x, memory, masks, route, tokens, words, outputs, stride, tl.program_id(2) * BLOCK_T, first_word * 32,
+            last_bit, column, total, BLOCK_T,
+        )  # fmt: skip
     written = (entry >= 0)[:, None] & reached
     row = token.to(tl.int64)[:, None]
     if partial is None:
@@ -142,6 +129,8 @@ def masked_linear_(y, x, memory, masks, route):
     x = x if x.stride(1) == 1 else x.contiguous()
     memory, masks, route = memory.contiguous(), masks.contiguous(), route.contiguous()
     variant = "one" if tokens <= ALONE_TOKENS else "few" if tokens <= FEW_TOKENS else "many"
+    if variant != "one" and not x.dtype == memory.dtype != torch.float32:
+        variant += "_float32"  # three products in twice the bits: tiles of half the size, or registers spill
     config = tuning.config("masked_linear", variant, y.device)
     columns, blocks = triton.cdiv(outputs, config["BLOCK_O"]), triton.cdiv(tokens, config["BLOCK_T"])
     pieces = triton.cdiv(words, config["WORDS"])

@@ -1,7 +1,7 @@
 """ties_merge in Triton: bracket each shard's threshold by a sample, find it by counting once, merge in one more pass.
 
 The threshold is the k-th largest magnitude, exactly. A histogram of all entries would be 235 million atomic additions
-for four shards of 58.7 million. So a sample of 16384 entries brackets the threshold between two keys, with some 3 % of
+for four shards of 58.7 million. So a sample of 8192 entries brackets the threshold between two keys, with some 4 % of
 the shard between them; a pass over all entries counts in registers those at, above and below the two, and adds to a
 histogram only what lies strictly between: the zeros of a sparse delta, and ties at the bracket, cost nothing. In halves
 one such pass leaves one key, in float32 a second does. A bracket that missed is widened; passes that are not needed see
@@ -15,7 +15,7 @@ import triton.language as tl
 from . import tuning
 from .triton_helpers import kth_largest, magnitude_key
 
-SAMPLE = 16384
+SAMPLE = 8192
 BINS = 2048
 COPIES = 16  # of the histogram: keys in halves are few, and additions to one address wait for each other
 # Passes until the threshold is certain: one for a bracket that missed, then 11 bits of the key each.

@@ -13,6 +13,7 @@ from .triton_helpers import kth_largest, magnitude_key
 
 # One program reads about 60 GB/s, a row of 14336 halves in 0.5 us: beyond 8 of them the second launch is cheaper.
 FUSED_TOKENS = 8
+PART = 4096  # bits that are permuted at once
 
 
 @triton.jit
@@ -54,8 +55,8 @@ def _pool_kernel(
 
 @triton.jit
 def _select_kernel(
-    x, weight, offsets, partial, mass, background, permutation, masks, ticket, stride, width, words, batch, k, splits,
-    BLOCK: tl.constexpr,
+    x, weight, offsets, partial, mass, background, permutation, unplaced, masks, ticket, stride, width, words, batch, k,
+    splits, BLOCK: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Mask of one sequence; it pools itself where no partial sums are given, and clears `ticket` for who follows."""
     sequence = tl.program_id(0)
@@ -76,26 +77,35 @@ def _select_kernel(
 
     key = tl.where(column < width, magnitude_key(pooled), -1)
     threshold = kth_largest(key, k)
-    chosen = (key > threshold).to(tl.int32)
-    equal = (key == threshold).to(tl.int32)
-    missing = k - tl.sum(chosen, 0)
-    if tl.sum(equal, 0) > missing:  # rare, and a scan costs as much as several steps of the selection
-        equal = tl.where(tl.cumsum(equal, 0) <= missing, equal, 0)
-    chosen += equal
+    missing = k - tl.sum((key > threshold).to(tl.int32), 0)
+    # Of the entries that equal the threshold the first `missing`: those before `last`, found by bisection too, for a
+    # scan keeps another vector alive, which at 16384 entries spills. Without ties there is nothing to find.
+    tied = tl.sum((key == threshold).to(tl.int32), 0)
+    last = tl.full((), BLOCK, tl.int32)
+    below = tl.where(tied > missing, 0, BLOCK)
+    while last - below > 1:
+        middle = below + ((last - below) >> 1)
+        count = tl.sum(((key == threshold) & (column < middle)).to(tl.int32), 0)
+        below = tl.where(count < missing, middle, below)
+        last = tl.where(count < missing, last, middle)
+    chosen = (key > threshold) | ((key == threshold) & (column < last))
 
-    out = masks + sequence.to(tl.int64) * words
     word = tl.arange(0, BLOCK // 32)
+    packed = tl.sum(tl.reshape(chosen.to(tl.int32), (BLOCK // 32, 32)) << tl.arange(0, 32)[None, :], 1)
+    out = masks + sequence.to(tl.int64) * words
     if permutation is None:
-        lane = tl.arange(0, 32)
-        packed = tl.sum(tl.reshape(chosen, (BLOCK // 32, 32)) << lane[None, :], 1)
         tl.store(out + word, packed, mask=word < words)
     else:
-        # The scatter goes through memory: k bits into words that this program alone writes.
+        # The scatter goes through memory that this program alone touches, by parts: 16384 int64 places would spill.
+        kept = unplaced + sequence.to(tl.int64) * words
+        tl.store(kept + word, packed, mask=word < words)
         tl.store(out + word, tl.zeros([BLOCK // 32], tl.int32), mask=word < words)
         tl.debug_barrier()
-        place = tl.load(permutation + column, mask=column < width, other=0).to(tl.int32)
-        one = tl.full([BLOCK], 1, tl.int32)
-        tl.atomic_or(out + place // 32, one << (place % 32), mask=chosen == 1, sem="relaxed")
+        for start in range(0, width, PART):
+            source = start + tl.arange(0, PART)
+            place = tl.load(permutation + source, mask=source < width, other=0).to(tl.int32)
+            bit = (tl.load(kept + source // 32, mask=source < width, other=0) >> (source % 32)) & 1
+            tl.atomic_or(out + place // 32, bit << (place % 32), mask=bit == 1, sem="relaxed")
     if ticket is not None:
         tl.store(ticket + sequence, 0)
 
@@ -105,6 +115,7 @@ def topk_mask(x, offsets, k, weight, background, permutation, ticket=None):
     tokens, width = x.shape
     batch, words = offsets.shape[0] - 1, triton.cdiv(width, 32)
     masks = torch.empty(batch, words, dtype=torch.int32, device=x.device)
+    unplaced = None if permutation is None else torch.empty_like(masks)
     if batch == 0:
         return masks
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -128,7 +139,7 @@ def topk_mask(x, offsets, k, weight, background, permutation, ticket=None):
     block = max(1024, triton.next_power_of_2(width))
     config = tuning.config("topk_mask", f"select_{block}", x.device)
     _select_kernel[(batch,)](
-        x, weight, offsets, partial, mass, background, permutation, masks, ticket,
-        x.stride(0), width, words, batch, k, splits, BLOCK=block, **config,
+        x, weight, offsets, partial, mass, background, permutation, unplaced, masks, ticket,
+        x.stride(0), width, words, batch, k, splits, BLOCK=block, PART=min(block, PART), **config,
     )  # fmt: skip
     return masks

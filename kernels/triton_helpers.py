@@ -48,11 +48,13 @@ def nth_set_bits(words, rank):
     """
     count = popcount(words)
     upto = tl.cumsum(count, 0)
-    which = tl.sum((upto[None, :] <= rank[:, None]).to(tl.int32), 1)  # the word that holds the bit
-    chosen = tl.arange(0, words.shape[0])[None, :] == which[:, None]
-    word = tl.sum(tl.where(chosen, words[None, :], 0), 1)
-    before = tl.sum(tl.where(chosen, (upto - count)[None, :], 0), 1)
-    return which * 32 + nth_set_bit(word, rank - before)
+    before = upto - count
+    # The one word that holds the bit, found by comparing twice, not by counting how many end before it: LLVM counts
+    # comparisons as a population count of predicates, and gathers those on the stack.
+    holds = (before[None, :] <= rank[:, None]) & (rank[:, None] < upto[None, :])
+    word = tl.sum(tl.where(holds, words[None, :], 0), 1)
+    origin = tl.sum(tl.where(holds, (tl.arange(0, words.shape[0]) * 65536 + before)[None, :], 0), 1)
+    return (origin // 65536) * 32 + nth_set_bit(word, rank - origin % 65536)
 
 
 @triton.jit
