@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test lint aot aot-pinned bench clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 venv: $(STAMP) ## make .venv: this project (editable), its tools, and the demo's model
 
@@ -33,6 +33,17 @@ lint: $(STAMP) ## ruff, and the rules that no linter knows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	bash tools/check_style.sh
+
+aot: $(STAMP) ## compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed, spills fail
+	$(BIN)/python tools/compile_triton.py
+
+# The Triton of GPU machines with torch 2.11: it allots registers differently. Its interpreter fails with newer numpy.
+PINNED := .venv-triton36
+aot-pinned: ## the same with triton 3.6.0, in an environment of its own
+	test -x $(PINNED)/bin/python || $(PYTHON) -m venv $(PINNED)
+	$(PINNED)/bin/python -m pip install -q triton==3.6.0 'numpy<2.4' torch==2.13.0
+	mkdir -p $(PINNED)/path/corrigenda && ln -sfn $(CURDIR)/kernels $(PINNED)/path/corrigenda/kernels
+	PYTHONPATH=$(PINNED)/path $(PINNED)/bin/python tools/compile_triton.py
 
 bench: $(STAMP) ## time the operations
 	$(if $(wildcard bench/bench_*.py),$(BIN)/python -m pytest bench --benchmark-only,@echo "bench/ holds no bench_*.py yet")

@@ -83,7 +83,7 @@ def _count_kernel(
     from_high = tl.full((), 0, tl.int32)
     above_high = tl.full((), 0, tl.int32)
     for tile in range(program, tl.cdiv(entries, BLOCK), tl.num_programs(0)):
-        at = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        at = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = at < entries
         key = tl.where(inside, magnitude_key(tl.load(values + at, mask=inside, other=0.0)), -1)
         # Two counts to a sum: a tile has fewer than 2^16 entries.

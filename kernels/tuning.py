@@ -92,7 +92,7 @@ def tune(device):
     """Time every candidate on the cases of `tuning_cases.py`; return the table of what was fastest."""
     from triton.testing import do_bench
 
-    from . import tuning_cases, triton_backend
+    from . import triton_backend, tuning_cases
 
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("the tuner times kernels and cannot run while a CUDA graph is captured")

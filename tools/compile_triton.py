@@ -4,7 +4,7 @@ The ops' own launchers run on tensors without storage, with each table of `kerne
 recorded instead of made; so what is compiled is what would be launched. ptxas reports registers and stack, and the
 machine code is searched for spills: a kernel with a stack or with local loads or stores fails the gate.
 
-    python tools/compile_triton.py [--targets 80 90 100] [--json FILE] [--only KERNEL]
+    python tools/compile_triton.py [--targets 80 90 100] [--json FILE] [--only KERNEL] [--once]
 """
 
 import argparse
@@ -127,6 +127,7 @@ def main():
     parser.add_argument("--targets", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities, times 10")
     parser.add_argument("--json", type=Path, help="write the table there, too")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--once", action="store_true", help="each kernel in one configuration only")
     options = parser.parse_args()
     run = JITFunction.run
     launches = recorded_launches()
@@ -134,9 +135,12 @@ def main():
     missing = list(chosen_variants(launches))
     for variant in missing:
         print(f"no case of tuning_cases.compiled() launches {variant}")
+    if options.once:
+        launches = list({launch.name: launch for launch in reversed(launches)}.values())
     rows, failures = [], len(missing)
     print(
-        f"triton {triton.__version__}\n{'kernel':44} {'sm':>4} {'regs':>4} {'stack':>5} {'spills':>6} {'shared':>7} {'s':>5}"
+        f"triton {triton.__version__}\n"
+        f"{'kernel':44} {'sm':>4} {'regs':>4} {'stack':>5} {'spills':>6} {'shared':>7} {'s':>5}"
     )
     for launch in launches:
         for target in options.targets if options.only in launch.name else []:
@@ -146,9 +150,8 @@ def main():
                 registers, stack, shared, spills = inspect(launch.compile(target))
             except Exception as error:  # whatever a compiler raises is a failure of this row, not of the others
                 failures += 1
-                print(
-                    f"{launch.name:44} {target:4} FAILED: {str(error).strip().splitlines()[-1]}\n    {launch.configuration}"
-                )
+                print(f"{launch.name:44} {target:4} FAILED: {str(error).strip().splitlines()[-1]}")
+                print(f"    {launch.configuration}")
                 rows.append({**row, "error": str(error)})
                 continue
             seconds = time.perf_counter() - start
