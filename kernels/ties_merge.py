@@ -70,7 +70,7 @@ def _sample_kernel(deltas, keep, state, entries, SPARE: tl.constexpr, SAMPLE: tl
 def _count_kernel(
     deltas, state, counts, histogram, entries, BLOCK: tl.constexpr, BINS: tl.constexpr, COPIES: tl.constexpr
 ):
-    """Counts [S, 4] and histogram [S, COPIES, BINS] of one pass: program p takes tiles p, p + programs, ... of a shard."""
+    """Counts [S, 4] and histogram [S, COPIES, BINS] of one pass: program p takes tiles p, p + programs, ... each."""
     program, shard = tl.program_id(0), tl.program_id(1)
     state += shard * 4
     if tl.load(state + 3) == 1:

@@ -66,7 +66,7 @@ def magnitude_key(values):
 
 @triton.jit
 def kth_largest(key, k):
-    """A t such that at least k of the keys (>= 0; padding -1) are >= t, and fewer than k, or exactly k, are > t or >= t.
+    """A threshold t of keys >= 0 (padding is -1): the k-th largest, or one that exactly k keys reach.
 
     Bisection, as each step is one comparison and one count in registers: 31 at most, and some 20 on features, for
     it ends as soon as t parts exactly k from the rest. A histogram of 256 bins costs ten times one such step.

@@ -100,12 +100,13 @@ def tune(device):
     best = {}
     for kernel, variant, op, make in tuning_cases.timed():
         arguments, run = make(device), triton_backend.call(op)
+        call = functools.partial(run, *arguments)
         current, times = entries[kernel][variant], []
         for candidate in candidates(kernel, variant, current):
             entries[kernel][variant] = candidate
             config.cache_clear()
             try:
-                times.append((do_bench(lambda: run(*arguments), return_mode="median"), candidate))
+                times.append((do_bench(call, return_mode="median"), candidate))
             except Exception as error:  # a tile that does not fit this GPU; Triton has no one class for that
                 print(f"{kernel} {variant} {candidate}: {str(error).splitlines()[0]}")
         time, entries[kernel][variant] = min(times, key=lambda pair: pair[0])

@@ -43,7 +43,7 @@ def test_one_program_takes_several_tiles(monkeypatch):
 def test_masked_linear_by_block_and_split(monkeypatch, tokens, multiprocessors):
     """Few programs write y themselves; many split the mask's words and add the parts in a second launch."""
     monkeypatch.setattr(tuning, "multiprocessors", lambda device: multiprocessors)
-    y, x, memory, masks, _ = test_masked_linear.make(tokens, 1300, 20, 3, 0)
+    y, x, memory, _, _ = test_masked_linear.make(tokens, 1300, 20, 3, 0)
     route = torch.arange(tokens, dtype=torch.int32) % 4 - int(tokens > 1)
     test_masked_linear.check("triton", y, x, memory, random_masks(3, 1300, seed=0, k=400), route)
 
