@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench bench-compare bench-claims clean
+.PHONY: help venv demo test lint aot aot-pinned cuda-check bench bench-compare bench-claims clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -36,6 +36,17 @@ lint: $(STAMP) ## ruff, and the rules that no linter knows
 	$(BIN)/ruff format --check
 	bash tools/check_style.sh
 
+aot: $(STAMP) ## compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed, spills fail
+	$(BIN)/python tools/compile_triton.py
+
+# The Triton of GPU machines with torch 2.11: it allots registers differently. Its interpreter fails with newer numpy.
+PINNED := .venv-triton36
+aot-pinned: ## the same with triton 3.6.0, in an environment of its own
+	test -x $(PINNED)/bin/python || $(PYTHON) -m venv $(PINNED)
+	$(PINNED)/bin/python -m pip install -q triton==3.6.0 'numpy<2.4' torch==2.13.0
+	mkdir -p $(PINNED)/path/corrigenda && ln -sfn $(CURDIR)/kernels $(PINNED)/path/corrigenda/kernels
+	PYTHONPATH=$(PINNED)/path $(PINNED)/bin/python tools/compile_triton.py
+
 bench: $(STAMP) ## time the operations
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only
 
@@ -47,4 +58,4 @@ bench-claims: $(STAMP) ## CPU ratios to torch, into bench/results/cpu-claims.jso
 
 clean: ## remove what builds and runs left; .venv stays
 	rm -rf build dist *.egg-info demo-out .pytest_cache .ruff_cache .hypothesis .benchmarks
-	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

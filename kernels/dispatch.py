@@ -48,7 +48,11 @@ def _row(backend, op):
     if backend == "native":
         return Row(backend, native.call(op), native.absent, _double)
     if backend == "triton":
-        return Row(backend, triton_backend.call(op), triton_backend.absent, _double, not triton_backend.INTERPRETED)
+
+        def declines(*arguments):
+            return _double(*arguments) or triton_backend.declines(op, *arguments)
+
+        return Row(backend, triton_backend.call(op), triton_backend.absent, declines, not triton_backend.INTERPRETED)
     return Row(backend, getattr(reference, op), lambda device: "")
 
 

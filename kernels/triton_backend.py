@@ -10,6 +10,7 @@ import torch
 # Triton reads the variable itself when a kernel is decorated; with it, kernels run on CPU tensors, slowly.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MINIMUM_CAPABILITY = (8, 0)
+MAXIMUM_WIDTH = 16384  # of a row that one program selects from: more does not fit its registers
 
 
 @functools.cache
@@ -32,6 +33,18 @@ def call(op):
     stem = op.removesuffix("_").removesuffix("_backward")
 
     def run(*arguments):
-        return getattr(importlib.import_module(f".{stem}", __package__), op)(*arguments)
+        function = getattr(importlib.import_module(f".{stem}", __package__), op)
+        device = arguments[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # Triton launches on the current device
+                return function(*arguments)
+        return function(*arguments)
 
     return run
+
+
+def declines(op, *arguments):
+    """Why the Triton form of `op` does not take these arguments, or ""."""
+    if op in ("topk_mask", "mask_route") and arguments[0].shape[1] > MAXIMUM_WIDTH:
+        return f"its rows hold {MAXIMUM_WIDTH} features at most, not {arguments[0].shape[1]}"
+    return ""
