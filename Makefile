@@ -1,19 +1,21 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test lint bench bench-compare bench-claims clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
 # `make TORCH=...` names another torch; one that the environment already holds is kept otherwise.
 TORCH ?= torch==2.13.0
+# What `make bench-compare` compares with.
+BASELINE ?= bench/results/cpu/ops.json
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 venv: $(STAMP) ## make .venv: this project (editable), its tools, and the demo's model
 
-$(STAMP): pyproject.toml setup.py
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	[ "$(origin TORCH)" = file ] && $(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'
@@ -35,7 +37,13 @@ lint: $(STAMP) ## ruff, and the rules that no linter knows
 	bash tools/check_style.sh
 
 bench: $(STAMP) ## time the operations
-	$(if $(wildcard bench/bench_*.py),$(BIN)/python -m pytest bench --benchmark-only,@echo "bench/ holds no bench_*.py yet")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only
+
+bench-compare: $(STAMP) ## the same, beside the committed baseline (BASELINE=)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only --benchmark-compare='$(BASELINE)'
+
+bench-claims: $(STAMP) ## CPU ratios to torch, into bench/results/cpu-claims.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/claims.py
 
 clean: ## remove what builds and runs left; .venv stays
 	rm -rf build dist *.egg-info demo-out .pytest_cache .ruff_cache .hypothesis .benchmarks

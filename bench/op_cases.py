@@ -1,0 +1,290 @@
+"""The cases in which ops are timed: inputs, bytes that must move, and the same result by torch alone.
+
+A case is an op at one shape. Its `floor` is the bytes that any implementation must read and write, each once; divided
+by the memory's bandwidth that is the least time it can take, unless `operations` (of the tensor cores) take longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch_forms
+
+import corrigenda.kernels.ops  # noqa: F401 (registers the ops)
+from corrigenda.kernels import dispatch, reference
+
+# LLaMA-3-8B and Mistral-7B: width of the edited down-projection's input, of its output, and MEMOIR's k.
+WIDTH, OUTPUTS, TOP_K = 14336, 4096, 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape: `build(device)` makes its arguments, `forms` are what torch alone makes of them."""
+
+    op: str
+    name: str
+    build: Callable
+    floor: Callable
+    operations: float = 0.0
+    forms: dict[str, Callable] = field(default_factory=dict)
+    small: bool = True  # fits a small machine's memory and patience
+    writes_first: bool = False  # the first argument is written: compare it too
+
+    def __str__(self):
+        return f"{self.op}[{self.name}]"
+
+    @property
+    def function(self):
+        """The registered op, without the public function's look for gradients."""
+        return getattr(torch.ops.corrigenda, self.op).default
+
+
+def nbytes(*tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def random(*shape, device, dtype=torch.float32, seed=0):
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+
+def random_masks(rows, width, k, device, seed=0):
+    """int32 masks of k bits each, made in blocks: a million rows of noise would take 57 GB."""
+    blocks = []
+    generator = torch.Generator(device).manual_seed(seed)
+    for start in range(0, rows, 8192):
+        noise = torch.rand(min(8192, rows - start), width, generator=generator, device=device)
+        bits = torch.zeros_like(noise, dtype=torch.bool)
+        bits.scatter_(1, noise.topk(k, dim=1, sorted=False).indices, True)
+        blocks.append(pack(bits))
+    return torch.cat(blocks)
+
+
+def pack(bits):
+    """`reference.pack_mask`, a tenth of its memory: 32 additions of a column each."""
+    words = torch.zeros(len(bits), bits.shape[1] // 32, dtype=torch.int32, device=bits.device)
+    for place in range(32):
+        words |= bits[:, place::32].int() << place
+    return words
+
+
+def topk_mask(rows, dtype, tokens_each=1, small=True):
+    def build(device):
+        x = random(rows * tokens_each, WIDTH, device=device, dtype=dtype)
+        offsets = torch.arange(0, len(x) + 1, tokens_each, dtype=torch.int32, device=device)
+        background = random(WIDTH, device=device, seed=1) / 4
+        generator = torch.Generator(device).manual_seed(2)
+        permutation = torch.randperm(WIDTH, generator=generator, device=device)
+        return x, offsets, TOP_K, None, background, permutation
+
+    def floor(x, offsets, k, weight, background, permutation):
+        return nbytes(x, background, permutation) + rows * WIDTH // 8
+
+    name = f"{rows} rows, {_name(dtype)}" if tokens_each == 1 else f"{rows} prompts of {tokens_each}, {_name(dtype)}"
+    forms = torch_forms.TOPK_MASK if tokens_each == 1 else {}
+    return Case("topk_mask", name, build, floor, forms=forms, small=small)
+
+
+def mask_overlap(queries, stored, small=True):
+    def build(device):
+        masks = random_masks(stored, WIDTH, TOP_K, device)
+        near = masks[torch.arange(queries, device=device) * 7 % stored]
+        return near & random_masks(queries, WIDTH, WIDTH * 3 // 4, device, seed=1), masks, None, None, None
+
+    def floor(query, masks, *visible):
+        return nbytes(query, masks) + 8 * queries
+
+    return Case(
+        "mask_overlap",
+        f"{queries} of {stored:,}",
+        build,
+        floor,
+        operations=2.0 * queries * stored * WIDTH,
+        forms=torch_forms.MASK_OVERLAP,
+        small=small,
+    )
+
+
+def mask_route(queries, stored, small=True):
+    fingerprint, match = topk_mask(queries, torch.bfloat16), mask_overlap(queries, stored)
+
+    def build(device):
+        _, masks, *visible = match.build(device)
+        minimum = torch.tensor([TOP_K // 2], dtype=torch.int32, device=device)
+        return *fingerprint.build(device), masks, minimum, *visible
+
+    def floor(x, offsets, k, weight, background, permutation, masks, *rest):
+        return nbytes(x, background, permutation, masks) + 12 * queries
+
+    return Case("mask_route", f"{queries} of {stored:,}", build, floor, small=small)
+
+
+def token_overlap(queries, stored, tokens=16, small=True):
+    vocabulary = 128_256
+
+    def build(device):
+        generator = torch.Generator(device).manual_seed(0)
+        ids = torch.randint(vocabulary, (stored, tokens), generator=generator, device=device, dtype=torch.int32)
+        rarity = torch.randint(1, 1000, (vocabulary,), generator=generator, device=device, dtype=torch.int32)
+        return ids[torch.arange(queries, device=device) * 7 % stored], ids, rarity, 0.25, None, None, None
+
+    def floor(query, ids, rarity, *rest):
+        return nbytes(query, ids) + 4 * ids.numel() + 12 * queries
+
+    return Case("token_overlap", f"{queries} of {stored:,}", build, floor, small=small)
+
+
+def masked_linear(tokens, masks, dtype=torch.bfloat16, small=True):
+    def build(device):
+        x = random(tokens, WIDTH, device=device, dtype=dtype)
+        memory = random(WIDTH, OUTPUTS, device=device, dtype=dtype, seed=1) / 64
+        y = random(tokens, OUTPUTS, device=device, dtype=dtype, seed=2)
+        route = (torch.arange(tokens, device=device) * masks // tokens).int()
+        return y, x, memory, random_masks(masks, WIDTH, TOP_K, device), route
+
+    def floor(y, x, memory, stored, route):
+        size = memory.element_size()
+        read = WIDTH * (1 - (1 - TOP_K / WIDTH) ** masks)  # rows of memory under at least one mask
+        return size * (read * OUTPUTS + tokens * (TOP_K + 2 * OUTPUTS)) + nbytes(stored)
+
+    return Case(
+        "masked_linear_",
+        f"{tokens} tokens, {masks} masks, {_name(dtype)}",
+        build,
+        floor,
+        operations=2.0 * tokens * TOP_K * OUTPUTS,
+        forms=torch_forms.MASKED_LINEAR if masks == 1 else {},
+        small=small,
+        writes_first=True,
+    )
+
+
+def associative_read(tokens, rows=8, width=WIDTH, eight_bits=False, small=True):
+    """Every token its own edit, all past the first position."""
+    dtype = torch.bfloat16
+
+    def build(device):
+        per_edit = -(-rows // 8)
+        x = random(tokens, width, device=device, dtype=dtype)
+        keys = torch.nn.functional.normalize(random(tokens * per_edit, 8, width, device=device, seed=1), dim=-1)
+        values = random(tokens * per_edit, 8, OUTPUTS, device=device, dtype=dtype, seed=2)
+        y = random(tokens, OUTPUTS, device=device, dtype=dtype, seed=3)
+        generator = torch.Generator(device).manual_seed(4)
+        pages = torch.randperm(tokens * per_edit, generator=generator, device=device).int().view(tokens, per_edit)
+        scales = None
+        if eight_bits:
+            scales = values.float().abs().amax(-1) / 127
+            values = (values.float() / scales[..., None]).round().to(torch.int8)
+        return (
+            y,
+            x,
+            torch.zeros(tokens, dtype=torch.bool, device=device),
+            keys.to(dtype),
+            values,
+            pages,
+            torch.full((tokens,), rows, dtype=torch.int32, device=device),
+            torch.arange(tokens, dtype=torch.int32, device=device),
+            random(width, device=device, seed=5) / 4,
+            10.0,
+            scales,
+        )
+
+    def floor(y, x, first, keys, values, *rest):
+        used = (rows - 1) / (-(-rows // 8) * 8)  # a later token does not read row 0
+        return nbytes(y, y, x) + used * nbytes(keys, values)
+
+    kind = "int8 values, " if eight_bits else ""
+    return Case(
+        "associative_read_",
+        f"{tokens} edits of {rows} rows, {kind}keys {width}",
+        build,
+        floor,
+        forms=torch_forms.ASSOCIATIVE_READ if rows == 8 and not eight_bits else {},
+        small=small,
+        writes_first=True,
+    )
+
+
+def ties_merge(shards, entries, dtype, density=0.2, small=True):
+    def build(device):
+        deltas = torch.stack([random(entries, device=device, dtype=dtype, seed=s) for s in range(shards)])
+        return deltas, torch.ones(shards, device=device), [density] * shards
+
+    def floor(deltas, *rest):
+        return nbytes(deltas, deltas) + nbytes(deltas) // shards  # the threshold needs a pass of its own
+
+    return Case(
+        "ties_merge",
+        f"{shards} shards of {entries / 1e6:.1f}M, {_name(dtype)}",
+        build,
+        floor,
+        forms=torch_forms.TIES_MERGE,
+        small=small,
+    )
+
+
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+FULL = WIDTH * OUTPUTS  # entries of one 8B down-projection, 58.7M
+
+CASES = [
+    *(topk_mask(rows, torch.bfloat16) for rows in (1, 32, 256)),
+    topk_mask(32, torch.float32),
+    topk_mask(8, torch.bfloat16, tokens_each=64),
+    *(mask_overlap(queries, 10_000) for queries in (1, 32)),
+    *(mask_overlap(queries, stored, small=False) for queries in (1, 4, 32, 256) for stored in (1000, 100_000, 10**6)),
+    mask_overlap(256, 10_000, small=False),
+    *(mask_route(queries, 10_000) for queries in (1, 32)),
+    *(token_overlap(queries, stored) for queries in (1, 32) for stored in (1000, 100_000)),
+    *(masked_linear(tokens, 1) for tokens in (1, 32)),
+    masked_linear(8, 8),
+    *(masked_linear(tokens, 1, small=False) for tokens in (64, 256)),
+    *(masked_linear(tokens, tokens, small=False) for tokens in (2, 4, 16, 64, 128, 256)),
+    *(associative_read(tokens) for tokens in (1, 32)),
+    associative_read(64, width=256),
+    associative_read(64, width=256, eight_bits=True),
+    associative_read(8, rows=200),
+    *(associative_read(tokens, small=False) for tokens in (64, 256)),
+    ties_merge(4, 4_000_000, torch.float32),
+    ties_merge(4, 4_000_000, torch.bfloat16),
+    *(ties_merge(shards, FULL, torch.bfloat16, small=False) for shards in (2, 4, 8)),
+    ties_merge(4, FULL, torch.float32, small=False),
+]
+
+
+def run(case, arguments, backend):
+    """The op's outputs on `backend`, a list, and none of the arguments changed."""
+    given = [a.clone() if case.writes_first and i == 0 else a for i, a in enumerate(arguments)]
+    with dispatch.use(backend), torch.no_grad():
+        result = case.function(*given)
+    return [given[0]] if case.writes_first else listed(result)
+
+
+def listed(result):
+    return [result] if torch.is_tensor(result) else list(result)
+
+
+def wrong(case, arguments, backend):
+    """ "" if `backend` computes what the reference computes on `arguments`, else what differs."""
+    return differs(case, run(case, arguments, "reference"), run(case, arguments, backend))
+
+
+def differs(case, expected, actual):
+    """ "" if two lists of outputs agree: integers exactly, floats to rounding."""
+    for a, b in zip(expected, actual):
+        if a.dtype.is_floating_point:
+            error = float((a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-30))
+            difference = "" if error < (2**-7 if a.dtype == torch.bfloat16 else 1e-4) else f"relative error {error:.2e}"
+        elif case.op == "topk_mask":  # rounding of the mean may exchange entries that are as good as equal
+            bits = [reference.unpack_mask(mask, WIDTH).int() for mask in (a, b)]
+            exchanged = int((bits[0] - bits[1]).abs().sum(1).max())
+            difference = "" if exchanged <= 8 else f"{exchanged} bits of a mask"
+        else:
+            difference = "" if torch.equal(a, b) else f"{int((a != b).sum())} entries"
+        if difference:
+            return difference
+    return ""

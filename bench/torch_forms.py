@@ -1,0 +1,176 @@
+"""The ops in eager torch alone, each in the forms that do best: what the kernels are measured against.
+
+A form is a pair: `prepare(*arguments)` does once what a user would keep between calls (unpacked masks, say), and
+`run(*prepared)` is what is timed. Tables of forms are keyed by what distinguishes them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from corrigenda.kernels import reference
+
+
+def _selected(x, background, permutation, k, find):
+    magnitude = (x.float() - background).abs()
+    bits = torch.zeros(magnitude.shape, dtype=torch.bool, device=x.device)
+    return bits.scatter_(1, permutation[find(magnitude, k)], True)
+
+
+def _topk_indices(magnitude, k):
+    return magnitude.topk(k, dim=1, sorted=False).indices
+
+
+def _pack_by_shift(bits):
+    place = torch.arange(32, dtype=torch.int32, device=bits.device)
+    return (bits.unflatten(1, (-1, 32)).int() << place).sum(-1, dtype=torch.int32)
+
+
+def _pack_by_product(bits):
+    """Two halves of 16 bits by a matrix product, exact in float32."""
+    place = 2.0 ** torch.arange(16, device=bits.device)
+    halves = (bits.unflatten(1, (-1, 16)).float() @ place).int()
+    return halves[:, 0::2] | halves[:, 1::2] << 16
+
+
+def _topk_and(pack):
+    def run(x, background, permutation, k):
+        return pack(_selected(x, background, permutation, k, _topk_indices))
+
+    return run
+
+
+def _bisected(x, background, permutation, k):
+    """Bisect the k-th magnitude's bits, all rows at once; equals beyond the k-th are kept, which torch cannot help."""
+    keys = (x.float() - background).abs().view(torch.int32)
+    threshold = torch.zeros(len(x), 1, dtype=torch.int32, device=x.device)
+    for bit in range(30, -1, -1):
+        candidate = threshold | 1 << bit
+        threshold = torch.where((keys >= candidate).sum(1, keepdim=True) >= k, candidate, threshold)
+    bits = torch.empty(keys.shape, dtype=torch.bool, device=x.device)
+    bits[:, permutation] = keys >= threshold
+    return _pack_by_shift(bits)
+
+
+def _prepare_topk(x, offsets, k, weight, background, permutation):
+    return x, background, permutation, k
+
+
+TOPK_MASK = {
+    "topk, pack by shifts": (_prepare_topk, _topk_and(_pack_by_shift)),
+    "topk, pack by a product": (_prepare_topk, _topk_and(_pack_by_product)),
+    "bisection": (_prepare_topk, _bisected),
+}
+
+
+def _unpacked(query, stored, *visible):
+    """Float32, 32 times the bytes: a bfloat16 product rounds overlaps above 256, and names the wrong mask."""
+    width = stored.shape[1] * 32
+    blocks = [reference.unpack_mask(block, width).float() for block in stored.split(1024)]
+    return reference.unpack_mask(query, width).float(), torch.cat(blocks)
+
+
+def _best(overlap):
+    value, index = overlap.max(1)
+    return index.int(), value.int()
+
+
+def _by_product(query, stored):
+    return _best(query @ stored.T)
+
+
+def _by_popcount(query, stored):
+    return reference.mask_overlap(query, stored, None, None, None)
+
+
+MASK_OVERLAP = {
+    "float32 product of unpacked masks": (_unpacked, _by_product),
+    "popcount by shifts": (lambda query, stored, *visible: (query, stored), _by_popcount),
+}
+
+
+def _columns(y, x, memory, masks, route):
+    chosen = reference.unpack_mask(masks[0], x.shape[1])
+    return y, x, memory, chosen.nonzero().squeeze(1), chosen.to(x.dtype)
+
+
+def _gathered(y, x, memory, columns, chosen):
+    return y + x[:, columns] @ memory[columns]
+
+
+def _gathered_by_select(y, x, memory, columns, chosen):
+    return torch.addmm(y, x.index_select(1, columns), memory.index_select(0, columns))
+
+
+def _dense(y, x, memory, columns, chosen):
+    return torch.addmm(y, x * chosen, memory)
+
+
+def _gathered_vector(y, x, memory, columns, chosen):
+    if len(x) > 1:
+        return _gathered_by_select(y, x, memory, columns, chosen)
+    return torch.addmv(y[0], memory.index_select(0, columns).T, x[0].index_select(0, columns))[None]
+
+
+MASKED_LINEAR = {
+    "gather, product": (_columns, _gathered),
+    "index_select, addmm": (_columns, _gathered_by_select),
+    "index_select, addmv": (_columns, _gathered_vector),
+    "dense masked product": (_columns, _dense),
+}
+
+
+def _read_arguments(y, x, first, keys, values, pages, rows, route, background, beta, scales):
+    return y, x, keys, values, pages[:, 0].long(), background, beta
+
+
+def _direction(x, background):
+    return torch.nn.functional.normalize(x.float() - background, dim=-1)
+
+
+def _read_batched(y, x, keys, values, page, background, beta):
+    u = _direction(x, background).to(keys.dtype)
+    share = torch.softmax(beta * torch.bmm(keys[page, 1:], u[:, :, None]).squeeze(-1).float(), -1)
+    return y + torch.bmm(share.to(values.dtype)[:, None], values[page, 1:]).squeeze(1)
+
+
+def _read_in_a_loop(y, x, keys, values, page, background, beta):
+    """No gathered copy: each token multiplies its edit's rows where they lie."""
+    u = _direction(x, background).to(keys.dtype)
+    out = torch.empty_like(y)
+    for t, p in enumerate(page.tolist()):
+        share = torch.softmax(beta * (keys[p, 1:] @ u[t]).float(), -1).to(values.dtype)
+        torch.addmv(y[t], values[p, 1:].T, share, out=out[t])
+    return out
+
+
+ASSOCIATIVE_READ = {
+    "gather, batched products": (_read_arguments, _read_batched),
+    "a loop over tokens": (_read_arguments, _read_in_a_loop),
+}
+
+
+def _merge(deltas, weights, densities, threshold):
+    trimmed = []
+    for shard, density in zip(deltas, densities):
+        magnitude = shard.abs()
+        trimmed.append(shard * (magnitude >= threshold(magnitude, max(1, int(density * shard.numel())))))
+    weighted = torch.stack(trimmed) * weights.view(-1, *[1] * (deltas.dim() - 1)).to(deltas.dtype)
+    sign = torch.where(weighted.sum(0) >= 0, 1, -1)
+    agrees = weighted * sign > 0
+    mass = (agrees * weights.view(-1, *[1] * (deltas.dim() - 1)).to(deltas.dtype)).sum(0)
+    return (weighted * agrees).sum(0) / mass.clamp(min=1e-12)
+
+
+def _by_kthvalue(magnitude, keep):
+    return magnitude.flatten().kthvalue(magnitude.numel() - keep + 1).values
+
+
+def _by_topk(magnitude, keep):
+    return magnitude.flatten().topk(keep, sorted=False).values.amin()
+
+
+TIES_MERGE = {
+    "kthvalue": (lambda *arguments: arguments, lambda *arguments: _merge(*arguments, _by_kthvalue)),
+    "topk": (lambda *arguments: arguments, lambda *arguments: _merge(*arguments, _by_topk)),
+}
