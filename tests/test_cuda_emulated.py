@@ -92,7 +92,7 @@ def visibility(batch, rows, seed):
 
 
 @pytest.mark.parametrize("width", [97, 160, 1536])
-@pytest.mark.parametrize("batch, rows", [(1, 0), (1, 301), (6, 129)])
+@pytest.mark.parametrize("batch, rows", [(1, 0), (1, 301), (6, 129), (9, 50), (70, 400)])
 def test_mask_overlap(kernels, order, batch, rows, width):
     query, stored = random_masks(batch, width, seed=1), random_masks(rows, width, seed=2)
     if rows > 40:
