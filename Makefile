@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench bench-compare bench-claims clean
+.PHONY: help venv demo test lint cuda-check bench bench-compare bench-claims clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -35,6 +35,10 @@ lint: $(STAMP) ## ruff, and the rules that no linter knows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	bash tools/check_style.sh
+
+cuda-check: $(STAMP) ## compile the CUDA kernels for every GPU (needs nvcc) and run them under sanitizers; needs no GPU
+	bash tools/compile_cuda.sh
+	PYTHON=$(BIN)/python bash tools/sanitize_cuda.sh
 
 bench: $(STAMP) ## time the operations
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only

@@ -1,9 +1,7 @@
 """The emulator itself: it must catch the mistakes that it is there for. The planted ones are in emulator/planted.cu."""
 
 import ctypes
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import emulate
@@ -82,35 +80,6 @@ def test_the_sanitizers_see_memory_errors(sanitized, mistake, message):
     assert run(sanitized, 0).returncode == 0
     ended = run(sanitized, mistake)
     assert ended.returncode != 0 and message in ended.stderr and "planted.cu" in ended.stderr
-
-
-@pytest.mark.slow
-def test_kernels_stay_within_their_memory():
-    """The kernels' tests again, in one order of threads, in a process of its own, under the sanitizers."""
-    runtimes = [
-        subprocess.run([emulate.compiler(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    environment = {
-        "LD_PRELOAD": " ".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0",  # of Python's
-        "CORRIGENDA_EMULATE_FLAGS": " ".join(SANITIZED),
-    }
-    tests = sorted(str(path) for path in Path(__file__).parent.glob("test_cuda_emulated*.py"))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "order1 and not large",
-        *tests,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **environment})
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("dtype", FEATURE_DTYPES[1:], ids=str)
