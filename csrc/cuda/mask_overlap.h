@@ -1,0 +1,33 @@
+// mask_overlap, for its binding and for mask_route.
+#pragma once
+
+#include "interface.h"
+
+struct OverlapArguments {
+    const std::uint32_t* query;         // [batch, words]
+    const std::uint32_t* stored;        // [rows, words]
+    std::int64_t batch, rows, words;
+    const std::int32_t* valid;          // [1] or null, as the next two
+    const std::int32_t* query_group;    // [batch]
+    const std::int32_t* stored_group;   // [rows]
+    unsigned long long* best;           // [batch] scratch, zero at the start
+    unsigned* finished;                 // [batch] scratch, zero at the start
+    std::int32_t* index;                // [batch]
+    std::int32_t* overlap;              // [batch]
+    const std::int32_t* minimum;        // [1]; with it `route` is written, which is null without
+    std::int32_t* route;                // [batch]
+};
+
+// Bytes of `best` and `finished`, in this order.
+inline std::size_t overlap_scratch_bytes(std::int64_t batch) { return static_cast<std::size_t>(batch) * 12; }
+
+// The scratch must be zero by the time that the grid before on the stream has ended.
+cudaError_t launch_overlap(const OverlapArguments& arguments, cudaStream_t stream);
+
+extern "C" {
+std::size_t corrigenda_mask_overlap_scratch_bytes(std::int64_t batch);
+cudaError_t corrigenda_mask_overlap(const std::int32_t* query, const std::int32_t* stored, std::int64_t batch,
+                                    std::int64_t rows, std::int64_t words, const std::int32_t* valid,
+                                    const std::int32_t* query_group, const std::int32_t* stored_group,
+                                    std::int32_t* index, std::int32_t* overlap, void* scratch, cudaStream_t stream);
+}
