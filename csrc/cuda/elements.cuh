@@ -52,3 +52,13 @@ template <typename T, int COUNT>
 __device__ __forceinline__ Vector<T, COUNT> load_vector(const T* source) {
   return *reinterpret_cast<const Vector<T, COUNT>*>(source);
 }
+
+// Element i as a T. Kernels for 16-bit formats are launched for arrays of that format alone.
+template <typename T>
+__device__ __forceinline__ T element_as(const Elements& array, std::int64_t i) {
+  if constexpr (sizeof(T) == 2) {
+    return static_cast<const T*>(array.data)[i];
+  } else {
+    return array[i];
+  }
+}
