@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(Tile::THREADS, 1) multiply_masked(MaskedLinear
                                             column, routes,    list,       count};
     multiply<Tile>(problem, count, shared, sums);
   }
-  const auto exact = [&](int m, int n) {
-    float sum = 0;
+  const auto exact = [&](int m, int n, float sum) {
+    sum = 0;
     for (std::int64_t word = begin; routes[m] >= 0 && column + n < op.outputs && word < end; word++) {
       for (unsigned bits = op.masks[routes[m] * op.words + word]; bits != 0; bits &= bits - 1) {
         const std::int64_t row = word * 32 + __ffs(bits) - 1;

@@ -198,7 +198,7 @@ __device__ __forceinline__ void multiply(const Problem& problem, int inner, unsi
 // Hand every sum to `take(m, n, sum)`, neighbouring threads neighbouring columns.
 //
 // A product with zero is not nothing where the other factor is infinite or not a number; so a sum that is not finite
-// may hold a factor that its own mask leaves out, and `exact(m, n)` makes it anew, factor by factor.
+// may hold a factor that its own mask leaves out, and `exact(m, n, sum)` makes it anew, factor by factor.
 template <typename Tile, typename Exact, typename Take>
 __device__ __forceinline__ void hand_out(const typename Tile::Sums& sums, unsigned char* shared, Exact exact,
                                          Take take) {
@@ -220,6 +220,6 @@ __device__ __forceinline__ void hand_out(const typename Tile::Sums& sums, unsign
   for (int i = threadIdx.x; i < Tile::ROWS * TILE_COLUMNS; i += Tile::THREADS) {
     const int m = i / TILE_COLUMNS, n = i % TILE_COLUMNS;
     const float sum = result[i];
-    take(m, n, fabsf(sum) <= 3.4028235e38f ? sum : exact(m, n));
+    take(m, n, fabsf(sum) <= 3.4028235e38f ? sum : exact(m, n, sum));
   }
 }
