@@ -20,6 +20,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #define SHARED_ARRAY(type, name, count) __shared__ type name[count]
@@ -73,6 +74,8 @@ __device__ inline void wait_for_previous_grid() {
     cudaGridDependencySynchronize();
 #endif
 }
+
+__device__ inline void prefetch_to_l2(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
 
 // In the kernel before it: once every block has come here, the next grid may start.
 __device__ inline void let_next_grid_start() {

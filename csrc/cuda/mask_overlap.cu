@@ -1,6 +1,8 @@
 // mask_overlap by popcount: bound by memory for one to four queries, by POPC above.
 #include "mask_overlap.h"
 
+#include <algorithm>
+
 #include "overlap_best.cuh"
 #include "primitives.cuh"
 
@@ -10,6 +12,8 @@ constexpr int THREADS = 256;
 constexpr int LANES = 8;   // threads of a row: 14336 bits are 112 16-byte loads, 14 for each of 8 threads
 constexpr int UNROLL = 7;  // loads in flight a thread; popcount_of_seven counts them together
 constexpr int ROWS_PER_BLOCK = THREADS / LANES;
+constexpr int LINE_WORDS = 32;                    // of 128 bytes
+constexpr std::int64_t PREFETCHED_BYTES = 24 << 20;  // half of an H200's L2
 
 // A block takes the stored rows in turns with the other blocks, and counts each against its QUERIES queries.
 template <typename Load, int QUERIES>
@@ -22,6 +26,13 @@ __global__ __launch_bounds__(THREADS) void count_overlaps(OverlapArguments argum
     const std::int64_t first = std::int64_t{blockIdx.y} * QUERIES;
     const int queries = static_cast<int>(min(arguments.batch - first, std::int64_t{QUERIES}));
 
+    for (std::int64_t row = std::int64_t{blockIdx.x} * ROWS_PER_BLOCK + threadIdx.x / LANES; row < arguments.prefetched;
+         row += std::int64_t{gridDim.x} * ROWS_PER_BLOCK) {
+        const std::uint32_t* mask = arguments.stored + row * arguments.words;
+        for (int word = threadIdx.x % LANES * LINE_WORDS; word < arguments.words; word += LANES * LINE_WORDS) {
+            prefetch_to_l2(mask + word);
+        }
+    }
     wait_for_previous_grid();
     const Load* source = reinterpret_cast<const Load*>(arguments.query + first * arguments.words);
     for (int i = threadIdx.x; i < queries * loads; i += THREADS) query[i] = source[i];
@@ -91,32 +102,35 @@ __global__ __launch_bounds__(THREADS) void count_overlaps(OverlapArguments argum
 
 // As many blocks as are resident at once; each takes rows until there are none.
 template <typename Load, int QUERIES>
-cudaError_t launch_count(const OverlapArguments& arguments, int processors, cudaStream_t stream) {
+cudaError_t launch_count(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
     constexpr int BLOCKS_PER_PROCESSOR = 3;
     const std::int64_t tiles = ceil_div(arguments.batch, QUERIES);
     const std::int64_t useful = ceil_div(arguments.rows > 0 ? arguments.rows : 1, ROWS_PER_BLOCK);
     const std::int64_t resident = std::int64_t{processors} * BLOCKS_PER_PROCESSOR;
     const dim3 grid(static_cast<unsigned>(useful < resident ? useful : resident), static_cast<unsigned>(tiles));
-    return launch_early(count_overlaps<Load, QUERIES>, grid, dim3(THREADS), QUERIES * arguments.words * 4, stream,
-                        arguments);
+    const std::size_t shared = QUERIES * arguments.words * 4;
+    return early ? launch_early(count_overlaps<Load, QUERIES>, grid, dim3(THREADS), shared, stream, arguments)
+                 : launch(count_overlaps<Load, QUERIES>, grid, dim3(THREADS), shared, stream, arguments);
 }
 
 template <typename Load>
-cudaError_t launch_by_batch(const OverlapArguments& arguments, int processors, cudaStream_t stream) {
-    if (arguments.batch == 1) return launch_count<Load, 1>(arguments, processors, stream);
-    return launch_count<Load, 4>(arguments, processors, stream);
+cudaError_t launch_by_batch(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
+    if (arguments.batch == 1) return launch_count<Load, 1>(arguments, processors, early, stream);
+    return launch_count<Load, 4>(arguments, processors, early, stream);
 }
 
 }  // namespace
 
-cudaError_t launch_overlap(const OverlapArguments& arguments, cudaStream_t stream) {
-    if (arguments.batch == 0) return cudaSuccess;
+cudaError_t launch_overlap(const OverlapArguments& requested, bool early, cudaStream_t stream) {
+    if (requested.batch == 0) return cudaSuccess;
     int processors = 0;
     const cudaError_t status = device_attribute(&processors, cudaDevAttrMultiProcessorCount);
     if (status != cudaSuccess) return status;
+    OverlapArguments arguments = requested;
+    if (early) arguments.prefetched = std::min(arguments.rows, PREFETCHED_BYTES / (arguments.words * 4));
     const bool vectors = arguments.words % 4 == 0 && is_aligned(arguments.query) && is_aligned(arguments.stored);
-    return vectors ? launch_by_batch<uint4>(arguments, processors, stream)
-                   : launch_by_batch<unsigned>(arguments, processors, stream);
+    return vectors ? launch_by_batch<uint4>(arguments, processors, early, stream)
+                   : launch_by_batch<unsigned>(arguments, processors, early, stream);
 }
 
 extern "C" std::size_t corrigenda_mask_overlap_scratch_bytes(std::int64_t batch) {
@@ -133,7 +147,7 @@ extern "C" cudaError_t corrigenda_mask_overlap(const std::int32_t* query, const 
                                      reinterpret_cast<const std::uint32_t*>(stored),
                                      batch, rows, words, valid, query_group, stored_group,
                                      best, reinterpret_cast<unsigned*>(best + batch),
-                                     index, overlap, nullptr, nullptr};
+                                     index, overlap, nullptr, nullptr, 0};
     const cudaError_t status = cudaMemsetAsync(scratch, 0, overlap_scratch_bytes(batch), stream);
-    return status == cudaSuccess ? launch_overlap(arguments, stream) : status;
+    return status == cudaSuccess ? launch_overlap(arguments, false, stream) : status;
 }

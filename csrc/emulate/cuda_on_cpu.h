@@ -285,3 +285,4 @@ template <typename... Arguments>
 cudaError_t launch_early(Arguments... arguments) { return launch(arguments...); }
 inline void wait_for_previous_grid() {}
 inline void let_next_grid_start() {}
+inline void prefetch_to_l2(const void*) {}

@@ -1,4 +1,5 @@
-// The emulator's processor: a block is one OS thread, each CUDA thread of it a fiber (ucontext).
+// The emulator's processor: a block is one OS thread, each CUDA thread of it a fiber (ucontext; longjmp between them,
+// for swapcontext makes two system calls a switch).
 //
 // Fibers run until they wait at a barrier. Warps and lanes take turns in an order that the seed decides, and a warp
 // may run far ahead of the others between two __syncthreads, so that a kernel that misses a barrier gives other
@@ -6,6 +7,7 @@
 // Not modelled: weak memory, occupancy, warps that diverge and shuffle without a mask that says so.
 #pragma once
 
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -43,7 +45,9 @@ constexpr unsigned char POISON = 0xA5;           // what shared memory holds bef
 enum class State { ready, at_warp_barrier, at_block_barrier, done };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // where it starts
+    jmp_buf place;       // where it goes on
+    bool started = false;
     uint3 index;
     unsigned linear = 0;
     State state = State::done;
@@ -161,29 +165,39 @@ private:
         }
     }
 
+#if defined(__SANITIZE_ADDRESS__)
+    // The sanitizer has to know of each change of stacks, and takes longjmp for the end of frames.
     void resume(Fiber& fiber) {
         current = &fiber;
-#if defined(__SANITIZE_ADDRESS__)
         void* fake = nullptr;
         __sanitizer_start_switch_fiber(&fake, fiber.context.uc_stack.ss_sp, STACK_BYTES);
-#endif
         swapcontext(&home, &fiber.context);
-#if defined(__SANITIZE_ADDRESS__)
         __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#endif
     }
 
     void to_scheduler() {
-        Fiber* fiber = current;
-#if defined(__SANITIZE_ADDRESS__)
         void* fake = nullptr;
         __sanitizer_start_switch_fiber(&fake, home_stack, home_bytes);
-#endif
-        swapcontext(&fiber->context, &home);
-#if defined(__SANITIZE_ADDRESS__)
+        swapcontext(&current->context, &home);
         __sanitizer_finish_switch_fiber(fake, &home_stack, &home_bytes);
-#endif
     }
+
+    ucontext_t home;
+#else
+    void resume(Fiber& fiber) {
+        current = &fiber;
+        if (_setjmp(home) != 0) return;
+        if (fiber.started) _longjmp(fiber.place, 1);
+        fiber.started = true;
+        setcontext(&fiber.context);
+    }
+
+    void to_scheduler() {
+        if (_setjmp(current->place) == 0) _longjmp(home, 1);
+    }
+
+    jmp_buf home;
+#endif
 
     bool finished() const {
         return std::all_of(fibers.begin(), fibers.end(), [](const Fiber& f) { return f.state == State::done; });
@@ -268,9 +282,8 @@ private:
     std::vector<Fiber> fibers;
     std::vector<unsigned> warps;
     std::mt19937_64 random;
-    ucontext_t home;
     char* stacks = nullptr;
-    const void* home_stack = nullptr;
+    const void* home_stack = nullptr;  // the scheduler's, which the address sanitizer asks for
     std::size_t home_bytes = 0;
     std::map<std::pair<const char*, int>, Heap> shared;
     Heap dynamic{nullptr};
