@@ -70,7 +70,10 @@ def run(commands):
     """Run commands side by side; the first that fails raises with what it printed."""
 
     def one(command):
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        try:
+            done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        except OSError as error:
+            raise Unavailable(f"{command[0]} cannot be run ({error.strerror})") from None
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
 
@@ -92,6 +95,13 @@ class Build(build_ext):
         package.mkdir(parents=True, exist_ok=True)
         for folder in (package, *([ROOT / "kernels"] if self.inplace else [])):
             (folder / "build.txt").write_text("".join(f"{name}: {note}\n" for name, note in self.notes.items()))
+
+    def copy_extensions_to_source(self):
+        """For editable installs: what was built, and no complaint about what was left out."""
+        wanted = self.extensions
+        self.extensions = [e for e in wanted if (Path(self.build_lib) / self.get_ext_filename(e.name)).exists()]
+        super().copy_extensions_to_source()
+        self.extensions = wanted
 
     def build_extension(self, extension):
         device = "cuda" if extension.name.endswith("_cuda") else "cpu"

@@ -36,6 +36,14 @@ class Features(NamedTuple):
     hidden: Tensor
 
 
+def pass_tokens(device: torch.device, on_cpu: int) -> int:
+    """Padded tokens to run side by side: `on_cpu` there, 8,192 elsewhere.
+
+    A GPU needs thousands of tokens to fill; 8,192 logits of 128,256 entries take 4.2 GB in fp32.
+    """
+    return on_cpu if device.type == "cpu" else 8192
+
+
 def length_groups(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices in groups of similar length whose padded size stays within `budget` tokens (one row at least)."""
     group: list[int] = []
@@ -68,7 +76,9 @@ def tapped(module: torch.nn.Module) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def frozen_features(decoder: Decoder, layer: int, rows: Sequence[Sequence[int]], budget: int = 1024) -> list[Features]:
+def frozen_features(
+    decoder: Decoder, layer: int, rows: Sequence[Sequence[int]], budget: int | None = None
+) -> list[Features]:
     """The layers up to and including `layer`, once, for token rows of any lengths, in padded groups of like length.
 
     1,024 tokens a group is where one CPU core's GEMM throughput levels off; attention's padding waste stays small.
@@ -82,7 +92,7 @@ def frozen_features(decoder: Decoder, layer: int, rows: Sequence[Sequence[int]],
     features: list[Features | None] = [None] * len(rows)
     dtype = decoder.model.get_input_embeddings().weight.dtype
     with decoder.masked_attention(), tapped(decoder.down_proj(layer)) as taken:
-        for group in length_groups([len(row) for row in rows], budget):
+        for group in length_groups([len(row) for row in rows], budget or pass_tokens(decoder.device(0), 1024)):
             ids = padded_ids([rows[i] for i in group], decoder.device(0))
             positions = torch.arange(ids.shape[1], device=ids.device)[None]
             mask = causal_mask(ids.shape[1], dtype, ids.device)

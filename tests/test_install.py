@@ -1,4 +1,4 @@
-"""The layout: folders map into `corrigenda`, nothing shadows Hugging Face's `kernels`, the wheel is pure."""
+"""The layout: folders map into `corrigenda`, nothing shadows Hugging Face's `kernels`; what a build makes of csrc/."""
 
 import importlib.metadata
 import importlib.util
@@ -36,28 +36,43 @@ def shipped():
     return {f"corrigenda/{file.relative_to(ROOT).as_posix()}" for file in files if file.is_file()}
 
 
-def build_wheel(folder, **env):
-    """Build from a copy: an in-tree build would leave `build/`, whose stale files enter later wheels."""
+def copy_tree(folder):
+    """A copy to build from: an in-tree build would leave `build/`, whose stale files enter later wheels."""
     tree = folder / "tree"
     tree.mkdir()
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     for name in ("csrc", "kernels", "editing"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "build.txt"))
+    return tree
+
+
+def build_wheel(folder, tree, **env):
     command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
     return run(*command, "--wheel-dir", folder / "dist", tree, cwd=folder, **env)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel built where importing torch raises: a build must not need the torch it will run with."""
-    folder = tmp_path_factory.mktemp("wheel")
-    (folder / "poison").mkdir()
-    (folder / "poison/torch.py").write_text("raise RuntimeError('the build imported torch')\n")
-    done = build_wheel(folder, PYTHONPATH=folder / "poison")
+def built_wheel(folder, **env):
+    done = build_wheel(folder, copy_tree(folder), **env)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = (folder / "dist").glob("*.whl")
     return built
+
+
+def contents(wheel):
+    """(the package's files, all others) in a wheel."""
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+    ours = {name for name in names if name.startswith("corrigenda/")}
+    return ours, names - ours
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A pure wheel, built where importing torch raises: a build must not need the torch it will run with."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "poison").mkdir()
+    (folder / "poison/torch.py").write_text("raise RuntimeError('the build imported torch')\n")
+    return built_wheel(folder, PYTHONPATH=folder / "poison", CORRIGENDA_BUILD="none")
 
 
 def test_no_folder_shadows_a_package():
@@ -95,10 +110,9 @@ def test_transformers_does_not_take_the_root_folder_for_hugging_face_kernels():
 @pytest.mark.slow
 def test_wheel_holds_exactly_our_packages(wheel):
     assert wheel.name.endswith("-py3-none-any.whl")
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
-    ours = {name for name in names if name.startswith("corrigenda/")}
+    ours, others = contents(wheel)
     assert ours == shipped()
-    assert all(name.split("/")[0].endswith(".dist-info") for name in names - ours)
+    assert all(name.split("/")[0].endswith(".dist-info") for name in others)
 
 
 @pytest.mark.slow
@@ -111,9 +125,39 @@ def test_wheel_works_away_from_the_tree(wheel, tmp_path):
     assert files == [str(target / "corrigenda" / name) for name in ("editing/__init__.py", "kernels/ops.py")]
 
 
-@pytest.mark.parametrize("mode", ["bogus", "cpu", "cuda"])
-def test_build_mode_that_cannot_be_met_fails_in_one_sentence(mode):
-    done = run("setup.py", "--version", cwd=ROOT, CORRIGENDA_BUILD=mode)
+BROKEN = "csrc/cpu/select.cpp"
+
+
+@pytest.mark.slow
+def test_auto_builds_without_what_does_not_compile_and_says_so(tmp_path):
+    tree = copy_tree(tmp_path)
+    (tree / BROKEN).write_text("this is no C++\n")
+    done = build_wheel(tmp_path, tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = (tmp_path / "dist").glob("*.whl")
+    assert not any(name.endswith(".so") for name in contents(built)[0])
+    note = zipfile.ZipFile(built).read("corrigenda/kernels/build.txt").decode()
+    assert note == "cpu: its compilation failed\n"
+
+
+@pytest.mark.slow
+def test_strict_build_fails_with_the_compilers_words(tmp_path):
+    tree = copy_tree(tmp_path)
+    (tree / BROKEN).write_text("this is no C++\n")
+    done = build_wheel(tmp_path, tree, CORRIGENDA_BUILD="cpu")
     assert done.returncode != 0
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith(f"CORRIGENDA_BUILD={mode} ") and line.endswith(".")
+    assert "CORRIGENDA_BUILD=cpu cannot be met: this command failed:" in done.stderr
+    assert "select.cpp:1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_missing_compiler_is_named(tmp_path):
+    wheel = built_wheel(tmp_path, CXX=tmp_path / "no-such-compiler")
+    note = zipfile.ZipFile(wheel).read("corrigenda/kernels/build.txt").decode()
+    assert note == f"cpu: {tmp_path / 'no-such-compiler'} cannot be run (No such file or directory)\n"
+
+
+def test_unknown_build_mode_fails_in_one_sentence():
+    done = run("setup.py", "--version", cwd=ROOT, CORRIGENDA_BUILD="bogus")
+    assert done.returncode != 0
+    assert done.stderr.strip() == "CORRIGENDA_BUILD=bogus is unknown: use one of auto, none, cpu, cuda."

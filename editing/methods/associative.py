@@ -12,7 +12,7 @@ from ..background import background_prompts
 from ..config import AssociativeConfig
 from ..decoder import Decoder
 from ..edits import Edit
-from ..frozen import Features, Row, Suffix, frozen_features, length_groups
+from ..frozen import Features, Row, Suffix, frozen_features, length_groups, pass_tokens
 from ..mask_router import MaskRouter
 from ..memory import RowBanks
 from ..prompts import PromptFormat
@@ -63,7 +63,7 @@ class Associative(Method):
             for e in range(len(edits))
         ]
         written: list[Written | None] = [None] * len(edits)
-        for group in length_groups([problem.tokens for problem in problems], _STEP_TOKENS):
+        for group in length_groups([problem.tokens for problem in problems], pass_tokens(self.device, _STEP_TOKENS)):
             for e, result in zip(group, self._solve([problems[e] for e in group])):
                 written[e] = result
         for problem in problems:

@@ -12,14 +12,14 @@ from ..config import MemoirConfig
 from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
-from ..frozen import Features, Row, Suffix, frozen_features, length_groups
+from ..frozen import Features, Row, Suffix, frozen_features, length_groups, pass_tokens
 from ..mask_router import MaskRouter
 from ..memory import SharedMatrix
 from ..prompts import PromptFormat
 from .frame import Method, Written
 
 _STEP_TOKENS = 192
-"""Padded tokens in one pass: splits an edit's 11 rows by length, so that short contexts do not pay for long ones."""
+"""Padded tokens in one pass on a CPU: splits an edit's 11 rows by length, so short contexts do not pay for long."""
 
 
 class Memoir(Method):
@@ -65,7 +65,7 @@ class Memoir(Method):
     def _solve(self, rows: list[Row], features: list[Features], owner: Tensor, active: Tensor) -> list[Written]:
         config = self.config
         starts = [0 if config.scope == "full" else len(row.prompt) - 1 for row in rows]
-        groups = list(length_groups([len(row.tokens) for row in rows], _STEP_TOKENS))
+        groups = list(length_groups([len(row.tokens) for row in rows], pass_tokens(self.device, _STEP_TOKENS)))
         order = [i for group in groups for i in group]
         suffixes = [
             Suffix(
