@@ -18,7 +18,7 @@ constexpr int SEGMENT = 1024;    // shares held in shared memory at a time
 constexpr int NARROW = 1024;     // keys up to so wide are scored by every block: 16 KB for 8 rows in bfloat16
 
 // One warp per row: beta keys_r . u_t, into scores [tokens, max_pages * 8].
-__global__ void __launch_bounds__(THREADS) score_rows(AssociativeRead op, float* scores, bool packed) {
+__global__ void __launch_bounds__(THREADS, 1) score_rows(AssociativeRead op, float* scores, bool packed) {
   const std::int64_t token = blockIdx.x, room = op.max_pages * PAGE_ROWS;
   const Span span = rows_read(op, token);
   if (span.begin == 0) return;
@@ -58,7 +58,7 @@ __device__ __forceinline__ void load_values(const AssociativeRead& op, const Spa
 
 // `scores` is null where this kernel makes them.
 template <typename T>
-__global__ void __launch_bounds__(THREADS) read_values(AssociativeRead op, const float* scores, bool keys_packed,
+__global__ void __launch_bounds__(THREADS, 1) read_values(AssociativeRead op, const float* scores, bool keys_packed,
                                                        bool values_packed, bool y_packed) {
   SHARED_ARRAY(float, shares, SEGMENT);
   SHARED_ARRAY(float, partial, WARPS);

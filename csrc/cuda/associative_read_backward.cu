@@ -20,7 +20,7 @@ struct Shares {
   std::int64_t room;
 };
 
-__global__ void __launch_bounds__(TOKEN_THREADS)
+__global__ void __launch_bounds__(TOKEN_THREADS, 1)
     token_gradient(AssociativeRead op, Shares scratch, bool want_dx, bool keys_packed, bool values_packed) {
   constexpr int WARPS = TOKEN_THREADS / WARP_SIZE;
   SHARED_ARRAY(float, partial, WARPS);
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(TOKEN_THREADS)
 }
 
 // Blocks [edit, row of it, columns]. A page belongs to one edit, so that no two blocks write one row.
-__global__ void __launch_bounds__(ROW_THREADS)
+__global__ void __launch_bounds__(ROW_THREADS, 1)
     row_gradient(AssociativeRead op, Shares scratch, MutableElements dkeys, MutableElements dvalues) {
   SHARED_ARRAY(int, list, SEGMENT);
   SHARED_ARRAY(unsigned, prefix, ROW_THREADS / WARP_SIZE);
