@@ -3,6 +3,8 @@
 What only a GPU can show is not tested here: speed, and what two processors do to one memory.
 """
 
+import os
+
 import emulate
 import pytest
 import torch
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.skipif(emulate.compiler() is None, reason="g++ is not i
 
 @pytest.fixture(scope="module")
 def kernels():
-    return emulate.library()
+    return emulate.library(*os.environ.get("CORRIGENDA_EMULATE_FLAGS", "").split())
 
 
 @pytest.fixture(params=emulate.SEEDS, ids=lambda seed: f"order{seed}")

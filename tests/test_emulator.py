@@ -1,0 +1,116 @@
+"""The emulator itself: it must catch the mistakes that it is there for. The planted ones are in emulator/planted.cu."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import emulate
+import pytest
+import torch
+from cases import FEATURE_DTYPES, normal, same_bits
+
+pytestmark = pytest.mark.skipif(emulate.compiler() is None, reason="g++ is not installed")
+
+PLANTED = Path(__file__).parent / "emulator/planted.cu"
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return ctypes.CDLL(str(emulate.build([PLANTED])))
+
+
+@pytest.fixture(scope="module")
+def program():
+    return emulate.build([PLANTED], name="planted")
+
+
+@pytest.fixture(scope="module")
+def sanitized():
+    return emulate.build([PLANTED], *SANITIZED, name="planted")
+
+
+def run(path, mistake):
+    return subprocess.run([path, str(mistake)], capture_output=True, text=True, timeout=60)
+
+
+def reversed_in(planted, seed, barrier, monkeypatch):
+    monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(seed))
+    source, out = torch.arange(64, dtype=torch.int32), torch.empty(64, dtype=torch.int32)
+    emulate.call(planted, "reverse", source, out, barrier)
+    return torch.equal(out, source.flip(0))
+
+
+def test_a_missing_barrier_shows(planted, monkeypatch):
+    assert all(reversed_in(planted, seed, 1, monkeypatch) for seed in emulate.SEEDS)
+    assert not any(reversed_in(planted, seed, 0, monkeypatch) for seed in emulate.SEEDS)
+
+
+def test_the_last_block_sees_what_the_others_wrote(planted, monkeypatch):
+    source = torch.arange(32 * 9, dtype=torch.int32)
+    for seed in emulate.SEEDS:
+        monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(seed))
+        finished, partial, out = (torch.zeros(n, dtype=torch.int32) for n in (1, 9, 1))
+        emulate.call(planted, "sum_of_blocks", source, 9, finished, partial, out)
+        assert out == source.sum()
+
+
+def test_a_launch_that_a_gpu_refuses_is_refused(planted):
+    with pytest.raises(AssertionError, match="CUDA error 9"):
+        emulate.call(planted, "too_many_threads", torch.zeros(2000, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("mistake", [1, 2], ids=["block", "warp"])
+def test_a_divergent_barrier_ends_the_process(program, mistake):
+    ended = run(program, mistake)
+    assert ended.returncode != 0 and "divergent barrier" in ended.stderr and "planted.cu:" in ended.stderr
+
+
+def test_a_shuffle_among_some_lanes_says_which(program):
+    ended = run(program, 3)
+    assert ended.returncode == 0 and ended.stdout == "ended 0\n"  # lane 1 got lane 0's
+
+
+@pytest.mark.parametrize(
+    "mistake, message",
+    [(4, "heap-buffer-overflow"), (5, "heap-buffer-overflow"), (6, "misaligned address")],
+    ids=["shared", "global", "misaligned"],
+)
+def test_the_sanitizers_see_memory_errors(sanitized, mistake, message):
+    assert run(sanitized, 0).returncode == 0
+    ended = run(sanitized, mistake)
+    assert ended.returncode != 0 and message in ended.stderr and "planted.cu" in ended.stderr
+
+
+@pytest.mark.slow
+def test_kernels_stay_within_their_memory():
+    """The kernels' tests again, in one order of threads, in a process of its own, under the sanitizers."""
+    runtimes = [
+        subprocess.run([emulate.compiler(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = {
+        "LD_PRELOAD": " ".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",  # of Python's
+        "CORRIGENDA_EMULATE_FLAGS": " ".join(SANITIZED),
+    }
+    tests = sorted(str(path) for path in Path(__file__).parent.glob("test_cuda_emulated*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "order1", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **environment})
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("dtype", FEATURE_DTYPES[1:], ids=str)
+def test_half_types_round_as_torch_does(planted, dtype):
+    halves = torch.arange(0x10000).to(torch.int16).view(dtype)  # every number there is
+    halfway = (halves.double() + halves.roll(-1).double()).div(2).float()
+    special = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 65519.0, 65520.0, 1e-8, 3.3e38])
+    source = torch.cat([halves.float(), halfway, normal(4096, seed=0), special])
+    there, back = torch.empty(len(source), dtype=dtype), torch.empty(len(source))
+    emulate.call(planted, "round_trip", source, dtype, there, back, len(source))
+    expected = source.to(dtype)
+    numbers = ~source.isnan()
+    assert same_bits(there[numbers], expected[numbers]) and same_bits(back[numbers], expected.float()[numbers])
+    assert back[~numbers].isnan().all()
