@@ -1,5 +1,7 @@
 """The CUDA kernels of the memories against the reference, on the CPU: see test_cuda_emulated.py."""
 
+import os
+
 import emulate
 import pytest
 import torch
@@ -22,7 +24,7 @@ BETA = 3.0
 
 @pytest.fixture(scope="module")
 def kernels():
-    return emulate.library()
+    return emulate.library(*os.environ.get("CORRIGENDA_EMULATE_FLAGS", "").split())
 
 
 @pytest.fixture(params=emulate.SEEDS, ids=lambda seed: f"order{seed}")

@@ -11,11 +11,11 @@ namespace {
 
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / WARP_SIZE;
-constexpr int COUNT = 8;         // columns of a thread
+constexpr int COUNT = 8;  // columns of a thread
 constexpr int COLUMNS = THREADS * COUNT;
-constexpr int AHEAD = 8;         // rows of values in flight a thread: those of an edit, mostly
-constexpr int SEGMENT = 1024;    // shares held in shared memory at a time
-constexpr int NARROW = 1024;     // keys up to so wide are scored by every block: 16 KB for 8 rows in bfloat16
+constexpr int AHEAD = 8;       // rows of values in flight a thread: those of an edit, mostly
+constexpr int SEGMENT = 1024;  // shares held in shared memory at a time
+constexpr int NARROW = 1024;   // keys up to so wide are scored by every block: 16 KB for 8 rows in bfloat16
 
 // One warp per row: beta keys_r . u_t, into scores [tokens, max_pages * 8].
 __global__ void __launch_bounds__(THREADS, 1) score_rows(AssociativeRead op, float* scores, bool packed) {
@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(THREADS, 1) read_values(AssociativeRead op, co
                                                        bool values_packed, bool y_packed) {
   SHARED_ARRAY(float, shares, SEGMENT);
   SHARED_ARRAY(float, partial, WARPS);
+  if (scores != nullptr) wait_for_previous_grid();
   const std::int64_t token = blockIdx.x;
   const Span span = rows_read(op, token);
   const std::int64_t column = std::int64_t{blockIdx.y} * COLUMNS + threadIdx.x * COUNT;
@@ -90,7 +91,6 @@ __global__ void __launch_bounds__(THREADS, 1) read_values(AssociativeRead op, co
       }
       __syncthreads();
     } else {
-      wait_for_previous_grid();
       from = scores + token * op.max_pages * PAGE_ROWS + span.begin;
     }
     softmax = softmax_of<THREADS>(from, count, partial);

@@ -91,12 +91,12 @@ constexpr int ADDING_THREADS = 256;
 __global__ void __launch_bounds__(ADDING_THREADS) add_partial(MaskedLinear op, Splits splits) {
   const std::int64_t token = blockIdx.y, column = std::int64_t{blockIdx.x} * ADDING_THREADS + threadIdx.x;
   const std::int64_t place = token * op.outputs + column;
+  wait_for_previous_grid();  // every block, or this grid could end, and the next one start, before that one has
   if (column >= op.outputs) return;
   if (op.route[token] < 0) {
     op.keep(place);
     return;
   }
-  wait_for_previous_grid();
   float sum = 0;
 #pragma unroll 8
   for (int split = 0; split < splits.number; split++) sum += splits.partial[split * op.tokens * op.outputs + place];
