@@ -3,8 +3,14 @@
 
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
 
-void mask_overlap(const MaskOverlap&, int64_t begin, int64_t end);
+bool topk_mask(const TopkMask&, int64_t begin, int64_t end);
+void mask_overlap(const MaskOverlap&, const Part&, NearestMask* best);
+void token_overlap(const TokenOverlap&, const Part&, NearestTokens* best);
 
-const Kernels table = {mask_overlap};
+const Kernels table = {
+    topk_mask,
+    mask_overlap,
+    token_overlap,
+};
 
 }  // namespace corrigenda::CORRIGENDA_INSTRUCTIONS

@@ -1,9 +1,10 @@
-// mask_overlap by popcount: bound by memory for one to four queries, by POPC above.
+// mask_overlap: by popcount for a few queries, which is bound by memory for up to four; by tensor cores for more.
 #include "mask_overlap.h"
 
 #include <algorithm>
 
 #include "overlap_best.cuh"
+#include "overlap_many.cuh"
 #include "primitives.cuh"
 
 namespace {
@@ -12,12 +13,13 @@ constexpr int THREADS = 256;
 constexpr int LANES = 8;   // threads of a row: 14336 bits are 112 16-byte loads, 14 for each of 8 threads
 constexpr int UNROLL = 7;  // loads in flight a thread; popcount_of_seven counts them together
 constexpr int ROWS_PER_BLOCK = THREADS / LANES;
-constexpr int LINE_WORDS = 32;                    // of 128 bytes
+template <int QUERIES>
+constexpr int RESIDENT = QUERIES == 1 ? 3 : 2;  // blocks of a processor: 74 and 90 registers a thread on sm_90
 constexpr std::int64_t PREFETCHED_BYTES = 24 << 20;  // half of an H200's L2
 
 // A block takes the stored rows in turns with the other blocks, and counts each against its QUERIES queries.
 template <typename Load, int QUERIES>
-__global__ __launch_bounds__(THREADS) void count_overlaps(OverlapArguments arguments) {
+__global__ __launch_bounds__(THREADS, RESIDENT<QUERIES>) void count_overlaps(OverlapArguments arguments) {
     constexpr int WORDS = sizeof(Load) / 4;
     DYNAMIC_SHARED(Load, query);  // [QUERIES, loads]
     SHARED_ARRAY(unsigned long long, block_best, QUERIES);
@@ -26,13 +28,7 @@ __global__ __launch_bounds__(THREADS) void count_overlaps(OverlapArguments argum
     const std::int64_t first = std::int64_t{blockIdx.y} * QUERIES;
     const int queries = static_cast<int>(min(arguments.batch - first, std::int64_t{QUERIES}));
 
-    for (std::int64_t row = std::int64_t{blockIdx.x} * ROWS_PER_BLOCK + threadIdx.x / LANES; row < arguments.prefetched;
-         row += std::int64_t{gridDim.x} * ROWS_PER_BLOCK) {
-        const std::uint32_t* mask = arguments.stored + row * arguments.words;
-        for (int word = threadIdx.x % LANES * LINE_WORDS; word < arguments.words; word += LANES * LINE_WORDS) {
-            prefetch_to_l2(mask + word);
-        }
-    }
+    prefetch_stored(arguments);
     wait_for_previous_grid();
     const Load* source = reinterpret_cast<const Load*>(arguments.query + first * arguments.words);
     for (int i = threadIdx.x; i < queries * loads; i += THREADS) query[i] = source[i];
@@ -103,20 +99,52 @@ __global__ __launch_bounds__(THREADS) void count_overlaps(OverlapArguments argum
 // As many blocks as are resident at once; each takes rows until there are none.
 template <typename Load, int QUERIES>
 cudaError_t launch_count(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
-    constexpr int BLOCKS_PER_PROCESSOR = 3;
     const std::int64_t tiles = ceil_div(arguments.batch, QUERIES);
-    const std::int64_t useful = ceil_div(arguments.rows > 0 ? arguments.rows : 1, ROWS_PER_BLOCK);
-    const std::int64_t resident = std::int64_t{processors} * BLOCKS_PER_PROCESSOR;
-    const dim3 grid(static_cast<unsigned>(useful < resident ? useful : resident), static_cast<unsigned>(tiles));
+    const std::int64_t useful = ceil_div(std::max<std::int64_t>(arguments.rows, 1), ROWS_PER_BLOCK);
+    const std::int64_t resident = std::int64_t{processors} * RESIDENT<QUERIES>;
+    const dim3 grid(static_cast<unsigned>(std::min(useful, resident)), static_cast<unsigned>(tiles));
     const std::size_t shared = QUERIES * arguments.words * 4;
     return early ? launch_early(count_overlaps<Load, QUERIES>, grid, dim3(THREADS), shared, stream, arguments)
                  : launch(count_overlaps<Load, QUERIES>, grid, dim3(THREADS), shared, stream, arguments);
 }
 
-template <typename Load>
-cudaError_t launch_by_batch(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
-    if (arguments.batch == 1) return launch_count<Load, 1>(arguments, processors, early, stream);
-    return launch_count<Load, 4>(arguments, processors, early, stream);
+template <int TILES>
+cudaError_t launch_many(const OverlapArguments& arguments, int processors, bool early, std::size_t shared,
+                        cudaStream_t stream) {
+    const std::int64_t tiles = ceil_div(arguments.batch, TILES * 8);
+    const std::int64_t useful = ceil_div(std::max<std::int64_t>(arguments.rows, 1), MMA_WARPS * MMA_ROWS);
+    // All tiles of queries at once, one block a processor: they read the same rows at about the same time, from L2.
+    const std::int64_t resident = std::max<std::int64_t>(processors / tiles, 1);
+    const dim3 grid(static_cast<unsigned>(std::min(useful, resident)), static_cast<unsigned>(tiles));
+    return early ? launch_early(count_many_overlaps<TILES>, grid, dim3(MMA_THREADS), shared, stream, arguments)
+                 : launch(count_many_overlaps<TILES>, grid, dim3(MMA_THREADS), shared, stream, arguments);
+}
+
+// Popcounts of eight queries take the arithmetic of 2 ms where the memory needs 1: above, the tensor cores' turn.
+constexpr std::int64_t MOST_COUNTED = 8;
+constexpr std::int64_t FEW_TILES = 2, MANY_TILES = 8;  // of eight queries, in the shared memory of a block
+
+cudaError_t launch_vectors(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
+    constexpr std::size_t STATIC_SHARED = 1024;  // more than the kernel's own arrays
+    int most_shared = 0, major = 0;
+    cudaError_t status = device_attribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    if (status == cudaSuccess) status = device_attribute(&major, cudaDevAttrComputeCapabilityMajor);
+    if (status != cudaSuccess) return status;
+    if (arguments.batch == 1) return launch_count<uint4, 1>(arguments, processors, early, stream);
+    const bool few = arguments.batch <= FEW_TILES * 8;
+    const std::size_t shared = (few ? FEW_TILES : MANY_TILES) * 8 * mma_query_stride(arguments.words) * 4;
+    const bool fits = shared + STATIC_SHARED <= static_cast<std::size_t>(most_shared);
+    if (arguments.batch <= MOST_COUNTED || !fits || !has_bit_mma(major)) {
+        return launch_count<uint4, 4>(arguments, processors, early, stream);
+    }
+    return few ? launch_many<FEW_TILES>(arguments, processors, early, shared, stream)
+               : launch_many<MANY_TILES>(arguments, processors, early, shared, stream);
+}
+
+// Rows that 16-byte loads cannot read: odd widths and views.
+cudaError_t launch_words(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
+    return arguments.batch == 1 ? launch_count<unsigned, 1>(arguments, processors, early, stream)
+                                : launch_count<unsigned, 4>(arguments, processors, early, stream);
 }
 
 }  // namespace
@@ -129,8 +157,8 @@ cudaError_t launch_overlap(const OverlapArguments& requested, bool early, cudaSt
     OverlapArguments arguments = requested;
     if (early) arguments.prefetched = std::min(arguments.rows, PREFETCHED_BYTES / (arguments.words * 4));
     const bool vectors = arguments.words % 4 == 0 && is_aligned(arguments.query) && is_aligned(arguments.stored);
-    return vectors ? launch_by_batch<uint4>(arguments, processors, early, stream)
-                   : launch_by_batch<unsigned>(arguments, processors, early, stream);
+    return vectors ? launch_vectors(arguments, processors, early, stream)
+                   : launch_words(arguments, processors, early, stream);
 }
 
 extern "C" std::size_t corrigenda_mask_overlap_scratch_bytes(std::int64_t batch) {

@@ -20,6 +20,17 @@ __device__ __forceinline__ bool sees(const OverlapArguments& arguments, std::int
     return arguments.query_group == nullptr || arguments.query_group[query] == arguments.stored_group[row];
 }
 
+// Ask for the first stored rows while the grid before still computes the queries.
+__device__ inline void prefetch_stored(const OverlapArguments& arguments) {
+    constexpr int LINE_WORDS = 32;  // of 128 bytes
+    const std::int64_t words = arguments.prefetched * arguments.words;
+    const std::int64_t block = blockIdx.x + std::int64_t{blockIdx.y} * gridDim.x;
+    for (std::int64_t word = (block * blockDim.x + threadIdx.x) * LINE_WORDS; word < words;
+         word += std::int64_t{gridDim.x} * gridDim.y * blockDim.x * LINE_WORDS) {
+        prefetch_to_l2(arguments.stored + word);
+    }
+}
+
 // Merge a block's best rows for `queries` queries from `first` on; the last block of them all writes the answers.
 __device__ inline void publish_best(const OverlapArguments& arguments, std::int64_t first, int queries,
                                     const unsigned long long* block_best, unsigned* shared_flag) {

@@ -66,7 +66,7 @@ __device__ inline Prefix block_prefix(unsigned value, unsigned* partial) {
     const unsigned warps = blockDim.x / WARP_SIZE;
     unsigned sum = value;
 #pragma unroll
-    for (int step = 1; step < WARP_SIZE; step *= 2) {
+    for (unsigned step = 1; step < WARP_SIZE; step *= 2) {
         const unsigned below = __shfl_up_sync(FULL_WARP, sum, step);
         if (lane >= step) sum += below;
     }
@@ -75,7 +75,7 @@ __device__ inline Prefix block_prefix(unsigned value, unsigned* partial) {
     // Every warp adds up the warps' sums for itself: one barrier less than if the first did it for all.
     unsigned warp_sum = lane < warps ? partial[lane] : 0;
 #pragma unroll
-    for (int step = 1; step < WARP_SIZE; step *= 2) {
+    for (unsigned step = 1; step < WARP_SIZE; step *= 2) {
         const unsigned below = __shfl_up_sync(FULL_WARP, warp_sum, step);
         if (lane >= step) warp_sum += below;
     }

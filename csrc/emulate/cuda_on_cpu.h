@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <type_traits>
 
 #include "fibers.h"
@@ -25,14 +24,14 @@
 #define SHARED_ARRAY(type, name, count)                             \
     using name##_element = type;                                    \
     name##_element* const name = static_cast<name##_element*>(      \
-        ::emulate::Worker::here()->shared_array(sizeof(name##_element) * (count), __FILE__, __LINE__))
+        ::emulate::shared_array(sizeof(name##_element) * (count), __FILE__, __LINE__))
 #define DYNAMIC_SHARED(type, name) \
-    type* const name = static_cast<type*>(::emulate::Worker::here()->dynamic_shared())
+    type* const name = static_cast<type*>(::emulate::dynamic_shared())
 
-#define threadIdx (::emulate::Worker::here()->current->index)
-#define blockIdx (::emulate::Worker::here()->block_index)
-#define blockDim (::emulate::Worker::here()->block_size)
-#define gridDim (::emulate::Worker::here()->grid_size)
+#define threadIdx (::emulate::here().thread)
+#define blockIdx (::emulate::here().block)
+#define blockDim (::emulate::here().block_size)
+#define gridDim (::emulate::here().grid_size)
 
 // Vectors, aligned as CUDA's: the undefined-behaviour sanitizer then sees a misaligned 16-byte load.
 struct alignas(8) int2 { int x, y; };
@@ -55,6 +54,7 @@ inline long long min(long long a, int b) { return a < b ? a : b; }
 
 // Scalars
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
+inline int __popcll(unsigned long long word) { return __builtin_popcountll(word); }
 inline int __clz(int word) { return word == 0 ? 32 : __builtin_clz(static_cast<unsigned>(word)); }
 inline int __ffs(int word) { return __builtin_ffs(word); }
 template <typename To, typename From>
@@ -86,12 +86,11 @@ T __ldcg(const T* pointer) { return *pointer; }
 
 // Barriers; the default arguments are the caller's place in the source
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-    ::emulate::Worker::here()->wait(::emulate::State::at_block_barrier, 0, 0, file, line);
+    ::emulate::wait(::emulate::State::at_block_barrier, 0, 0, file, line);
 }
 inline int __syncthreads_count(int vote, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-    ::emulate::Worker* worker = ::emulate::Worker::here();
-    worker->wait(::emulate::State::at_block_barrier, 0, vote != 0, file, line);
-    return worker->current->votes;
+    ::emulate::wait(::emulate::State::at_block_barrier, 0, vote != 0, file, line);
+    return ::emulate::here().votes;
 }
 inline int __syncthreads_or(int vote, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
     return __syncthreads_count(vote, file, line) != 0;
@@ -100,24 +99,21 @@ inline int __syncthreads_and(int vote, const char* file = __builtin_FILE(), int 
     return __syncthreads_count(vote == 0, file, line) == 0;
 }
 inline void __syncwarp(unsigned mask = ~0u, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-    ::emulate::Worker::here()->wait(::emulate::State::at_warp_barrier, mask, 0, file, line);
+    ::emulate::wait(::emulate::State::at_warp_barrier, mask, 0, file, line);
 }
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_block() {}
 
 // Warp collectives
 namespace emulate {
-
-inline unsigned lane_of_current() { return Worker::here()->current->linear % WARP; }
 
 template <typename T>
 const std::uint64_t* exchange(unsigned mask, T value, const char* file, int line) {
     static_assert(sizeof(T) <= 8, "a lane sends 8 bytes at most");
     std::uint64_t sent = 0;
     std::memcpy(&sent, &value, sizeof value);
-    Worker* worker = Worker::here();
-    worker->wait(State::at_warp_barrier, mask, sent, file, line);
-    return worker->current->received;
+    wait(State::at_warp_barrier, mask, sent, file, line);
+    return here().received;
 }
 
 template <typename T>
@@ -146,26 +142,26 @@ T reduce(unsigned mask, T value, Combine combine, const char* file, int line) {
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMULATE_PLACE) {
-    const unsigned lane = ::emulate::lane_of_current();
+    const unsigned lane = ::emulate::here().lane;
     const auto* values = ::emulate::exchange(mask, value, file, line);
     return ::emulate::received<T>(values, (lane & ~(width - 1)) + (source & (width - 1)));
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMULATE_PLACE) {
-    const unsigned lane = ::emulate::lane_of_current();
+    const unsigned lane = ::emulate::here().lane;
     const auto* values = ::emulate::exchange(mask, value, file, line);
     const unsigned source = lane ^ bits;
     return ::emulate::received<T>(values, source / width == lane / width ? source : lane);
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATE_PLACE) {
-    const unsigned lane = ::emulate::lane_of_current();
+    const unsigned lane = ::emulate::here().lane;
     const auto* values = ::emulate::exchange(mask, value, file, line);
     return ::emulate::received<T>(values, lane % width >= delta ? lane - delta : lane);
 }
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATE_PLACE) {
-    const unsigned lane = ::emulate::lane_of_current();
+    const unsigned lane = ::emulate::here().lane;
     const auto* values = ::emulate::exchange(mask, value, file, line);
     return ::emulate::received<T>(values, lane % width + delta < static_cast<unsigned>(width) ? lane + delta : lane);
 }
@@ -207,6 +203,8 @@ inline unsigned __reduce_or_sync(unsigned mask, unsigned value, EMULATE_PLACE) {
 }
 
 // Atomics, on shared and global memory alike: blocks run on several OS threads
+template <typename T>
+using SameAs = std::enable_if_t<true, T>;  // not deduced: the value converts to the type in memory
 template <typename T, typename Update>
 T emulate_atomic(T* address, Update update) {
     T before;
@@ -219,45 +217,53 @@ T emulate_atomic(T* address, Update update) {
     }
 }
 template <typename T>
-T atomicAdd(T* address, std::type_identity_t<T> value) {
+T atomicAdd(T* address, SameAs<T> value) {
     return emulate_atomic(address, [=](T old) { return static_cast<T>(old + value); });
 }
 template <typename T>
-T atomicMax(T* address, std::type_identity_t<T> value) {
+T atomicMax(T* address, SameAs<T> value) {
     return emulate_atomic(address, [=](T old) { return std::max(old, value); });
 }
 template <typename T>
-T atomicMin(T* address, std::type_identity_t<T> value) {
+T atomicMin(T* address, SameAs<T> value) {
     return emulate_atomic(address, [=](T old) { return std::min(old, value); });
 }
 template <typename T>
-T atomicOr(T* address, std::type_identity_t<T> value) {
+T atomicOr(T* address, SameAs<T> value) {
     return emulate_atomic(address, [=](T old) { return static_cast<T>(old | value); });
 }
 template <typename T>
-T atomicAnd(T* address, std::type_identity_t<T> value) {
+T atomicAnd(T* address, SameAs<T> value) {
     return emulate_atomic(address, [=](T old) { return static_cast<T>(old & value); });
 }
 template <typename T>
-T atomicExch(T* address, std::type_identity_t<T> value) {
+T atomicExch(T* address, SameAs<T> value) {
     return emulate_atomic(address, [=](T) { return value; });
 }
 template <typename T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+T atomicCAS(T* address, SameAs<T> expected, SameAs<T> value) {
     return emulate_atomic(address, [=](T old) { return old == expected ? value : old; });
 }
 
 // The host's side
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin,
+    cudaDevAttrComputeCapabilityMajor
+};
 using cudaStream_t = struct emulated_stream*;
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t status) { return status == cudaSuccess ? "no error" : "refused"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    // Few processors, so that small inputs too make a block take several turns; shared memory as on an H200.
-    *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 227 * 1024;
+    // An H200, but with few processors, so that small inputs too make a block take several turns.
+    switch (attribute) {
+        case cudaDevAttrMultiProcessorCount: *value = 3; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 * 1024; break;
+        case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+    }
     return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* memory, int byte, std::size_t bytes, cudaStream_t) {
@@ -278,7 +284,9 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::si
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535) {
         return cudaErrorInvalidConfiguration;
     }
-    ::emulate::run_grid([=] { kernel(static_cast<Parameters>(arguments)...); }, grid, block, shared);
+    const auto body = [=] { kernel(static_cast<Parameters>(arguments)...); };
+    using Body = decltype(body);
+    ::emulate::run_grid([](const void* context) { (*static_cast<Body*>(context))(); }, &body, grid, block, shared);
     return cudaSuccess;
 }
 template <typename... Arguments>
