@@ -1,8 +1,8 @@
 // associative_read: a token's softmax over its edit's rows, and the mean of their values under it.
 //
-// Bound by latency at 64 tokens of 8 rows (4.5 MB, 1 us at 4.3 TB/s): so it is one launch, in which each block makes its
-// token's scores for itself and has asked for its first rows of values before it starts. Wide keys, or many rows, would
-// be read too often so: their scores come from a launch of their own.
+// Bound by latency at 64 tokens of 8 rows (4.5 MB, 1 us at 4.3 TB/s): so it is one launch, in which each block makes
+// its token's scores for itself and has asked for its first rows of values before it starts. Wide keys, or many rows,
+// would be read too often so: their scores come from a launch of their own.
 #include "associative_read.h"
 
 #include "associative_read.cuh"

@@ -1,5 +1,5 @@
-// Products of tiles in shared memory: mma.sync for bfloat16 and float16, fused multiply-adds for float32. In the emulator
-// the two instructions are spelled out lane by lane, as the PTX manual lays their registers out.
+// The instructions of the tensor cores, for bfloat16 and float16, and of copies to shared memory. In the emulator they
+// are spelled out lane by lane, as the PTX manual lays their registers out.
 #pragma once
 
 #include "elements.cuh"
@@ -47,7 +47,8 @@ inline float half_of(std::uint32_t pair, int half) {
 
 // c [16, 8] += a [16, 16] b [16, 8], in the registers that the PTX manual gives each lane.
 template <typename T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+__device__ __forceinline__ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                             std::uint32_t b1) {
 #ifndef CORRIGENDA_EMULATE
   if constexpr (std::is_same_v<T, __half>) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -65,7 +66,8 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const std::uint32_t 
   for (int k = 0; k < 16; k += 2) {
     // Columns k and k + 1 of a: lane 4 row + (k % 8) / 2, registers 0 and 1 below column 8, 2 and 3 from there on.
     const int of_row = 4 * group + k % 8 / 2, upper = k / 8;
-    const std::uint32_t top = __shfl_sync(~0u, a[2 * upper], of_row), bottom = __shfl_sync(~0u, a[2 * upper + 1], of_row);
+    const std::uint32_t top = __shfl_sync(~0u, a[2 * upper], of_row);
+    const std::uint32_t bottom = __shfl_sync(~0u, a[2 * upper + 1], of_row);
     for (int column = 0; column < 2; column++) {
       const std::uint32_t b = __shfl_sync(~0u, upper ? b1 : b0, 4 * (2 * pair + column) + k % 8 / 2);
       for (int half = 0; half < 2; half++) {

@@ -6,7 +6,7 @@
 extern "C" {
 std::size_t corrigenda_ties_merge_scratch_bytes(std::int64_t shards);
 
-// deltas [shards, entries] and merged [entries] of one type; `keep`, on the host, is how many entries of each shard stay.
+// deltas [shards, entries] and merged [entries] of one type; `keep`, on the host: how many entries of each shard stay.
 // Shards of at least `sampled_from` entries are sampled first: CORRIGENDA_TIES_SAMPLED_FROM but in tests.
 cudaError_t corrigenda_ties_merge(const void* deltas, const float* weights, const std::int64_t* keep,
                                   std::int64_t shards, std::int64_t entries, int dtype, std::int64_t sampled_from,

@@ -97,9 +97,9 @@ __device__ __forceinline__ void multiply_stage(const typename Tile::T* a, const 
   }
 }
 
-// The entries of A in one stage, brought from column `k` on. They wait in registers while the stage before is multiplied,
-// but where that would spill: float32, of which any format is made, and a transposed A, each of whose entries has a mask
-// of its own (255 registers), go to shared memory at once.
+// The entries of A in one stage, brought from column `k` on. They wait in registers while the stage before is
+// multiplied, but where that would spill: float32, of which any format is made, and a transposed A, each of whose
+// entries has a mask of its own (255 registers), go to shared memory at once.
 template <typename Tile, typename Problem>
 struct StageOfA {
   using T = typename Tile::T;
