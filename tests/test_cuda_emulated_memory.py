@@ -1,0 +1,246 @@
+"""The CUDA kernels of the memories against the reference, on the CPU: see test_cuda_emulated.py."""
+
+import os
+
+import emulate
+import pytest
+import torch
+from cases import TOLERANCE, bank, dyadic, error_ratio, generator, normal, random_masks, random_route, same_bits
+
+from corrigenda.kernels import reference
+
+pytestmark = pytest.mark.skipif(emulate.compiler() is None, reason="g++ is not installed")
+
+SINGLE, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
+DTYPES = [
+    (SINGLE, SINGLE, SINGLE),
+    (BRAIN, BRAIN, BRAIN),
+    (BRAIN, BRAIN, SINGLE),
+    (HALF, HALF, HALF),
+    (SINGLE, HALF, BRAIN),
+]
+BETA = 3.0
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return emulate.library(*os.environ.get("CORRIGENDA_EMULATE_FLAGS", "").split())
+
+
+@pytest.fixture(params=emulate.SEEDS, ids=lambda seed: f"order{seed}")
+def order(request, monkeypatch):
+    monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(request.param))
+    return request.param
+
+
+def unwritten(like):
+    return torch.full_like(like, -77)
+
+
+def assert_as_close(actual, expected):
+    """As `assert_close`, to a float64 tensor; what is not a number there is none here."""
+    assert torch.equal(actual.isnan(), expected.isnan())
+    ratio = error_ratio(actual.double().nan_to_num(0, 0, 0), expected.nan_to_num(0, 0, 0).numpy())
+    assert ratio < TOLERANCE[actual.dtype]
+
+
+# tokens, D, d, masks. The first kernel takes up to 8 tokens, tiles of 16, 64 and 128 tokens take the rest.
+MASKED = [
+    pytest.param(1, 33, 5, 2, id="masked_linear_gather-odd"),
+    pytest.param(3, 1100, 264, 2, id="masked_linear_gather-splits"),
+    pytest.param(8, 64, 16, 8, id="masked_linear_gather-full"),
+    pytest.param(5, 97, 8, 0, id="masked_linear_gather-unrouted"),
+    pytest.param(9, 97, 40, 1, id="masked_linear-one-mask"),
+    pytest.param(17, 160, 24, 3, id="masked_linear-odd"),
+    pytest.param(70, 33, 8, 2, id="masked_linear-two-tiles"),
+]
+
+
+def masked_inputs(tokens, width, outputs, entries, dtypes, poison):
+    shapes = (tokens, outputs), (tokens, width), (width, outputs)
+    y, x, memory = (normal(*shape, seed=i, dtype=dtype) for i, (shape, dtype) in enumerate(zip(shapes, dtypes)))
+    masks = random_masks(entries, width, seed=4)
+    route = random_route(tokens, entries, seed=5) if entries else torch.full((tokens,), -1, dtype=torch.int32)
+    if poison and entries:
+        chosen = reference.unpack_mask(masks, width)
+        memory[chosen.sum(0) <= 1] = torch.nan  # used by one mask alone, and by none
+        for t, entry in enumerate(route.tolist()):
+            x[t, ~chosen[entry] if entry >= 0 else slice(None)] = torch.inf
+    return y, x, memory, masks, route
+
+
+def doubles(*tensors):
+    return [tensor.double() for tensor in tensors]
+
+
+@pytest.mark.parametrize("poison", [False, True], ids=["finite", "poison"])
+@pytest.mark.parametrize("tokens, width, outputs, entries", MASKED)
+def test_masked_linear(kernels, order, tokens, width, outputs, entries, poison):
+    dtypes = DTYPES[(order + tokens + poison) % len(DTYPES)]
+    y, x, memory, masks, route = masked_inputs(tokens, width, outputs, entries, dtypes, poison)
+    expected = reference.masked_linear(*doubles(y, x, memory), masks, route)
+    sizes = tokens, width, outputs
+    for out in (unwritten(y), y.clone()):
+        source = out if same_bits(out, y) else y
+        scratch = emulate.scratch(kernels, "masked_linear", *sizes)
+        floats = (source, y.dtype, x, x.dtype, memory, memory.dtype)
+        emulate.call(kernels, "masked_linear", *floats, masks, route, *sizes, out, scratch)
+        assert_as_close(out, expected)
+        assert same_bits(out[route < 0], y[route < 0])
+
+
+@pytest.mark.parametrize("poison", [False, True], ids=["finite", "poison"])
+@pytest.mark.parametrize(
+    "tokens, width, outputs, entries", [(0, 33, 4, 2), (3, 97, 5, 0), (9, 97, 40, 1), (20, 160, 24, 3)]
+)
+def test_masked_linear_backward(kernels, order, tokens, width, outputs, entries, poison):
+    dtypes = DTYPES[(order + tokens + poison) % len(DTYPES)]
+    grad, x, memory, masks, route = masked_inputs(tokens, width, outputs, entries, dtypes, poison)
+    if poison:
+        grad[route < 0] = torch.nan
+        grad[2:3] = torch.nan
+    expected = reference.masked_linear_backward(*doubles(grad, x, memory), masks, route, (True, True))
+    floats = (grad, grad.dtype, x, x.dtype, memory, memory.dtype)
+    for dx, dmemory in ((unwritten(x), unwritten(memory)), (None, unwritten(memory)), (unwritten(x), None)):
+        sizes = tokens, width, outputs
+        emulate.call(kernels, "masked_linear_backward", *floats, masks, route, *sizes, dx, dmemory)
+        for actual, wanted in zip((dx, dmemory), expected):
+            if actual is not None:
+                assert_as_close(actual, wanted)
+
+
+def reading_inputs(tokens, counts, width, outputs, dtypes):
+    y, x = normal(tokens, outputs, seed=1, dtype=dtypes[0]), normal(tokens, width, seed=2, dtype=dtypes[1])
+    first = torch.rand(tokens, generator=generator(3)) < 0.3
+    keys, values, pages, rows = bank(counts, width, outputs, 4, dtypes[2])
+    keys = keys / width**0.5
+    for page in pages[:, 0].tolist():
+        if page >= 0:
+            keys[page, 0] = torch.nan  # row 0 is read by position, without its key
+    x[first] = torch.nan
+    return y, x, first, keys, values, pages, rows, random_route(tokens, len(counts), 5), normal(width, seed=6)
+
+
+# tokens, rows of the edits, D, d; scores come from a launch of their own for wide keys, and for many rows.
+READS = [
+    (0, (4,), 16, 8),
+    (3, (), 16, 8),
+    (6, (0, 1, 2, 9), 40, 24),
+    (5, (17, 3), 33, 5),
+    (4, (8, 2), 1032, 8),
+    (3, (1030, 2), 8, 1032),
+]
+
+
+def run_read(kernels, y, x, first, keys, values, pages, rows, route, background, scales, out):
+    tokens, width, max_pages = len(x), x.shape[1], pages.shape[1]
+    scratch = emulate.scratch(kernels, "associative_read", tokens, width, max_pages)
+    floats = (y, y.dtype, x, x.dtype, first, keys, keys.dtype, values, values.dtype, pages, rows, route, background)
+    sizes = tokens, width, y.shape[1], max_pages
+    emulate.call(kernels, "associative_read", *floats, BETA, scales, *sizes, out, scratch)
+    return out
+
+
+@pytest.mark.parametrize("tokens, counts, width, outputs", READS, ids=str)
+def test_associative_read(kernels, order, tokens, counts, width, outputs):
+    y, x, first, keys, values, *rest = reading_inputs(tokens, counts, width, outputs, DTYPES[(order + tokens) % 5])
+    wide = doubles(y, x), first, doubles(keys, values)
+    expected = reference.associative_read(*wide[0], first, *wide[2], *rest, BETA, None)
+    for out in (unwritten(y), y.clone()):
+        source = out if same_bits(out, y) else y
+        run_read(kernels, source, x, first, keys, values, *rest, None, out)
+        assert_as_close(out, expected)
+        kept = (expected == y.double()).all(1)
+        assert same_bits(out[kept], y[kept])
+
+
+def test_associative_read_of_eight_bits(kernels, order):
+    y, x, first, keys, values, *rest = reading_inputs(7, (9, 1, 4), 40, 33 - order % 2, DTYPES[1])
+    scales = values.float().nan_to_num().abs().amax(-1) / 127
+    small = (values.float() / scales[..., None]).nan_to_num().round().to(torch.int8)
+    plain = small.double() * scales.double()[..., None]
+    expected = reference.associative_read(*doubles(y, x), first, keys.double(), plain, *rest, BETA, None)
+    assert_as_close(run_read(kernels, y, x, first, keys, small, *rest, scales, unwritten(y)), expected)
+
+
+@pytest.mark.parametrize("tokens, counts, width, outputs", [*READS[:4], (9, (9, 2), 520, 16)], ids=str)
+def test_associative_read_backward(kernels, order, tokens, counts, width, outputs):
+    dtypes = DTYPES[(order + tokens) % 5]
+    grad, x, first, keys, values, pages, rows, route, background = reading_inputs(
+        tokens, counts, width, outputs, dtypes
+    )
+    wide = doubles(grad, x), doubles(keys, values)
+    tables = pages, rows, route, background
+    expected = reference.associative_read_backward(*wide[0], first, *wide[1], *tables, BETA, (True,) * 3)
+    floats = (grad, grad.dtype, x, x.dtype, first, keys, keys.dtype, values, values.dtype, *tables)
+    sizes = tokens, width, outputs, len(counts), pages.shape[1], len(keys)
+    for needed in ((True,) * 3, (False, True, False), (True, False, False), (False, False, True)):
+        gradients = [unwritten(like) if need else None for like, need in zip((x, keys, values), needed)]
+        scratch = emulate.scratch(kernels, "associative_read_backward", tokens, pages.shape[1])
+        emulate.call(kernels, "associative_read_backward", *floats, BETA, *sizes, *gradients, scratch)
+        for actual, wanted in zip(gradients, expected):
+            if actual is not None:
+                assert_as_close(actual, wanted)
+
+
+def test_a_token_without_a_direction(kernels, order):
+    """Scores of zero at the background; nearer than 1e-6 to it the norm is a constant."""
+    grad, x, first, keys, values, pages, rows, route, background = reading_inputs(3, (4,), 16, 8, DTYPES[0])
+    first[:], route[:], background[:] = False, 0, 0
+    x[:] = normal(3, 16, seed=1)
+    x[0] = 0
+    x[1] *= 3e-7 / x[1].norm()
+    tables = pages, rows, route, background
+    expected = reference.associative_read_backward(
+        *doubles(grad, x), first, *doubles(keys, values), *tables, BETA, (True,) * 3
+    )
+    gradients = [unwritten(like) for like in (x, keys, values)]
+    scratch = emulate.scratch(kernels, "associative_read_backward", 3, pages.shape[1])
+    floats = (grad, grad.dtype, x, x.dtype, first, keys, keys.dtype, values, values.dtype, *tables)
+    sizes = 3, 16, 8, 1, pages.shape[1], len(keys)
+    emulate.call(kernels, "associative_read_backward", *floats, BETA, *sizes, *gradients, scratch)
+    for actual, wanted in zip(gradients, expected):
+        assert_as_close(actual, wanted)
+
+
+def run_merge(kernels, deltas, weights, densities, sampled_from):
+    shards, entries = len(deltas), deltas[0].numel()
+    keep = torch.tensor([max(1, int(density * entries)) for density in densities])
+    merged = unwritten(deltas[0])
+    scratch = emulate.scratch(kernels, "ties_merge", shards)
+    sizes = shards, entries
+    emulate.call(kernels, "ties_merge", deltas, weights, keep, *sizes, deltas.dtype, sampled_from, merged, scratch)
+    return merged
+
+
+ALWAYS, NEVER = 0, 1 << 40  # whether shards are sampled before they are counted
+
+
+@pytest.mark.parametrize("shape", [(0,), (7,), (64, 32), (33, 7)], ids=str)
+@pytest.mark.parametrize("shards", [1, 2, 4, 8, 9])
+def test_ties_merge(kernels, order, shards, shape):
+    dtype = (SINGLE, BRAIN, HALF)[(order + shards) % 3]
+    for deltas in (
+        normal(shards, *shape, seed=shards, dtype=dtype),
+        dyadic(shards, *shape, seed=1, dtype=dtype, steps=3),
+    ):
+        if shards > 2 and deltas.numel():
+            deltas[0].view(-1)[:3], deltas[1].view(-1)[4] = torch.nan, -torch.inf
+        weights = torch.rand(shards, generator=generator(shards))
+        densities = [(0.05, 0.3, 0.53, 1.0)[s % 4] for s in range(shards)]
+        expected = reference.ties_merge(deltas, weights, densities)
+        for sampled_from in (ALWAYS, NEVER):
+            merged = run_merge(kernels, deltas, weights, densities, sampled_from)
+            assert same_bits(merged.nan_to_num(99), expected.nan_to_num(99))
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, BRAIN])
+def test_ties_merge_of_sampled_shards(kernels, dtype):
+    """The guess is right of a shard like any other; of one whose large entries lie where no sample falls, it is not."""
+    deltas = normal(3, 1 << 17, seed=1)
+    deltas[1, torch.rand(1 << 17, generator=generator(2)) < 0.7] = 0
+    deltas[2, : 1 << 15] *= 1e-3
+    deltas = deltas.to(dtype)
+    for densities in ([0.3, 0.2, 0.75], [0.01, 0.9, 0.5], [1e-5, 1.0, 1.0]):
+        merged = run_merge(kernels, deltas, torch.ones(3), densities, ALWAYS)
+        assert same_bits(merged, reference.ties_merge(deltas, torch.ones(3), densities))
