@@ -46,12 +46,13 @@ aot-pinned: ## the same with triton 3.6.0, in an environment of its own
 	$(PINNED)/bin/python -m pip install -q triton==3.6.0 'numpy<2.4' torch==2.13.0
 	mkdir -p $(PINNED)/path/corrigenda && ln -sfn $(CURDIR)/kernels $(PINNED)/path/corrigenda/kernels
 	PYTHONPATH=$(PINNED)/path $(PINNED)/bin/python tools/compile_triton.py
+
 cuda-check: $(STAMP) ## compile the CUDA kernels for every GPU (needs nvcc) and run them under sanitizers; needs no GPU
 	bash tools/compile_cuda.sh
 	PYTHON=$(BIN)/python bash tools/sanitize_cuda.sh
 
-bench: $(STAMP) ## time the operations
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only
+bench: $(STAMP) ## time the operations (BENCH= more options of pytest-benchmark)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only $(BENCH)
 
 bench-compare: $(STAMP) ## the same, beside the committed baseline (BASELINE=)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only --benchmark-compare='$(BASELINE)'
