@@ -56,9 +56,14 @@ void add_values(const AssociativeRead& op, const ReadTile& tile, int64_t from, i
 void associative_read(const AssociativeRead& op, int64_t begin, int64_t end) {
   const ReadBank& bank = op.bank;
   const int64_t most = most_rows(bank, op.tiles, begin, end), stride = padded(bank.width);
-  Buffer<const void*> rows(most);
-  Buffer<float> background(stride), centred(4 * stride), weights(4 * most), sums(4 * block);
-  with_float(bank.key_type, [&](auto key) { take_background<decltype(key)>(bank, background.data()); });
+  static thread_local Buffer<const void*> rows_memory;
+  const void** rows = rows_memory.reserve(most);
+  static thread_local Buffer<float> background_memory, centred_memory, weights_memory, sums_memory;
+  float* background = background_memory.reserve(stride);
+  float* centred = centred_memory.reserve(4 * stride);
+  float* weights = weights_memory.reserve(4 * most);
+  float* sums = sums_memory.reserve(4 * block);
+  with_float(bank.key_type, [&](auto key) { take_background<decltype(key)>(bank, background); });
   for (int64_t item = begin; item < end; ++item) {
     const ReadTile& tile = op.tiles[item];
     in_tiles<4>(tile.size, [&](int64_t t, auto size) {
@@ -67,13 +72,11 @@ void associative_read(const AssociativeRead& op, int64_t begin, int64_t end) {
         for (int k = 0; k < size.size; ++k) weights[k] = 1;
       else
         with_float(bank.key_type, [&](auto key) {
-          take_shares<decltype(key), size.size>(op, part, background.data(), centred.data(), rows.data(),
-                                                weights.data());
+          take_shares<decltype(key), size.size>(op, part, background, centred, rows, weights);
         });
       const int64_t count = tile.opening ? 1 : bank.rows[tile.edit] - 1;
       with_element(bank.value_type, [&](auto value) {
-        add_values<decltype(value), size.size>(op, part, !tile.opening, count, rows.data(), weights.data(),
-                                               sums.data());
+        add_values<decltype(value), size.size>(op, part, !tile.opening, count, rows, weights, sums);
       });
     });
   }

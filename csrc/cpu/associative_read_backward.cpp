@@ -146,9 +146,14 @@ int64_t most_tokens(const AssociativeReadBackward& op, int64_t begin, int64_t en
 void associative_read_scores(const AssociativeReadBackward& op, int64_t begin, int64_t end) {
   const ReadBank& bank = op.bank;
   const int64_t most = most_rows(bank, op.tiles, begin, end);
-  Buffer<const void*> rows(most);
-  Buffer<float> background(padded(bank.width)), dots(4 * most), dshares(4 * most), du(4 * op.width_stride);
-  with_float(bank.key_type, [&](auto key) { take_background<decltype(key)>(bank, background.data()); });
+  static thread_local Buffer<const void*> rows_memory;
+  const void** rows = rows_memory.reserve(most);
+  static thread_local Buffer<float> background_memory, dots_memory, dshares_memory, du_memory;
+  float* background = background_memory.reserve(padded(bank.width));
+  float* dots = dots_memory.reserve(4 * most);
+  float* dshares = dshares_memory.reserve(4 * most);
+  float* du = du_memory.reserve(4 * op.width_stride);
+  with_float(bank.key_type, [&](auto key) { take_background<decltype(key)>(bank, background); });
   for (int64_t item = begin; item < end; ++item) {
     const ReadTile& tile = op.tiles[item];
     with_float(bank.value_type, [&](auto value) { take_upstream<decltype(value)>(op, tile); });
@@ -156,11 +161,10 @@ void associative_read_scores(const AssociativeReadBackward& op, int64_t begin, i
     in_tiles<4>(tile.size, [&](int64_t t, auto size) {
       const ReadTile part = {tile.edit, static_cast<int32_t>(tile.begin + t), size.size, false};
       with_float(bank.value_type, [&](auto value) {
-        take_dshares<decltype(value), size.size>(op, part, rows.data(), dshares.data());
+        take_dshares<decltype(value), size.size>(op, part, rows, dshares);
       });
       with_float(bank.key_type, [&](auto key) {
-        score_tile<decltype(key), size.size>(op, part, background.data(), rows.data(), dshares.data(), dots.data(),
-                                             du.data());
+        score_tile<decltype(key), size.size>(op, part, background, rows, dshares, dots, du);
       });
     });
   }
@@ -168,13 +172,16 @@ void associative_read_scores(const AssociativeReadBackward& op, int64_t begin, i
 
 void associative_read_dkeys(const AssociativeReadBackward& op, int64_t begin, int64_t end) {
   const int64_t most = most_tokens(op, begin, end);
-  Buffer<float> sums(page_rows * block), weights(4 * most);
-  Buffer<const float*> inputs(most);
+  static thread_local Buffer<float> sums_memory, weights_memory;
+  float* sums = sums_memory.reserve(page_rows * block);
+  float* weights = weights_memory.reserve(4 * most);
+  static thread_local Buffer<const float*> inputs_memory;
+  const float** inputs = inputs_memory.reserve(most);
   with_float(op.bank.key_type, [&](auto key) {
     for (int64_t page = begin; page < end; ++page)
       gradient_of_page<decltype(key)>(
-          op, page, op.bank.width, op.directions, op.width_stride, op.dkeys, sums.data(), inputs.data(),
-          weights.data(), [&](const ReadRun& run, int64_t place, auto&& add) {
+          op, page, op.bank.width, op.directions, op.width_stride, op.dkeys, sums, inputs, weights,
+          [&](const ReadRun& run, int64_t place, auto&& add) {
             const LaterRows rows(place, op.bank.rows[run.edit]);
             if (run.later < run.end)
               add(rows.first, rows.last - rows.first, run.later, run.end, op.dscores + place + rows.first);
@@ -184,13 +191,16 @@ void associative_read_dkeys(const AssociativeReadBackward& op, int64_t begin, in
 
 void associative_read_dvalues(const AssociativeReadBackward& op, int64_t begin, int64_t end) {
   const int64_t most = most_tokens(op, begin, end);
-  Buffer<float> sums(page_rows * block), weights(4 * most);
-  Buffer<const float*> inputs(most);
+  static thread_local Buffer<float> sums_memory, weights_memory;
+  float* sums = sums_memory.reserve(page_rows * block);
+  float* weights = weights_memory.reserve(4 * most);
+  static thread_local Buffer<const float*> inputs_memory;
+  const float** inputs = inputs_memory.reserve(most);
   with_float(op.bank.value_type, [&](auto value) {
     for (int64_t page = begin; page < end; ++page)
       gradient_of_page<decltype(value)>(
-          op, page, op.bank.outputs, op.upstream, op.output_stride, op.dvalues, sums.data(), inputs.data(),
-          weights.data(), [&](const ReadRun& run, int64_t place, auto&& add) {
+          op, page, op.bank.outputs, op.upstream, op.output_stride, op.dvalues, sums, inputs, weights,
+          [&](const ReadRun& run, int64_t place, auto&& add) {
             const LaterRows rows(place, op.bank.rows[run.edit]);
             if (place == 0 && run.begin < run.later) add(0, 1, run.begin, run.later, nullptr);
             if (run.later < run.end)

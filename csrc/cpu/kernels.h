@@ -87,8 +87,8 @@ struct MaskedLinear {
   int64_t block;  // columns of a work item
 };
 
-// Strides are in elements. `upstream` is filled by `masked_linear_upstream`, whose work items are routed tokens; those of
-// `masked_linear_dx` are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
+// Strides are in elements. `masked_linear_upstream` goes first and fills `upstream`: its work items are routed tokens.
+// Those of `masked_linear_dx` are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
 struct MaskedLinearBackward {
   Type grad_type, x_type, memory_type;
   const void* grad;  // [tokens, outputs]

@@ -62,12 +62,15 @@ void add_columns(const MaskedLinear& op, int64_t from, int64_t to, float* sums, 
 void masked_linear(const MaskedLinear& op, int64_t begin, int64_t end) {
   with_float(op.memory_type, [&](auto element) {
     using Memory = decltype(element);
-    Buffer<float> sums((op.routes.count < batch ? op.routes.count : batch) * padded(op.block));
-    Buffer<const Memory*> rows(listed_rows);
-    Buffer<float> weights(4 * listed_rows);
+    static thread_local Buffer<float> sums_memory;
+    float* sums = sums_memory.reserve((op.routes.count < batch ? op.routes.count : batch) * padded(op.block));
+    static thread_local Buffer<const Memory*> rows_memory;
+    const Memory** rows = rows_memory.reserve(listed_rows);
+    static thread_local Buffer<float> weights_memory;
+    float* weights = weights_memory.reserve(4 * listed_rows);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t from = item * op.block, to = from + op.block < op.outputs ? from + op.block : op.outputs;
-      add_columns(op, from, to, sums.data(), rows.data(), weights.data());
+      add_columns(op, from, to, sums, rows, weights);
     }
   });
 }

@@ -96,22 +96,28 @@ void masked_linear_upstream(const MaskedLinearBackward& op, int64_t begin, int64
 
 void masked_linear_dx(const MaskedLinearBackward& op, int64_t begin, int64_t end) {
   with_float(op.memory_type, [&](auto element) {
-    Buffer<const decltype(element)*> rows(mask_rows);
-    Buffer<float> dots(4 * mask_rows), gradients(mask_rows);
+    static thread_local Buffer<const decltype(element)*> rows_memory;
+    const decltype(element)** rows = rows_memory.reserve(mask_rows);
+    static thread_local Buffer<float> dots_memory, gradients_memory;
+    float* dots = dots_memory.reserve(4 * mask_rows);
+    float* gradients = gradients_memory.reserve(mask_rows);
     for (int64_t item = begin; item < end; ++item)
-      dx_of_block(op, item * mask_rows, rows.data(), dots.data(), gradients.data());
+      dx_of_block(op, item * mask_rows, rows, dots, gradients);
   });
 }
 
 void masked_linear_dmemory(const MaskedLinearBackward& op, int64_t begin, int64_t end) {
   with_float(op.memory_type, [&](auto element) {
     using Memory = decltype(element);
-    Buffer<float> sums(32 * block), weights(4 * op.routes.count);
-    Buffer<const float*> upstream(op.routes.count);
+    static thread_local Buffer<float> sums_memory, weights_memory;
+    float* sums = sums_memory.reserve(32 * block);
+    float* weights = weights_memory.reserve(4 * op.routes.count);
+    static thread_local Buffer<const float*> upstream_memory;
+    const float** upstream = upstream_memory.reserve(op.routes.count);
     for (int64_t word = begin; word < end; ++word)
       for (int64_t from = 0; from < op.outputs; from += block) {
         const int64_t to = from + block < op.outputs ? from + block : op.outputs;
-        dmemory_of_word<Memory>(op, word, from, to, sums.data(), upstream.data(), weights.data());
+        dmemory_of_word<Memory>(op, word, from, to, sums, upstream, weights);
       }
   });
 }

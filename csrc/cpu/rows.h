@@ -125,7 +125,7 @@ constexpr int rows_beside = operands == 1 ? 8 : 4;
 
 // The functions below stay out of line: inlined into every combination of types they take minutes to compile.
 
-// sums[t][j] += sum over r of weights[r][t] rows[r][j], for `targets` sums, `count` rows and a multiple of `step` entries.
+// sums[t][j] += sum over r of weights[r][t] rows[r][j], for `targets` sums, `count` rows, a multiple of `step` entries.
 template <int targets, int count, class T>
 [[gnu::noinline]] void accumulate_tile(float* const* sums, const T* const* rows, const float* weights, int64_t width) {
   Floats weight[count][targets];
