@@ -10,17 +10,12 @@ constexpr int MMA_STACKED = 2;              // tiles of 16 rows that a warp coun
 constexpr int MMA_ROWS = 16 * MMA_STACKED;  // of a warp
 constexpr int MMA_STEP = 16;                // words of two instructions: 4 in each of the 4 threads of a row
 
-// sums[16, 8] += popcount(rows[16, 256 bits] & queries[8, 256 bits]). Of thread t: row[0], row[1] are word t % 4 of
-// each half of row t / 4, row[2], row[3] of row t / 4 + 8, query[..] likewise of query t / 4; sums[0], sums[1] are row
-// t / 4 with queries t % 4 * 2 and the next, sums[2], sums[3] row t / 4 + 8.
+// sums[16, 8] += popcount(rows[16, 256 bits] & queries[8, 256 bits]). Thread t gives word t % 4 of the low and of the
+// high half of row t / 4, of row t / 4 + 8 and of query t / 4; it gets sums[0], sums[1] of row t / 4 with query
+// t % 4 * 2 and the next, sums[2], sums[3] of row t / 4 + 8 with the same two.
 __device__ __forceinline__ void and_popcount(int (&sums)[4], unsigned low, unsigned high, unsigned low_8,
                                              unsigned high_8, unsigned query_low, unsigned query_high) {
-#if !defined(CORRIGENDA_EMULATE) && __CUDA_ARCH__ < 1000
-    asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-        : "r"(low), "r"(low_8), "r"(high), "r"(high_8), "r"(query_low), "r"(query_high));
-#else  // sm_100 has no such instruction, ptxas makes eight of it; has_bit_mma keeps this kernel from running there
+#ifdef CORRIGENDA_EMULATE
     using Wide = unsigned long long;
     const int lane = threadIdx.x % WARP_SIZE, group = lane / 4;
     for (int t = 0; t < 4; ++t) {
@@ -32,6 +27,13 @@ __device__ __forceinline__ void and_popcount(int (&sums)[4], unsigned low, unsig
             sums[2 + j] += __popcll(row_8 & query);
         }
     }
+#elif __CUDA_ARCH__ >= 1000
+    __trap();  // no such instruction there, ptxas makes eight of it: has_bit_mma keeps this kernel from running
+#else
+    asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+        : "r"(low), "r"(low_8), "r"(high), "r"(high_8), "r"(query_low), "r"(query_high));
 #endif
 }
 
