@@ -67,7 +67,7 @@ def cuda_folder():
 
 
 def run(commands):
-    """Run commands side by side; the first that fails raises with what it printed."""
+    """Run commands side by side; the first that fails raises with what it printed, and no more are started."""
 
     def one(command):
         try:
@@ -79,7 +79,13 @@ def run(commands):
 
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, commands))
+        running = [pool.submit(one, command) for command in commands]
+        try:
+            for each in running:
+                each.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 class Build(build_ext):
