@@ -1,11 +1,16 @@
 """Shapes, inputs and tolerances that the tests of the ops share with `bench/`."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
 from corrigenda.kernels import dispatch, reference
+
+# Where the tests of the ops run their backends: CORRIGENDA_TEST_DEVICE=cuda takes every call there and back.
+DEVICE = os.environ.get("CORRIGENDA_TEST_DEVICE", "cpu")
 
 # (D, d, k) of the edited down-projection; k is MEMOIR's 4096, and the same share of the small model's width.
 MODELS = {
@@ -42,8 +47,9 @@ def each_backend(op):
     The native one comes once per instruction set: the fixture `backend` selects the set.
     """
     names = []
-    for backend in dispatch.impls(op):
-        names += [f"native-{name}" for name in instruction_sets()] if backend == "native" else [backend]
+    for backend in dispatch.impls(op, DEVICE.partition(":")[0]):
+        several = backend == "native" and DEVICE.startswith("cpu")
+        names += [f"native-{name}" for name in instruction_sets()] if several else [backend]
     return pytest.mark.parametrize("backend", names, indirect=True)
 
 

@@ -1,5 +1,6 @@
 """What every test starts from: the same seed, one thread, no network; and the real model and data, where they are."""
 
+import contextlib
 import os
 import random
 from pathlib import Path
@@ -10,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Without a GPU the Triton kernels run in Triton's interpreter, which reads this when a kernel is decorated.
 if not torch.cuda.is_available():
@@ -38,15 +40,38 @@ def seeds():
     torch.manual_seed(0)
 
 
+class OnDevice(TorchDispatchMode):
+    """Within: ops take their CPU tensors to a device and bring their results back, so tests need not know of it."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace != "corrigenda":
+            return function(*args, **(kwargs or {}))
+        moved = [value.to(self.device, copy=True) if isinstance(value, torch.Tensor) else value for value in args]
+        outputs = function(*moved)
+        if outputs is None:  # the op wrote its first argument
+            args[0].copy_(moved[0])
+            if not args[0].is_inference():
+                torch.autograd.graph.increment_version(args[0])
+            return None
+        return outputs.cpu() if isinstance(outputs, torch.Tensor) else tuple(output.cpu() for output in outputs)
+
+
 @pytest.fixture(scope="module")
 def backend(request):
     """The backend of a test of `cases.each_backend`; of "native-avx2" it is "native", with that instruction set."""
+    from cases import DEVICE  # not above: it imports the project, which reads TRITON_INTERPRET
+
     name, _, instructions = request.param.partition("-")
     native = torch.ops.corrigenda_native
     before = native.cpu_instructions() if instructions else ""
     if instructions:
         assert native.select_cpu_instructions(instructions)
-    yield name
+    with contextlib.nullcontext() if DEVICE == "cpu" else OnDevice(DEVICE):
+        yield name
     if instructions:
         native.select_cpu_instructions(before)
 
