@@ -20,6 +20,7 @@ from corrigenda.editing.cli_stream import one_line, shortened
 from corrigenda.editing.edits import Edit
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.methods import Associative
+from corrigenda.kernels import dispatch
 
 TEMPLATE = r"Question: {prompt}\nAnswer:"
 KEYS = {"n", "method", "rel", "gen", "loc", "free_rel", "free_gen", "seconds", "edits_per_second"}
@@ -376,10 +377,13 @@ class TestReport:
         assert shortened("few", 12) == "few"
 
 
-def test_doctor_says_what_is_live_and_why_the_rest_is_not() -> None:
+def test_doctor_says_what_is_live_and_why_the_rest_is_not(monkeypatch) -> None:
+    missing = dispatch.Row("native", None, lambda device: "it was not built")
+    monkeypatch.setitem(dispatch.TABLE, "topk_mask", (missing, *dispatch.TABLE["topk_mask"][1:]))
     screen = works("doctor")
-    for part in ("torch", "transformers", "CUDA", "smollm2", "topk_mask", "live", "is off: "):
+    for part in ("torch", "transformers", "CUDA", "smollm2", "topk_mask", "live"):
         assert part in screen
+    assert "native is off: it was not built (topk_mask)." in screen
 
 
 @pytest.mark.parametrize("command", ["edit", "eval", "generate", "demo", "doctor"])

@@ -290,7 +290,8 @@ def test_settings_that_do_not_fit_the_model_are_refused(config, words):
 def test_defaults_for_a_model():
     published = resolved(MemoirConfig(), depth_of(32, 14336))
     assert (published.layer, published.top_k, published.threshold) == (27, 4096, 0.4)
-    chosen = MemoirConfig(layer=3, top_k=100, threshold=0.9)
+    assert published.learning_rate == 1.0
+    chosen = MemoirConfig(layer=3, top_k=100, threshold=0.9, learning_rate=2.0)
     assert resolved(chosen, depth_of(32, 14336)) == chosen
     assert resolved(MemoirConfig(threshold="auto"), depth_of(32, 14336)).threshold == "auto"
     other = resolved(MemoirConfig(), depth_of(16, 1000))
