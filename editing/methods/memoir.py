@@ -12,14 +12,12 @@ from ..config import MemoirConfig
 from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
-from ..frozen import Features, Row, Suffix, frozen_features, length_groups, pass_tokens
+from ..frozen import Features, Row, frozen_features
 from ..mask_router import MaskRouter
 from ..memory import SharedMatrix
 from ..prompts import PromptFormat
 from .frame import Method, Written
-
-_STEP_TOKENS = 192
-"""Padded tokens in one pass on a CPU: splits an edit's 11 rows by length, so short contexts do not pay for long."""
+from .steps import EditRows, Progress
 
 
 class Memoir(Method):
@@ -48,11 +46,10 @@ class Memoir(Method):
         """Write a batch of edits into the matrix."""
         contexts = self.prepare()
         rows = [row for edit in edits for row in self.rows(edit, contexts)]
-        owner = torch.arange(len(edits)).repeat_interleave(len(contexts))
         features = frozen_features(self.decoder, self.layer, [row.tokens for row in rows])
         alone = range(0, len(rows), len(contexts))
         masks = self.router.mask(torch.stack([self.pooled(features[i].inputs, rows[i].prompt) for i in alone]))
-        written = self._solve(rows, features, owner, self.router.unpack(masks))
+        written = self._solve(rows, features, self.router.unpack(masks))
         self.router.add(masks)
         self.memory.masks = self.router.bank
         return written
@@ -62,58 +59,31 @@ class Memoir(Method):
         pooled = torch.stack([prompt.pooled for prompt in background])
         self.router.set_background(pooled, self.config.background_prompts)
 
-    def _solve(self, rows: list[Row], features: list[Features], owner: Tensor, active: Tensor) -> list[Written]:
+    def _solve(self, rows: list[Row], features: list[Features], active: Tensor) -> list[Written]:
         config = self.config
         starts = [0 if config.scope == "full" else len(row.prompt) - 1 for row in rows]
-        groups = list(length_groups([len(row.tokens) for row in rows], pass_tokens(self.device, _STEP_TOKENS)))
-        order = [i for group in groups for i in group]
-        suffixes = [
-            Suffix(
-                self.decoder,
-                self.layer,
-                [features[i].hidden for i in group],
-                [rows[i] for i in group],
-                [starts[i] for i in group],
-            )
-            for group in groups
-        ]
-        inputs = [features[i].inputs[starts[i] :].float() * active[owner[i]] for i in order]
-        sizes = [sum(len(features[i].inputs) - starts[i] for i in group) for group in groups]
-        token_owner = torch.cat([owner[i].expand(len(x)) for i, x in zip(order, inputs)]).to(self.device)
-        # The published loss divides by one more than the target's tokens, and is a mean over an edit's rows.
-        scale = torch.tensor([1 / ((len(rows[i].labels) + 1) * len(self._contexts)) for i in order])
-        scale, row_owner = scale.to(self.device), owner[order].to(self.device)
-        edits = len(active)
-
-        x = torch.cat(inputs)
+        edits = EditRows(self.decoder, self.layer, rows, features, starts, len(rows) // len(active))
+        x = edits.inputs.float() * active[edits.owner]
         gram = x @ x.T
         start = x @ self.memory.weight
         steps_sum = torch.zeros_like(start)
         keep = 1.0 if config.decay == "none" else 1 - config.learning_rate * config.weight_decay
         alpha = 1.0
-        previous = torch.full((edits,), torch.inf, device=self.device)
-        running = torch.ones(edits, dtype=torch.bool, device=self.device)
-        steps = torch.zeros(edits, dtype=torch.long, device=self.device)
-        final = previous.clone()
+        progress = Progress(edits.edits, config.stop_loss, config.stop_change, self.device)
         for _ in range(config.steps):
-            delta = alpha * start - gram @ steps_sum
-            loss, gradient = _loss_and_gradient(suffixes, delta, sizes, scale, row_owner, edits)
-            final = torch.where(running, loss, final)
-            running &= ~(((loss - previous).abs() <= config.stop_change) & (loss <= config.stop_loss))
-            if not running.any():
+            loss, gradient = edits.loss_and_gradient(alpha * start - gram @ steps_sum)
+            if not progress.goes_on(loss):
                 break
-            previous = loss
-            norm = _gradient_norms(gradient, gram, token_owner, edits)
-            clip = (config.clip_norm / (norm + 1e-6)).clamp(max=1.0) * running
+            norm = _gradient_norms(gradient, gram, edits.owner, edits.edits)
+            clip = (config.clip_norm / (norm + 1e-6)).clamp(max=1.0) * progress.running
             alpha *= keep
-            steps_sum = keep * steps_sum + config.learning_rate * clip[token_owner, None] * gradient
-            steps += running
+            steps_sum = keep * steps_sum + config.learning_rate * clip[edits.owner, None] * gradient
         if config.decay == "active":
             self.memory.weight[active.any(0)] *= alpha
         else:
             self.memory.weight *= alpha
         self.memory.weight -= x.T @ steps_sum
-        return [Written(*pair) for pair in zip(final.tolist(), steps.tolist())]
+        return [Written(*pair) for pair in zip(progress.loss.tolist(), progress.steps.tolist())]
 
     def remove(self, edits: set[int]) -> None:
         raise CorrigendaError(
@@ -129,22 +99,6 @@ class Memoir(Method):
         self.memory.weight.copy_(tensors["memory.weight"])
         self.router.load_state(tensors)
         self.memory.masks = self.router.bank
-
-
-def _loss_and_gradient(
-    suffixes: list[Suffix], delta: Tensor, sizes: list[int], scale: Tensor, owner: Tensor, edits: int
-) -> tuple[Tensor, Tensor]:
-    """Each edit's loss `[edits]`, and the gradient of their sum by `delta` `[tokens, d]`, group after group."""
-    loss = torch.zeros(edits, device=delta.device)
-    gradients, row = [], 0
-    for suffix, part in zip(suffixes, delta.split(sizes)):
-        part = part.detach().requires_grad_()
-        of_group = slice(row, row + len(suffix.hidden))
-        per_row = suffix.losses(part).sum(1) * scale[of_group]
-        gradients += torch.autograd.grad(per_row.sum(), part)
-        loss.index_add_(0, owner[of_group], per_row.detach())
-        row = of_group.stop
-    return loss, torch.cat(gradients)
 
 
 def _gradient_norms(gradient: Tensor, gram: Tensor, owner: Tensor, edits: int) -> Tensor:
