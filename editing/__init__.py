@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import AssociativeConfig, EditingConfig, MemoirConfig
+    from .config import AssociativeConfig, EditingConfig, MemoirConfig, WiseConfig
     from .edits import Edit, Locality
     from .errors import CorrigendaError
     from .evaluate import Evaluator, Scores
@@ -26,6 +26,7 @@ _HOME = {
     "Progress": "model",
     "Scores": "evaluate",
     "Template": "template",
+    "WiseConfig": "config",
     "load_edits": "loading",
 }
 
@@ -42,6 +43,7 @@ __all__ = [
     "Progress",
     "Scores",
     "Template",
+    "WiseConfig",
     "load_edits",
 ]
 

@@ -143,8 +143,8 @@ def generate(
         return
     for prompt, answer in zip(prompts, answers):
         line = Text.assemble((one_line(prompt), "bold"), "\n  ", one_line(answer.text))
-        if answer.edit is not None:
-            line.append(f"  [{answer.edit.id}]", "dim")
+        if answer.corrected:
+            line.append(f"  [{answer.edit.id if answer.edit else 'shared memory'}]", "dim")
         console.print(line, soft_wrap=True)
 
 

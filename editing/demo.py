@@ -189,7 +189,7 @@ def answers_table(shown: Sequence[Asked]) -> Table:
             Text(row.question.prompt),
             Text(_shown(row.before), "dim"),
             Text(_shown(row.after), "green" if row.right else "red"),
-            Text(row.after.edit.target if row.after.edit else "none"),
+            Text(row.after.edit.target if row.after.edit else "(shared memory)" if row.after.corrected else "none"),
         )
     return table
 

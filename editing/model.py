@@ -32,11 +32,15 @@ from .template import Template
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated continuation, and the stored edit that was applied to it, if any."""
+    """A generated continuation, and the stored edit that was applied to it, if any.
+
+    corrected: whether any was; `edit` is None too where it came from a memory that edits share (WISE).
+    """
 
     text: str
     edit: Edit | None
     score: float
+    corrected: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,7 +277,8 @@ class EditedModel:
                     part, output[:, width:].tolist(), decision.route.tolist(), decision.score.tolist()
                 ):
                     text = self.tokenizer.decode(new[: max_new_tokens[i]], skip_special_tokens=True)
-                    answers[i] = Answer(text.strip(), self.edits[route] if route >= 0 else None, score)
+                    edit = self.method.edit_of(route)
+                    answers[i] = Answer(text.strip(), None if edit is None else self.edits[edit], score, route >= 0)
         return answers
 
     def generate_text(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:

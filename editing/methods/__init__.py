@@ -3,7 +3,13 @@
 from .associative import Associative
 from .frame import Method, Written
 from .memoir import Memoir
+from .wise import Wise
 
-METHODS: dict[str, type[Method]] = {method.config_class.method: method for method in (Associative, Memoir)}
+METHODS: dict[str, type[Method]] = {
+    "associative": Associative,
+    "memoir": Memoir,
+    "wise-merge": Wise,
+    "wise-retrieve": Wise,
+}
 
-__all__ = ["METHODS", "Associative", "Memoir", "Method", "Written"]
+__all__ = ["METHODS", "Associative", "Memoir", "Method", "Wise", "Written"]

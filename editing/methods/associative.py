@@ -31,7 +31,6 @@ class Associative(Method):
     Adam on the cross-entropy of the target with keys fixed. One value serves a position in all contexts.
     """
 
-    config_class = AssociativeConfig
     config: AssociativeConfig
     memory: RowBanks
 

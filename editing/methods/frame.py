@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ from ..layer import Memory
 from ..mask_router import MaskRouter
 from ..prompts import PromptFormat
 from ..routing import Decision
+from ..side_memory import SideMemories
 from ..token_router import TokenRouter
 
 
 class Written(NamedTuple):
-    """How the writing of one edit ended: its mean cross-entropy, and after how many steps."""
+    """How the writing of one edit ended: its loss, and after how many steps."""
 
     loss: float
     steps: int
@@ -39,9 +40,8 @@ class PromptFeatures(NamedTuple):
 class Method:
     """A memory, the router that reads edits out of it, and the way they are written into it."""
 
-    config_class: ClassVar[type[EditingConfig]]
     memory: Memory
-    router: TokenRouter | MaskRouter
+    router: TokenRouter | MaskRouter | SideMemories
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: EditingConfig) -> None:
         self.decoder = decoder
@@ -90,6 +90,14 @@ class Method:
         if isinstance(self.router, TokenRouter):
             return self.router.decide([self.prompts.question(ids) for ids in prompts])
         return None
+
+    def edit_of(self, route: int) -> int | None:
+        """The place in the stream of the edit that a route names; None where it names a memory of several, or none."""
+        return route if route >= 0 else None
+
+    def holds(self, route: int, edit: int) -> bool:
+        """Whether what a route names answers for the edit at this place."""
+        return route == edit
 
     def rows(self, edit: Edit, contexts: Sequence[str]) -> list[Row]:
         """The edit after each context, the empty one first, as what is read and what is to be predicted."""

@@ -30,7 +30,6 @@ class Memoir(Method):
     SGD on the shared matrix, each edit clipped and stopped alone; a batch of one is the published algorithm.
     """
 
-    config_class = MemoirConfig
     config: MemoirConfig
     memory: SharedMatrix
     router: MaskRouter

@@ -21,6 +21,7 @@ class EditRows:
 
     inputs `[tokens, D]`   the edited layer's input, in the model's dtype, from each row's start on
     row, owner `[tokens]`  the row (as given) and the edit that a token belongs to
+    in_prompt `[tokens]`   whether it is a prompt's token, not a target's
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class EditRows:
         lengths = torch.tensor([len(features[i].inputs) - starts[i] for i in order])
         self.row = torch.tensor(order).repeat_interleave(lengths).to(device)
         self.owner = self.row // contexts
+        prompts = [torch.arange(starts[i], len(features[i].inputs)) < len(rows[i].prompt) for i in order]
+        self.in_prompt = torch.cat(prompts).to(device)
         self._suffixes = [
             Suffix(
                 decoder,
