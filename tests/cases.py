@@ -27,9 +27,24 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, t
 property_test = settings(max_examples=25, deadline=None, derandomize=True)
 
 
+def instruction_sets():
+    """Those of the native CPU kernels that this machine runs, best first."""
+    native = torch.ops.corrigenda_native
+    before = native.cpu_instructions()
+    found = [name for name in ("avx512", "avx2", "baseline") if native.select_cpu_instructions(name)]
+    native.select_cpu_instructions(before)
+    return found
+
+
 def each_backend(op):
-    """Parametrise a test over the live backends of `op`; it selects one by `dispatch.use(backend)`."""
-    return pytest.mark.parametrize("backend", list(dispatch.impls(op)))
+    """Parametrise a test over the live backends of `op`; it selects one by `dispatch.use(backend)`.
+
+    The native one comes once per instruction set: the fixture `backend` selects the set.
+    """
+    names = []
+    for backend in dispatch.impls(op):
+        names += [f"native-{name}" for name in instruction_sets()] if backend == "native" else [backend]
+    return pytest.mark.parametrize("backend", names, indirect=True)
 
 
 def generator(seed):

@@ -30,6 +30,19 @@ def seeds():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def backend(request):
+    """The backend of a test of `cases.each_backend`; of "native-avx2" it is "native", with that instruction set."""
+    name, _, instructions = request.param.partition("-")
+    native = torch.ops.corrigenda_native
+    before = native.cpu_instructions() if instructions else ""
+    if instructions:
+        assert native.select_cpu_instructions(instructions)
+    yield name
+    if instructions:
+        native.select_cpu_instructions(before)
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """(model, tokenizer) of SmolLM2-135M-Instruct in fp32, loaded once: whoever edits the model detaches it again."""

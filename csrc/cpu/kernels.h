@@ -1,7 +1,7 @@
 // The CPU kernels: plain C++, no torch. Arguments are what kernels/ops.py documents, contiguous, checked by the caller.
 //
 // Every kernel file is compiled once per instruction set, in a namespace of that name; `kernels()` picks a table by what
-// the processor has. A kernel does the work items [begin, end), so that the caller can share them among threads.
+// the processor has. A kernel does a part of the work, so that the caller can share it among threads.
 #pragma once
 
 #include <cstdint>
@@ -10,25 +10,206 @@ namespace corrigenda {
 
 enum class Type : int { float32, bfloat16, float16, int8 };
 
-// Which stored rows a query sees: the first `valid`, and with groups only those of its own group.
-struct Visible {
-  int64_t valid;
-  const int32_t* query_group;   // [B], or null
-  const int32_t* stored_group;  // [N], or null
+// Work items are sequences.
+struct TopkMask {
+  Type type;               // of x
+  const void* x;           // [tokens, width]
+  const int32_t* offsets;  // [B + 1]
+  int64_t tokens;
+  int64_t width;
+  int64_t k;
+  const float* weight;         // [tokens], or null
+  const float* background;     // [width], or null
+  const int64_t* permutation;  // [width], or null
+  int32_t* masks;              // [B, words]
 };
 
-// Work items are queries.
+// With groups, a query sees only the stored rows of its own.
+struct Groups {
+  const int32_t* query;   // [B], or null
+  const int32_t* stored;  // [N], or null
+};
+
+// One part of a search of stored rows: each of some queries against a run of rows.
+struct Part {
+  int64_t first_query, last_query;  // the last ones excluded
+  int64_t first_row, last_row;
+};
+
 struct MaskOverlap {
   const int32_t* query;   // [B, words]
   const int32_t* stored;  // [N, words]
   int64_t words;
-  Visible visible;
-  int32_t* index;    // [B]
-  int32_t* overlap;  // [B]
+  Groups groups;
 };
 
+// The best of the rows that a query saw; index and overlap are -1 if it saw none.
+struct NearestMask {
+  int32_t index = -1;
+  int32_t overlap = -1;
+};
+
+struct TokenOverlap {
+  const int32_t* query;   // [B, query_tokens]
+  const int32_t* stored;  // [N, stored_tokens]
+  const int32_t* rarity;  // [vocabulary]
+  int64_t query_tokens, stored_tokens, vocabulary;
+  float extra_weight;
+  Groups groups;
+};
+
+// The best two of the rows that a query saw; index is -1 if it saw none.
+struct NearestTokens {
+  int32_t index = -1;
+  float score = -1;
+  float runner_up = -1;
+};
+
+// The routed tokens, those of one entry side by side.
+struct Routes {
+  const int32_t* tokens;   // [count]
+  const int32_t* entries;  // [count]
+  int64_t count;
+};
+
+// Strides are in elements. Work items are blocks of columns of y.
+struct MaskedLinear {
+  Type y_type, x_type, memory_type;
+  void* y;  // [tokens, outputs]
+  int64_t y_row, y_column, outputs;
+  const void* x;  // [tokens, width]
+  int64_t x_row, x_column, width;
+  const void* memory;  // [width, outputs], its columns adjacent
+  int64_t memory_row;
+  const int32_t* masks;  // [M, words]
+  int64_t words;
+  Routes routes;
+  int64_t block;  // columns of a work item
+};
+
+// Strides are in elements. `upstream` is filled by `masked_linear_upstream`, whose work items are routed tokens; those of
+// `masked_linear_dx` are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
+struct MaskedLinearBackward {
+  Type grad_type, x_type, memory_type;
+  const void* grad;  // [tokens, outputs]
+  int64_t grad_row, grad_column, outputs;
+  const void* x;  // [tokens, width]
+  int64_t x_row, x_column, width;
+  const void* memory;  // [width, outputs], its columns adjacent
+  int64_t memory_row;
+  const int32_t* masks;  // [M, words]
+  int64_t words;
+  Routes routes;
+  float* upstream;  // [routes.count, stride]: the gradients of routed tokens
+  int64_t stride;   // outputs, rounded up to `row_multiple`
+  void* dx;         // [tokens, width], zero
+  void* dmemory;    // [width, outputs]
+};
+
+// Rows of float32 that a kernel keeps are a multiple of this long: two of the widest vectors.
+constexpr int64_t row_multiple = 32;
+
+constexpr int64_t mask_rows = 512;
+
+// Up to 4 routed tokens that read one edit: openings, which take its row 0, or later ones.
+struct ReadTile {
+  int32_t edit, begin, size;
+  bool opening;
+};
+
+// All routed tokens of one edit: openings are [begin, later), later ones [later, end).
+struct ReadRun {
+  int32_t edit, begin, later, end;
+};
+
+// What an edit's rows are read by and from. Strides are in elements.
+struct ReadBank {
+  Type x_type, key_type, value_type;
+  const void* x;  // [tokens, width]
+  int64_t x_row, x_column, width;
+  const void* keys;    // [P, 8, width]
+  const void* values;  // [P, 8, outputs]
+  const float* scales;  // [P, 8], or null
+  int64_t outputs;
+  const int32_t* pages;  // [E, max_pages]
+  int64_t max_pages;
+  const int32_t* rows;      // [E]
+  const float* background;  // [width]
+  float beta;
+  const int32_t* tokens;  // the tokens that get something, as tiles and runs index them
+};
+
+// Work items are tiles.
+struct AssociativeRead {
+  ReadBank bank;
+  const ReadTile* tiles;
+  Type y_type;
+  void* y;  // [tokens, outputs]
+  int64_t y_row, y_column;
+};
+
+// `associative_read_scores` goes first: its work items are tiles, and it fills the buffers below and dx. Work items of
+// `associative_read_dkeys` and `associative_read_dvalues` are pages.
+struct AssociativeReadBackward {
+  ReadBank bank;
+  const ReadTile* tiles;
+  const ReadRun* runs;
+  const int32_t* page_begin;  // [P + 1]: the runs that read page p are owners[page_begin[p]:page_begin[p + 1]]
+  const int32_t* owners;      // indices of runs
+  const int32_t* places;      // beside them: which page of the run's edit it is
+  Type grad_type;
+  const void* grad;  // [tokens, outputs]
+  int64_t grad_row, grad_column;
+  float* directions;  // [routed tokens, width_stride]
+  int64_t width_stride;
+  float* upstream;  // [routed tokens, output_stride]
+  int64_t output_stride;
+  float* shares;   // [routed tokens, most_rows]
+  float* dscores;  // [routed tokens, most_rows]
+  int64_t most_rows;
+  void* dx;       // [tokens, width], zero, or null
+  void* dkeys;    // [P, 8, width]
+  void* dvalues;  // [P, 8, outputs]
+};
+
+// Counts the keys of entries [begin, end): a key is an entry's magnitude, its bits without the sign.
+struct MagnitudeCount {
+  Type type;
+  const void* entries;
+  int32_t low, high;    // keys within are counted in bins of 2^shift keys
+  int shift;
+  uint32_t* histogram;  // added to
+  int64_t above;        // added to: how many keys are larger than `high`
+};
+
+// Work items are blocks of `merge_block` entries.
+struct TiesMerge {
+  Type type;
+  const void* deltas;  // [shards, entries]
+  int64_t shards, entries;
+  const float* weights;       // [shards]
+  const int32_t* thresholds;  // [shards]: the bits of the smallest magnitude kept, as a float32
+  void* merged;               // [entries]
+};
+
+constexpr int64_t merge_block = 8192;
+
 struct Kernels {
-  void (*mask_overlap)(const MaskOverlap&, int64_t begin, int64_t end);
+  // False, with nothing written, if the permutation has an entry outside 0 .. width - 1.
+  bool (*topk_mask)(const TopkMask&, int64_t begin, int64_t end);
+  // One result per query of the part, from `best` on.
+  void (*mask_overlap)(const MaskOverlap&, const Part&, NearestMask* best);
+  void (*token_overlap)(const TokenOverlap&, const Part&, NearestTokens* best);
+  void (*masked_linear)(const MaskedLinear&, int64_t begin, int64_t end);
+  void (*masked_linear_upstream)(const MaskedLinearBackward&, int64_t begin, int64_t end);
+  void (*masked_linear_dx)(const MaskedLinearBackward&, int64_t begin, int64_t end);
+  void (*masked_linear_dmemory)(const MaskedLinearBackward&, int64_t begin, int64_t end);
+  void (*associative_read)(const AssociativeRead&, int64_t begin, int64_t end);
+  void (*associative_read_scores)(const AssociativeReadBackward&, int64_t begin, int64_t end);
+  void (*associative_read_dkeys)(const AssociativeReadBackward&, int64_t begin, int64_t end);
+  void (*associative_read_dvalues)(const AssociativeReadBackward&, int64_t begin, int64_t end);
+  void (*count_magnitudes)(MagnitudeCount&, int64_t begin, int64_t end);
+  void (*ties_merge)(const TiesMerge&, int64_t begin, int64_t end);
 };
 
 namespace baseline {

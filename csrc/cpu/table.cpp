@@ -3,8 +3,34 @@
 
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
 
-void mask_overlap(const MaskOverlap&, int64_t begin, int64_t end);
+bool topk_mask(const TopkMask&, int64_t begin, int64_t end);
+void mask_overlap(const MaskOverlap&, const Part&, NearestMask* best);
+void token_overlap(const TokenOverlap&, const Part&, NearestTokens* best);
+void masked_linear(const MaskedLinear&, int64_t begin, int64_t end);
+void masked_linear_upstream(const MaskedLinearBackward&, int64_t begin, int64_t end);
+void masked_linear_dx(const MaskedLinearBackward&, int64_t begin, int64_t end);
+void masked_linear_dmemory(const MaskedLinearBackward&, int64_t begin, int64_t end);
+void associative_read(const AssociativeRead&, int64_t begin, int64_t end);
+void associative_read_scores(const AssociativeReadBackward&, int64_t begin, int64_t end);
+void associative_read_dkeys(const AssociativeReadBackward&, int64_t begin, int64_t end);
+void associative_read_dvalues(const AssociativeReadBackward&, int64_t begin, int64_t end);
+void count_magnitudes(MagnitudeCount&, int64_t begin, int64_t end);
+void ties_merge(const TiesMerge&, int64_t begin, int64_t end);
 
-const Kernels table = {mask_overlap};
+const Kernels table = {
+    topk_mask,
+    mask_overlap,
+    token_overlap,
+    masked_linear,
+    masked_linear_upstream,
+    masked_linear_dx,
+    masked_linear_dmemory,
+    associative_read,
+    associative_read_scores,
+    associative_read_dkeys,
+    associative_read_dvalues,
+    count_magnitudes,
+    ties_merge,
+};
 
 }  // namespace corrigenda::CORRIGENDA_INSTRUCTIONS

@@ -1,7 +1,4 @@
-#include <algorithm>
-
-#include "../cpu/kernels.h"
-#include "cpu_tensors.h"
+#include "cpu_search.h"
 
 namespace corrigenda {
 namespace {
@@ -13,15 +10,15 @@ std::tuple<Tensor, Tensor> mask_overlap(Tensor query, Tensor stored, std::option
   query_group = contiguous(query_group);
   stored_group = contiguous(stored_group);
   const int64_t batch = query.size(0);
+  const MaskOverlap op{data<int32_t>(query), data<int32_t>(stored), query.size(1),
+                       {data<int32_t>(query_group), data<int32_t>(stored_group)}};
+  const auto best = nearest_masks(op, batch, seen(stored.size(0), valid));
   Tensor index = torch::stable::new_empty(query, {batch});
   Tensor overlap = torch::stable::new_empty(query, {batch});
-  const MaskOverlap op{data<int32_t>(query),
-                       data<int32_t>(stored),
-                       query.size(1),
-                       visible(stored.size(0), valid, query_group, stored_group),
-                       index.mutable_data_ptr<int32_t>(),
-                       overlap.mutable_data_ptr<int32_t>()};
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) { kernels().mask_overlap(op, begin, end); });
+  for (int64_t b = 0; b < batch; ++b) {
+    index.mutable_data_ptr<int32_t>()[b] = best[b].index;
+    overlap.mutable_data_ptr<int32_t>()[b] = std::max(best[b].overlap, 0);
+  }
   return {index, overlap};
 }
 
