@@ -23,6 +23,7 @@ class DenseWise:
         self.prompts = prompts
         self.contexts = contexts
         self.config = config
+        self.steps = config.steps
         self.mask_of = mask_of
         self.module = model.model.layers[layer].mlp.down_proj
         model.requires_grad_(False)
@@ -75,7 +76,7 @@ class DenseWise:
         handle = self.module.register_forward_hook(replace)
         losses = []
         try:
-            for _ in range(config.steps):
+            for _ in range(self.steps):
                 logits = self.model(ids, attention_mask=attention).logits
                 token_loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
                 # The published label mask starts one position early, on a label that is ignored.
