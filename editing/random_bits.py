@@ -18,7 +18,8 @@ def random_bits(seed: int, stream: int, rows: int, columns: int, rate: float, de
     Bit (i, j) is whether the upper half of SplitMix64's output number i * columns + j is below rate * 2^32, for the
     state that `seed` and `stream` (at most 2^32 each) name. int64 wraps around as that generator's arithmetic does.
     """
-    start = _mixed(torch.tensor([(stream << 32) ^ seed], dtype=torch.int64))
+    state = ((stream << 32) ^ seed) % (1 << 64)
+    start = _mixed(torch.tensor([state - (state >> 63 << 64)]))  # the same bits, signed
     bits = torch.empty(rows, (columns + 31) // 32, dtype=torch.int32, device=device)
     step = max(1, _ENTRIES // columns)
     for row in range(0, rows, step):

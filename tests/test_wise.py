@@ -71,7 +71,7 @@ def test_equals_the_dense_loop_over_shards_and_merges(sharp_model, wrap, setting
     """Twenty edits: shards of three, two of them merged three times, and two edits in the shard in use."""
     config = WiseConfig(save_every=3, merge_every=6, **{**LEARNT, **settings})
     edited = wrap(sharp_model(), tiny_tokenizer(), config)
-    results = edited.edit(TWENTY)
+    config, results = edited.config, edited.edit(TWENTY)
     asked = [edit.prompt for edit in TWENTY[::3]] + UNRELATED
     answer_half(edited, asked)
     decided = [decision_of(edited, prompt) for prompt in asked]
