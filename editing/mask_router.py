@@ -128,6 +128,11 @@ class MaskRouter:
         score = overlap.float() / self.top_k
         return index, score, torch.zeros_like(score)
 
+    def scores(self, masks: Tensor) -> Tensor:
+        """Every stored edit's score for one fingerprint, `[edits]`."""
+        (mask,) = masks
+        return unpack_mask(self.masks & mask, self.width).sum(1).float().cpu() / self.top_k
+
     def decide(self, masks: Tensor) -> Decision:
         """The edit that each fingerprint `[rows, D/32]` belongs to."""
         return decide(*self.nearest(masks), self.threshold, self.rival_weight)

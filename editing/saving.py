@@ -100,7 +100,9 @@ def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
         difference = f"it has {saved.base['layers']} layers, this one {len(decoder)}"
         raise CorrigendaError(wanted.format(saved.directory, difference))
     if not isinstance(saved.config.layer, int) or not 0 <= saved.config.layer < len(decoder):
-        raise CorrigendaError(f"{saved.store.ledger.name} cannot be used: layer {saved.config.layer} is out of range.")
+        raise CorrigendaError(
+            f"The edits in {saved.directory} cannot be used: layer {saved.config.layer} is out of range."
+        )
     widths = list(decoder.widths(saved.config.layer))
     if saved.base["widths"] != widths:
         difference = f"its FFN widths are {saved.base['widths']}, this one's {widths}"

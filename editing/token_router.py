@@ -176,6 +176,18 @@ class TokenRouter:
         queries = _padded(rows, self.device)
         return ops.token_overlap(queries, self._stored, self._rarity, self.extra_weight, self._count)
 
+    def scores(self, rows: Sequence[list[int]]) -> Tensor:
+        """Every stored edit's score for one fingerprint, `[edits]`."""
+        self._weigh()
+        (row,) = rows
+        weight = torch.cat([self._rarity.cpu(), torch.zeros(1, dtype=torch.int32)])
+        asked = torch.zeros_like(weight)
+        asked[row] = weight[row]
+        stored = self.stored.cpu().long()
+        shared, own = asked[stored].sum(1), weight[stored].sum(1)
+        own = own + self.extra_weight * (asked.sum() - shared)
+        return torch.where(own > 0, shared / own, 0.0)
+
     def decide(self, texts: Sequence[str]) -> Decision:
         """The edit that each text is about."""
         self._refresh()

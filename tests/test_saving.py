@@ -128,6 +128,7 @@ def test_round_trip(edited, sharp_model, tmp_path, method):
     assert [answer.edit for answer in answers[:3]] == after.edits
     after.save_pretrained(tmp_path / "again")
     same_state(before, load(tmp_path / "again", sharp_model()))
+    after.close()
     assert sorted(file.name for file in (tmp_path / "edits").iterdir()) == FILES
 
 

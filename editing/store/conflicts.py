@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,7 +49,7 @@ def same_facts(
             stored.add(by_id.seq)
         if nearest and nearest[place][1] >= threshold:
             like = history.edits[order[nearest[place][0]]]
-            if like.target != edit.target:
+            if like.target != edit.target and _numbers(like.prompt) == _numbers(edit.prompt):
                 stored.add(like.seq)
         for seq in list(stored):
             stored.update(history.edits[seq].supersedes)
@@ -57,6 +58,11 @@ def same_facts(
         found.append(SameFact(sorted(stored), list(within), rivals[-1] if rivals else None))
         within.append(place)
     return found
+
+
+def _numbers(prompt: str) -> list[str]:
+    """The numbers in a prompt: a set of tokens knows neither order nor count, and takes "town 12" for "town 21"."""
+    return sorted(re.findall(r"\d+", prompt))
 
 
 def _nearest(method: Method, batch: Sequence[Edit]) -> list[tuple[int, float]]:

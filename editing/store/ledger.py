@@ -17,7 +17,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -214,7 +214,7 @@ class Ledger:
 
     # Writing
 
-    def append(self, entries: Sequence[New], *, dropping: Sequence[int] = ()) -> list[int]:
+    def append(self, entries: Iterable[New], *, dropping: Sequence[int] = ()) -> list[int]:
         """Write entries in one transaction, and drop the tensors of others; returns their numbers.
 
         All entries before must have been read: another writer's would make this one's decisions stale.
@@ -283,7 +283,9 @@ class Ledger:
 
     def _rows(self, query: str, arguments: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         with self._sentences():
-            yield from self._connection.execute(query, arguments)
+            # Not `yield from`: that would close the cursor of a read left off, maybe after the connection.
+            for row in self._connection.execute(query, arguments):  # noqa: UP028
+                yield row
 
     def _parsed(self, seq: int, body: bytes) -> dict[str, Any]:
         try:
@@ -340,6 +342,16 @@ def _flush_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def is_ledger(file: Path) -> bool:
+    """Whether a file says of itself that it is a ledger of this project."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(100)
+    except OSError:
+        return False
+    return start[:16] == b"SQLite format 3\0" and start[68:72] == _APPLICATION_ID.to_bytes(4, "big")
 
 
 def check_files(path: Path) -> None:

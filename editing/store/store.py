@@ -11,7 +11,7 @@ from typing import Any
 from ..edits import Edit
 from ..errors import CorrigendaError
 from .history import APPLIED, UNDONE, History, StoredEdit, status_entry
-from .ledger import LEDGER_NAME, Ledger, New, refuse_non_empty
+from .ledger import LEDGER_NAME, Ledger, New
 
 OnConflict = str | Callable[[Edit, Edit], str]
 CONFLICT_POLICIES = ("supersede", "keep")
@@ -73,7 +73,7 @@ class EditStore:
     def close(self) -> None:
         self.ledger.close()
 
-    def append(self, entries: Sequence[New], *, dropping: Sequence[int] = ()) -> list[int]:
+    def append(self, entries: Iterable[New], *, dropping: Sequence[int] = ()) -> list[int]:
         """Write entries in one transaction and fold them in; they are on the disk when this returns."""
         before = self.ledger.count, self.ledger.chain
         numbers = self.ledger.append(entries, dropping=dropping)
@@ -167,6 +167,21 @@ class EditStore:
         return Change(change, notes)
 
 
+def compact(store: EditStore, forget_undone: bool = False, author: str | None = None) -> list[str]:
+    """Give unused space back to the file system; returns the ids of the edits that were forgotten.
+
+    forget_undone: drop the tensors of undone edits, which then cannot be redone; what is written of them stays.
+    """
+    forgotten = []
+    if forget_undone:
+        forgotten = [stored for stored in store.history.edits.values() if not stored.wanted and not stored.dropped]
+    if forgotten:
+        numbers = [stored.seq for stored in forgotten]
+        store.append([New("dropped", {"edits": numbers, **store.stamp(author)})], dropping=numbers)
+    store.ledger.vacuum()
+    return [stored.id for stored in forgotten]
+
+
 def _begin(ledger: Ledger, header: dict[str, Any], tensors: bytes) -> None:
     """The first entry of a ledger: what its edits are for."""
     stamp, _ = History().stamp()
@@ -178,4 +193,9 @@ def is_store(directory: str | Path) -> bool:
     return (Path(directory) / LEDGER_NAME).exists()
 
 
-__all__ = ["CONFLICT_POLICIES", "Change", "EditStore", "OnConflict", "is_store", "refuse_non_empty"]
+def check_format(folder: Path) -> None:
+    """Raise where a folder has no ledger but was saved by an earlier version."""
+    if not is_store(folder) and (folder / "manifest.json").is_file():
+        raise CorrigendaError(
+            f"{folder} was saved by an earlier version: run `corrigenda migrate {folder}` to give it a ledger."
+        )
