@@ -32,17 +32,23 @@ class Versions:
 
     def __init__(self, method: Method, layer: EditedLinear) -> None:
         self.lock = threading.RLock()
-        self.edits: list[Edit] = []
+        self.current: list[Edit] = []
         self._method = method
         self._layer = layer
         self._pinned = threading.local()
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits that passes of this thread answer by."""
+        version = getattr(self._pinned, "version", None)
+        return self.current if version is None else version.edits
 
     @contextlib.contextmanager
     def pin(self) -> Iterator[Version]:
         """Within, on this thread: every pass answers by the edits as they are at the start."""
         before = getattr(self._pinned, "version", None)
         with self.lock:
-            version = before or Version(list(self.edits), self._method.memory.view(), self._method.router.view())
+            version = before or Version(list(self.current), self._method.memory.view(), self._method.router.view())
         self._pinned.version = version
         try:
             yield version
@@ -55,15 +61,15 @@ class Versions:
         with self.lock:
             version = getattr(self._pinned, "version", None)
             if version is None:
-                yield self.edits
+                yield self.current
                 return
-            current = Version(self.edits, self._method.memory, self._method.router)
-            self._use(version)
+            memory, router = self._method.memory, self._method.router
+            self._use(version.memory, version.router)
             try:
                 yield version.edits
             finally:
-                self._use(current)
+                self._use(memory, router)
 
-    def _use(self, version: Version) -> None:
-        self.edits, self._method.memory, self._method.router = version
-        self._layer.memory = version.memory
+    def _use(self, memory: Memory, router: TokenRouter | MaskRouter) -> None:
+        self._method.memory, self._method.router = memory, router
+        self._layer.memory = memory

@@ -20,6 +20,7 @@ from stores import add, edit, log_of, new_store
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.store import check
 from corrigenda.editing.store.codec import record_of
+from corrigenda.editing.store.exchange import merge
 from corrigenda.editing.store.ledger import New
 from corrigenda.editing.store.store import EditStore, compact
 

@@ -135,6 +135,8 @@ class Memoir(Method):
         for e, result in enumerate(zip(final.tolist(), steps.tolist())):
             tokens, columns = token_owner == e, active[e].nonzero()[:, 0].to(x.device)
             tensors = {"x": x[tokens][:, columns].to(features[0].inputs.dtype), "h": steps_sum[tokens]}
+            if config.record_rank is not None:
+                tensors = _of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
             solved.append(Solved(Written(*result), Record(tensors, {"alpha": alpha}, masks[e])))
         return solved
 
@@ -182,6 +184,16 @@ def _loss_and_gradient(
         loss.index_add_(0, owner[of_group], per_row.detach())
         row = of_group.stop
     return loss, torch.cat(gradients)
+
+
+def _of_rank(rank: int, x: Tensor, h: Tensor) -> dict[str, Tensor]:
+    """The record of `rank` rows whose update is the best approximation of `x^T h`."""
+    left, left_rest = torch.linalg.qr(x.T)
+    right, right_rest = torch.linalg.qr(h.T)
+    u, singular, v = torch.linalg.svd(left_rest @ right_rest.T)
+    rank = min(rank, len(singular))
+    root = singular[:rank].sqrt()
+    return {"x": (left @ (u[:, :rank] * root)).T, "h": (right @ (v[:rank].T * root)).T}
 
 
 def _gradient_norms(gradient: Tensor, gram: Tensor, owner: Tensor, edits: int) -> Tensor:
