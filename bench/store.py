@@ -26,7 +26,7 @@ from corrigenda.editing.demo_facts import demo_edits
 from corrigenda.editing.store.store import EditStore
 from corrigenda.editing.store.why import explained
 
-SYLLABLES = "ba de fi go ku la me ni po ru sa te vi wo xu ya ze".split()
+SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "xu", "ya", "ze"]
 
 
 def made_up_edits(count):

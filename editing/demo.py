@@ -18,19 +18,21 @@ from .background import background_prompts
 from .cli.inputs import check_out as check_new
 from .cli.run import load, score, settings
 from .cli.stream import StoppedError, shortened, write_stream
-from .config import EditingConfig
+from .config import CONFIG_NAME, EditingConfig
 from .edits import Edit
 from .errors import CorrigendaError
 from .evaluate import Evaluator, normalised
 from .model import Answer, EditedModel
 from .report import scores_json, scores_table, write_json
 from .store.ledger import HEAD_NAME, LEDGER_NAME, is_ledger
+from .store.migrate import EDITS_NAME, MANIFEST_NAME, TENSORS_NAME
 
 SCORES_NAME = "scores.json"
 NEW_TOKENS = 24
 SHOWN_EDITS, SHOWN_UNRELATED = 5, 4
 _ASKED_FOR_EACH_SHOWN = 2
-_OURS = {LEDGER_NAME, HEAD_NAME, SCORES_NAME}
+_OURS = {LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", HEAD_NAME, SCORES_NAME}
+_FORMERLY_OURS = {MANIFEST_NAME, EDITS_NAME, TENSORS_NAME, CONFIG_NAME, SCORES_NAME}
 
 
 class Question(NamedTuple):
@@ -65,7 +67,10 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 def _is_earlier_demo(folder: Path) -> bool:
     """Whether a folder holds saved edits and nothing that this demo did not put there."""
-    return is_ledger(folder / LEDGER_NAME) and not {path.name for path in folder.iterdir()} - _OURS
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return (is_ledger(folder / LEDGER_NAME) and names <= _OURS) or (MANIFEST_NAME in names and names <= _FORMERLY_OURS)
 
 
 def run(

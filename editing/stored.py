@@ -99,13 +99,13 @@ class StoredEdits:
     def _attach(self, store: EditStore) -> None:
         with torch.no_grad():
             self._view.attach(store)
-        self._versions.current = self._view.edits()
+        self._versions.current = list(self._view.edits)
 
     def _synchronise(self) -> None:
         """Make the memory what the store says it is."""
         with torch.no_grad():
             self._view.become(self._view.history.applied())
-        self._versions.current = self._view.edits()
+        self._versions.current = list(self._view.edits)
 
     def _new_store(self) -> EditStore:
         header, sample = saving.header_of(self), saving.sample_of(self)
@@ -153,7 +153,7 @@ class StoredEdits:
             with self._versions.lock, self._frozen():
                 self._writable()
                 outcome = self._view.write(self._named(batch), on_conflict=on_conflict, author=author)
-                self._versions.current = self._view.edits()
+                self._versions.current = list(self._view.edits)
             results += outcome.written
             recorded.passed += len(batch)
             seconds += time.perf_counter() - start
@@ -187,12 +187,11 @@ class StoredEdits:
         new: set[str | None] = set()
         named = []
         history = self._view.history
-        taken = {history.edits[seq].id for seq in self._view.order}
         for number, edit in enumerate(batch, start=len(history.edits)):
             if edit.id is None:
                 ids = (f"edit-{n:05d}" for n in itertools.count(number))
                 edit = replace(edit, id=next(name for name in ids if history.find(name) is None and name not in new))
-            elif edit.id in taken or edit.id in new:
+            elif edit.id in new or self._view.holds(history.find(edit.id)):
                 raise CorrigendaError(f'An edit with the id "{edit.id}" is already written; ids must be unique.')
             new.add(edit.id)
             named.append(edit)

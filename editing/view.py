@@ -13,7 +13,7 @@ from .errors import CorrigendaError
 from .methods import Method, Record, Solved, Written
 from .store.codec import fingerprint_text, packed, record_of, unpacked
 from .store.conflicts import SameFact, same_facts
-from .store.history import History
+from .store.history import History, StoredEdit
 from .store.ledger import New
 from .store.store import CONFLICT_POLICIES, EditStore, OnConflict
 
@@ -37,6 +37,8 @@ class MemoryView:
         self.method = method
         self.store: EditStore | None = None
         self.order: list[int] = []
+        self.edits: list[Edit] = []
+        """The edits in the memory, by their places; `order` has their numbers in the store."""
         self._make_store = make_store
 
     @property
@@ -48,14 +50,14 @@ class MemoryView:
         """Whether the store has its ground by now and the method has not."""
         return self.history.ground is not None and not self.method.has_background
 
-    def edits(self) -> list[Edit]:
-        """The edits in the memory, by their places."""
-        return [self.history.edits[seq].edit for seq in self.order]
+    def holds(self, stored: StoredEdit | None) -> bool:
+        """Whether a stored edit is in the memory."""
+        return stored is not None and stored.seq in self.order
 
     def attach(self, store: EditStore) -> None:
         """Become the view of another store."""
         self.store = store
-        self.order = []
+        self._place([])
         self.method.reset()
         if store.history.ground is not None:
             self._load_ground(store)
@@ -81,7 +83,7 @@ class MemoryView:
         if gone and not self.method.remove(gone):
             self._rebuild(wanted)
             return
-        self.order = kept
+        self._place(kept)
         self._apply(wanted[len(kept) :])
 
     def _splits_a_batch(self, kept: Sequence[int], wanted: Sequence[int]) -> bool:
@@ -90,8 +92,12 @@ class MemoryView:
 
     def _rebuild(self, wanted: Sequence[int]) -> None:
         self.method.reset()
-        self.order = []
+        self._place([])
         self._apply(wanted)
+
+    def _place(self, order: Sequence[int]) -> None:
+        self.order = list(order)
+        self.edits = [self.history.edits[seq].edit for seq in order]
 
     def _apply(self, added: Sequence[int]) -> None:
         if not added:
@@ -101,6 +107,7 @@ class MemoryView:
             numbers = list(batch)
             self.method.apply([self._record(seq) for seq in numbers])
             self.order += numbers
+            self.edits += [edits[seq].edit for seq in numbers]
 
     def _record(self, seq: int) -> Record:
         stored = self.history.edits[seq]
@@ -134,6 +141,7 @@ class MemoryView:
         within = {seq for one in stored for seq in one.supersedes}
         self.method.apply([one.record for seq, one in zip(new, solved) if seq not in within])
         self.order += [seq for seq in new if seq not in within]
+        self.edits += [one.edit for one in stored if one.seq not in within]
         for later in stored:
             for seq in sorted((replaced | set(new)).intersection(later.supersedes)):
                 self.store.notices.append(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import CorrigendaError
@@ -17,7 +19,7 @@ class WriterLock:
     """The right to write to a folder; raises where another process, or another ledger of this one, has it."""
 
     def __init__(self, directory: Path) -> None:
-        self._descriptor: int | None = None
+        self._release: Callable[[], object] = lambda: None
         if fcntl is None:
             return
         descriptor = os.open(directory, os.O_RDONLY)
@@ -28,10 +30,9 @@ class WriterLock:
             raise CorrigendaError(
                 f"Another process is writing to {directory}: wait until it has ended, then try again."
             ) from None
-        self._descriptor = descriptor
+        # Also where nobody says `release`: a lock that outlives its holder would shut the folder for this process.
+        self._release = weakref.finalize(self, os.close, descriptor)
 
     def release(self) -> None:
         """Let others write."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._release()
