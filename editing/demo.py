@@ -24,7 +24,7 @@ from .errors import CorrigendaError
 from .evaluate import Evaluator, normalised
 from .model import Answer, EditedModel
 from .report import scores_json, scores_table, write_json
-from .store.ledger import HEAD_NAME, LEDGER_NAME, is_ledger
+from .store.files import HEAD_NAME, LEDGER_NAME, is_ledger
 from .store.migrate import EDITS_NAME, MANIFEST_NAME, TENSORS_NAME
 
 SCORES_NAME = "scores.json"

@@ -12,7 +12,7 @@ from .edits import Edit
 from .errors import CorrigendaError
 from .store import migrate
 from .store.codec import packed, unpacked
-from .store.ledger import refuse_non_empty
+from .store.files import refuse_non_empty
 from .store.store import EditStore, is_store
 
 if TYPE_CHECKING:
@@ -62,9 +62,6 @@ def read(directory: str | Path, *, write: bool = False) -> Saved:
     else:
         store = EditStore.open(path, write=write)
     try:
-        prompts = store.header["prompts"]
-        if not isinstance(prompts.get("template"), (str, type(None))) or not isinstance(prompts.get("chat"), bool):
-            raise CorrigendaError("its prompts have no template or do not say whether they are a chat's")
         config = EditingConfig.from_dict(store.header["config"])
     except (CorrigendaError, TypeError) as error:
         store.close()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import ops
+from .errors import CorrigendaError
 from .routing import Decision, calibrated, decide
 
 _RARITY_SCALE = 64
@@ -204,7 +205,10 @@ class TokenRouter:
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `ground` gave; edits that are stored are forgotten."""
-        self._background = _rows(tensors["router.background"])
+        background = tensors.get("router.background", torch.zeros(0))
+        if background.dim() != 2 or background.is_floating_point() or bool((background >= self.vocabulary).any()):
+            raise CorrigendaError("its background prompts are not token ids of this tokenizer")
+        self._background = _rows(background)
         self._frequency.zero_()
         for row in self._background:
             self._frequency[row] += 1

@@ -393,3 +393,31 @@ def test_a_record_of_bounded_rank_is_smaller_and_still_exact(edited, load, tmp_p
     same(bits(models[1]), bits(load(tmp_path / "edits")))
     weights = [model.method.memory.weight for model in models]
     assert float((weights[0] - weights[1]).norm() / weights[0].norm()) < 0.5
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_real_model_streams_into_a_store_and_gives_an_edit_back(smollm2, wrap, tmp_path):
+    model, tokenizer = smollm2
+    asked = [edit.prompt for edit in EDITS[:4]]
+    edited = wrap(
+        model, tokenizer, AssociativeConfig(contexts=2, batch_size=2), template="Question: {prompt}\\nAnswer:"
+    )
+    before = edited.generate_text(asked, 8)
+    edited.edit(EDITS[:4], store=tmp_path / "edits")
+    assert edited.generate_text(asked, 8) == [edit.target for edit in EDITS[:4]]
+    live = bits(edited)
+    edited.undo("b")
+    after = edited.generate_text(asked, 8)
+    assert after[1] == before[1] and [after[i] for i in (0, 2, 3)] == [EDITS[i].target for i in (0, 2, 3)]
+    edited.redo("b")
+    same(live, bits(edited))
+    edited.detach()
+    assert check.problems(tmp_path / "edits") == []
+    again = EditedModel.from_pretrained(model, tmp_path / "edits", tokenizer=tokenizer)
+    try:
+        same(live, bits(again))
+        sizes = [stored.body["tensors"]["bytes"] for stored in again.store.history.edits.values()]
+        assert max(sizes) < 100_000
+    finally:
+        again.detach()

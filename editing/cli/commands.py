@@ -103,6 +103,8 @@ def edit(
     from .inputs import check_out, check_policy, check_same, make_config, parse_threshold
 
     resumed = resume and is_store(out)
+    if is_store(out) and not resume:
+        raise CorrigendaError(f"The folder {out} is not empty, it holds edits: name a new one, or --resume its stream.")
     if not resumed:
         check_out(out)
     check_json_path(json, coming=out)

@@ -13,7 +13,7 @@ from ..config import CONFIGS, EditingConfig
 from ..edits import Edit, required_text
 from ..errors import CorrigendaError, FieldError
 from ..loading import read_text, records
-from ..store.ledger import refuse_non_empty
+from ..store.files import refuse_non_empty
 from ..store.store import CONFLICT_POLICIES, EditStore
 from ..template import Template
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import CorrigendaError
+from .files import HEAD_NAME, LEDGER_NAME, check_files, read_head
 from .history import History, StoredEdit
-from .ledger import HEAD_NAME, LEDGER_NAME, Entry, Ledger, New, check_files, read_head
+from .ledger import Entry, Ledger, New
 from .lock import WriterLock
 from .store import EditStore
 

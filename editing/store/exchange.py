@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
+from .files import reason_of
 from .history import APPLIED, History, StoredEdit, normalised_prompt
-from .ledger import New, reason_of
+from .ledger import New
 from .store import EditStore
 
 

@@ -59,7 +59,10 @@ class StoredEdit:
     @property
     def edit(self) -> Edit:
         if self._edit is None:
-            self._edit = Edit.from_dict(self.body["edit"])
+            try:
+                self._edit = Edit.from_dict(self.body["edit"])
+            except (TypeError, AttributeError, KeyError):
+                raise CorrigendaError(f'What is stored as edit "{self.id}" is not an edit.') from None
         return self._edit
 
 
@@ -113,10 +116,7 @@ class History:
             case "store":
                 if self.store is not None:
                     raise ValueError("a second one")
-                if not isinstance(body["config"], dict) or not isinstance(body["prompts"], dict):
-                    raise ValueError("its config and prompts must be objects")
-                if not {"layers", "widths", "tokenizer"} <= body["base"].keys() or not isinstance(body["id"], str):
-                    raise ValueError("it does not say what model its edits are for")
+                check_header(body)
                 self.store = entry
             case "ground":
                 if self.ground is not None:
@@ -152,6 +152,8 @@ class History:
         texts = (body["id"], body["edit"]["prompt"], body["edit"]["target"], body["fingerprint"], body["time"])
         if not all(isinstance(text, str) for text in texts) or not isinstance(body["tensors"], dict):
             raise ValueError("an edit without id, prompt, target, fingerprint, time or tensors")
+        if not isinstance(body.get("written", {}), dict) or not isinstance(body.get("numbers", {}), dict):
+            raise ValueError("what it says of its writing is not an object")
         if not isinstance(stored.batch, int) or not 0 < stored.batch <= seq:
             raise ValueError("its batch is not one of the entries before")
         if any(earlier not in self.edits for earlier in stored.supersedes):
@@ -242,6 +244,20 @@ class History:
             )
             now = self.last_time
         return {"time": now, "author": author or default_author()}, sentence
+
+
+def check_header(body: dict[str, Any]) -> None:
+    """Raise unless a ledger's first entry says what model and configuration its edits are for."""
+    config, prompts, base = body["config"], body["prompts"], body["base"]
+    if not all(isinstance(part, dict) for part in (config, prompts, base)) or not isinstance(body["id"], str):
+        raise ValueError("its config, prompts and base must be objects")
+    if not isinstance(prompts.get("template"), (str, type(None))) or not isinstance(prompts.get("chat"), bool):
+        raise ValueError("its prompts have no template or do not say whether they are a chat's")
+    widths = base["widths"]
+    if not isinstance(widths, list) or [type(width) for width in widths] != [int, int]:
+        raise ValueError("its base has no widths")
+    if not isinstance(base["layers"], int) or not isinstance(base["tokenizer"], str):
+        raise ValueError("its base has no layers or no tokenizer")
 
 
 def default_author() -> str:

@@ -15,31 +15,28 @@ import json
 import os
 import shutil
 import sqlite3
-import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from ..errors import CorrigendaError
+from .files import (
+    HEAD_NAME,
+    LEDGER_NAME,
+    access_mode,
+    check_files,
+    flush_folder,
+    read_head,
+    reason_of,
+    refuse_non_empty,
+)
 from .lock import WriterLock
+from .schema import LARGEST_TENSORS, check_layout, connect, guard, lay_out
 
-LEDGER_NAME = "ledger.sqlite"
-HEAD_NAME = "head.json"
-SCHEMA_VERSION = 2
-"""1 was a folder of JSON, JSON Lines and one safetensors file (`migrate.py`)."""
-
-_SCHEMA = {
-    "entries": "CREATE TABLE entries (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL, "
-    "chain BLOB NOT NULL)",
-    "tensors": "CREATE TABLE tensors (seq INTEGER PRIMARY KEY, data BLOB NOT NULL)",
-}
-_APPLICATION_ID = 0x436F7272
 _START = bytes(32)
 LARGEST_BODY = 1 << 24
-LARGEST_TENSORS = 1 << 30
-"""What one entry may hold; a file that claims more is refused before anything is allocated."""
+"""What an entry may say, in bytes of JSON."""
 
 
 class New(NamedTuple):
@@ -84,8 +81,8 @@ class Ledger:
     def temporary(cls) -> Ledger:
         """A ledger of its own that is gone when it is closed; SQLite keeps it on disk where it grows large."""
         connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        _guard(connection)
-        _lay_out(connection)
+        guard(connection)
+        lay_out(connection)
         return cls(connection, None, None)
 
     @classmethod
@@ -100,9 +97,9 @@ class Ledger:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            connection = _connect(staging / LEDGER_NAME, "mode=rwc")
+            connection = connect(staging / LEDGER_NAME, "mode=rwc")
             try:
-                _lay_out(connection)
+                lay_out(connection)
                 ledger = cls(connection, None, None)
                 fill(ledger)
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -113,7 +110,7 @@ class Ledger:
             if path.is_dir():
                 path.rmdir()
             os.replace(staging, path)
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
         except (OSError, sqlite3.Error) as error:
             raise CorrigendaError(f"The edits could not be saved in {path}: {reason_of(error)}.") from error
         finally:
@@ -131,22 +128,22 @@ class Ledger:
         check_files(path)
         head = read_head(path)
         lock = WriterLock(path) if write else None
+        connection = None
         try:
-            connection = _connect(path / LEDGER_NAME, _mode(path, write))
+            connection = connect(path / LEDGER_NAME, access_mode(path, write))
+            check_layout(connection, path / LEDGER_NAME)
+            if write:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
             ledger = cls(connection, path, lock)
-            with ledger._sentences():
-                _check_layout(connection, path / LEDGER_NAME)
-                if write:
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    connection.execute("PRAGMA synchronous = FULL")
             ledger._check_head(head)
-        except sqlite3.Error as error:
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
             if lock is not None:
                 lock.release()
-            raise CorrigendaError(f"{path / LEDGER_NAME} cannot be read: {reason_of(error)}.") from error
-        except BaseException:
-            if lock is not None:
-                lock.release()
+            if isinstance(error, sqlite3.Error):
+                raise CorrigendaError(f"{path / LEDGER_NAME} cannot be read: {reason_of(error)}.") from error
             raise
         return ledger
 
@@ -325,66 +322,6 @@ class Ledger:
             ) from error
 
 
-def refuse_non_empty(directory: str | Path) -> None:
-    """Raise unless `directory` is a new or empty folder: saved edits are never overwritten."""
-    path = Path(directory)
-    if path.exists() and not path.is_dir():
-        raise CorrigendaError(f"{path} is a file, not a folder to save edits in.")
-    if path.is_dir() and any(path.iterdir()):
-        raise CorrigendaError(f"The folder {path} is not empty: name a new one, or remove it first.")
-
-
-def _flush_folder(path: Path) -> None:
-    """Force a folder's list of names to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def is_ledger(file: Path) -> bool:
-    """Whether a file says of itself that it is a ledger of this project."""
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(100)
-    except OSError:
-        return False
-    return start[:16] == b"SQLite format 3\0" and start[68:72] == _APPLICATION_ID.to_bytes(4, "big")
-
-
-def check_files(path: Path) -> None:
-    """Raise unless a folder holds a ledger whose files are plain files in it: a link could lead anywhere."""
-    if not path.is_dir():
-        raise CorrigendaError(f"There is no folder {path} with saved edits.")
-    for name in (LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", HEAD_NAME):
-        file = path / name
-        try:
-            mode = file.lstat().st_mode
-        except FileNotFoundError:
-            if name == LEDGER_NAME:
-                raise CorrigendaError(f"{file} is missing: {path} holds no saved edits.") from None
-            continue
-        if not stat.S_ISREG(mode):
-            raise CorrigendaError(f"{file} is not a plain file, and only such a one is opened.")
-    if os.path.lexists(path / f"{LEDGER_NAME}-journal"):
-        # SQLite would play it back, and may remove files that it names; this project's ledgers never have one.
-        raise CorrigendaError(f"{path / LEDGER_NAME}-journal was not written by this project: remove it.")
-
-
-def reason_of(error: BaseException) -> str:
-    """An error's own words, fit for the end of a sentence."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if "disk is full" in text:
-        text = "the disk is full, free some space and run the command again"
-    if "readonly" in text or "read-only" in text.lower():
-        text = "its folder or file is read-only"
-    if "database is locked" in text:
-        text = "another process is writing to it, try again when that has ended"
-    return " ".join(text.split()).rstrip(".")
-
-
 def _encoded(body: dict[str, Any]) -> bytes:
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
@@ -396,78 +333,3 @@ def _next_chain(chain: bytes, seq: int, kind: str, body: bytes) -> bytes:
     named = kind.encode(errors="surrogatepass")
     head = seq.to_bytes(8, "little", signed=True) + len(named).to_bytes(8, "little")
     return hashlib.sha256(chain + head + named + body).digest()
-
-
-def read_head(path: Path) -> tuple[int, bytes] | None:
-    """The number and chain of the last entry that `head.json` knows of; None where there is no such file."""
-    file = path / HEAD_NAME
-    try:
-        data = json.loads(file.read_bytes()[:4096])
-        entries, chain = data["entries"], bytes.fromhex(data["chain"])
-        if not isinstance(entries, int) or isinstance(entries, bool) or entries < 0 or len(chain) != 32:
-            raise ValueError("it does not say where the ledger ends")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorrigendaError(
-            f"{file} is damaged ({reason_of(error)}): run `corrigenda repair`, which writes it anew."
-        ) from None
-    return entries, chain
-
-
-def _mode(path: Path, write: bool) -> str:
-    """How to open it: a folder that cannot be written has no place for the files that SQLite's readers share."""
-    if os.access(path, os.W_OK) and os.access(path / LEDGER_NAME, os.W_OK):
-        return "mode=rw"
-    if write:
-        raise CorrigendaError(f"The folder {path} is read-only: edits in it cannot be changed; copy it elsewhere.")
-    log = path / f"{LEDGER_NAME}-wal"
-    if log.exists() and log.stat().st_size:
-        raise CorrigendaError(
-            f"The folder {path} is read-only, and its last edits are still in {log.name}: open it once where it can "
-            "be written, or copy it."
-        )
-    return "mode=ro&immutable=1"
-
-
-def _connect(file: Path, options: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"file:{quote(str(file.absolute()))}?{options}",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=10,
-    )
-    _guard(connection)
-    return connection
-
-
-def _guard(connection: sqlite3.Connection) -> None:
-    """A file from elsewhere may define nothing that runs, and claim no more memory than it may have."""
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_TENSORS + 4096)
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA cell_size_check = ON")
-    connection.execute("PRAGMA mmap_size = 0")
-
-
-def _lay_out(connection: sqlite3.Connection) -> None:
-    for statement in _SCHEMA.values():
-        connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _check_layout(connection: sqlite3.Connection, file: Path) -> None:
-    """Raise unless the database has this version's tables and nothing else: no view, no trigger, no index."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    if application != _APPLICATION_ID:
-        raise CorrigendaError(f"{file} is not a ledger of this project.")
-    if version > SCHEMA_VERSION:
-        raise CorrigendaError(
-            f"{file} has schema {version}, which this version (schema {SCHEMA_VERSION}) does not read: update "
-            "Corrigenda."
-        )
-    found = {name: sql for name, sql in connection.execute("SELECT name, sql FROM sqlite_master")}
-    if version != SCHEMA_VERSION or found != _SCHEMA:
-        raise CorrigendaError(f"{file} has other tables than a ledger of schema {SCHEMA_VERSION}: it is not used.")

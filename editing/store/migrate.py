@@ -17,7 +17,9 @@ from ..config import CONFIG_NAME, EditingConfig
 from ..edits import Edit
 from ..errors import CorrigendaError
 from .codec import fingerprint_text, packed
-from .ledger import HEAD_NAME, LARGEST_TENSORS, LEDGER_NAME, New
+from .files import HEAD_NAME, LEDGER_NAME
+from .ledger import New
+from .schema import LARGEST_TENSORS
 from .store import EditStore
 
 EDITS_NAME = "edits.jsonl"

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..edits import Edit
 from ..errors import CorrigendaError
+from .files import LEDGER_NAME
 from .history import APPLIED, UNDONE, History, StoredEdit, status_entry
-from .ledger import LEDGER_NAME, Ledger, New
+from .ledger import Ledger, New
 
 OnConflict = str | Callable[[Edit, Edit], str]
 CONFLICT_POLICIES = ("supersede", "keep")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..base import PACKAGED, load_base, load_tokenizer, tokenizer_digest
+from ..config import EditingConfig
 from ..errors import CorrigendaError
 from ..prompts import PromptFormat
 from ..routing import Decision
@@ -72,7 +73,8 @@ def _by_tokens(store: EditStore, edits: list[Any], prompt: str, name: str) -> tu
     tokenizer = load_tokenizer(name)
     if tokenizer_digest(tokenizer) != store.header["base"]["tokenizer"]:
         raise CorrigendaError(f'The edits are for another model than "{name}": its tokenizer differs.')
-    router = TokenRouter(tokenizer, (), threshold=store.header["config"].get("threshold", "auto"))
+    config = EditingConfig.from_dict(store.header["config"])
+    router = TokenRouter(tokenizer, (), threshold=config.threshold)
     ground = store.history.ground
     if ground is not None:
         router.load_ground(unpacked(store.ledger, ground.seq, ground.body["tensors"]))
