@@ -27,6 +27,9 @@ def offline(monkeypatch):
     monkeypatch.setenv("CORRIGENDA_AUTHOR", "ann")
 
 
+pytestmark = pytest.mark.usefixtures("few_background_prompts")
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
@@ -34,12 +37,12 @@ def tiny(tmp_path_factory):
 
 def edit_with(tiny: Path, folder: Path, *records: dict, options: tuple = ()) -> str:
     file = write_records(folder.parent / f"{folder.name}.jsonl", *records)
-    arguments = ("--model", tiny, "--edits", file, "--out", folder, "--batch-size", 1, "--steps", 3)
+    arguments = ("--model", tiny, "--edits", file, "--out", folder, "--batch-size", 1, "--steps", 3, "--author", "ann")
     return works("edit", *arguments, "--template", TEMPLATE, *options)
 
 
 @pytest.fixture(scope="module")
-def original(tiny, tmp_path_factory):
+def original(tiny, tmp_path_factory, few_background_prompts):
     folder = tmp_path_factory.mktemp("stores")
     edit_with(tiny, folder / "edits", *RECORDS)
     edit_with(tiny, folder / "newer", NEWER, RECORDS[1])

@@ -35,6 +35,7 @@ CONFIGS = {
     "memoir": MemoirConfig(contexts=2, steps=4, top_k=70, weight_decay=1e-2),
     "memoir batches": MemoirConfig(contexts=2, steps=4, top_k=70, weight_decay=1e-2, batch_size=2, decay="active"),
 }
+pytestmark = pytest.mark.usefixtures("few_background_prompts")
 every_method = pytest.mark.parametrize("method", list(CONFIGS))
 two_methods = pytest.mark.parametrize("method", ["associative", "memoir batches"])
 

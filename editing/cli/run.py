@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,50 +45,53 @@ def edit(
     """Write edits, saved as they come, and score them where asked; what was written before an end too early stays."""
     new = {} if resume else {"config": config, "template": template, "chat_template": chat_template}
     edited = load(console, model, edits=out if resume else None, device=device, dtype=dtype, **new)
-    evaluator = Evaluator(edited)
-    stream = write_stream(
-        edited,
-        edits,
-        console,
-        evaluator if score_each else None,
-        store=out.resolve(),
-        resume=resume,
-        on_conflict=on_conflict,
-        author=author,
-    )
-    _tell(console, [] if edited.store is None else edited.store.notices)
-    if resume:
-        console.print(f"{stream.passed - stream.done} of {stream.passed} edits were recorded before.", soft_wrap=True)
-    if stream.ended_by is not None:
-        if stream.done:
-            console.print(
-                f"The stream ended after {stream.done} of {len(edits)} edits; what was written is saved in {out}.",
-                soft_wrap=True,
-            )
-        if isinstance(stream.ended_by, StoppedError):
-            raise typer.Exit(130)
-        raise stream.ended_by
-    console.print(
-        f"Wrote {stream.done} edits in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.",
-        soft_wrap=True,
-    )
-    immediate = evaluator.immediate_scores()
-    if immediate is not None:
-        console.print(scores_table(immediate, "Right after each batch"))
-    scores = unscored(stream.done)
-    if evaluate:
-        scores = score(console, evaluator, edited.edits)
-        console.print(scores_table(scores, f"After all {scores.n} edits"))
-    if json_path is not None:
-        result = scores_json(
-            scores,
-            method=edited.config.method,
-            seconds=stream.seconds,
-            timed="writing",
-            settings=settings(edited, model, **source),
-            immediate=immediate,
+    with contextlib.closing(edited):  # its folder is free for another writer when this ends, however it does
+        evaluator = Evaluator(edited)
+        stream = write_stream(
+            edited,
+            edits,
+            console,
+            evaluator if score_each else None,
+            store=out.resolve(),
+            resume=resume,
+            on_conflict=on_conflict,
+            author=author,
         )
-        write_json(json_path, result)
+        _tell(console, [] if edited.store is None else edited.store.notices)
+        if resume:
+            console.print(
+                f"{stream.passed - stream.done} of {stream.passed} edits were recorded before.", soft_wrap=True
+            )
+        if stream.ended_by is not None:
+            if stream.done:
+                console.print(
+                    f"The stream ended after {stream.done} of {len(edits)} edits; what was written is saved in {out}.",
+                    soft_wrap=True,
+                )
+            if isinstance(stream.ended_by, StoppedError):
+                raise typer.Exit(130)
+            raise stream.ended_by
+        console.print(
+            f"Wrote {stream.done} edits in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.",
+            soft_wrap=True,
+        )
+        immediate = evaluator.immediate_scores()
+        if immediate is not None:
+            console.print(scores_table(immediate, "Right after each batch"))
+        scores = unscored(stream.done)
+        if evaluate:
+            scores = score(console, evaluator, edited.edits)
+            console.print(scores_table(scores, f"After all {scores.n} edits"))
+        if json_path is not None:
+            result = scores_json(
+                scores,
+                method=edited.config.method,
+                seconds=stream.seconds,
+                timed="writing",
+                settings=settings(edited, model, **source),
+                immediate=immediate,
+            )
+            write_json(json_path, result)
 
 
 def _tell(console: Console, notices: Sequence[str], most: int = 10) -> None:
