@@ -140,7 +140,8 @@ class MemoirConfig(EditingConfig):
     top_k: int | None = None
     """Features a mask keeps; by default 4,096 of 14,336, and the same share elsewhere."""
     steps: int = 30
-    learning_rate: float = 1.0
+    learning_rate: float | None = None
+    """1.0 as published, but for models known to want another (`defaults.py`)."""
     weight_decay: float = 1e-5
     decay: str = "all"
     """What weight decay acts on: "all" of the matrix (published), the "active" columns of the edit, or "none"."""

@@ -112,7 +112,7 @@ def test_equals_the_dense_loop_on_the_real_model(smollm2, wrap, monkeypatch):
 
 
 def test_a_batch_is_joint_sgd_with_each_edit_clipped_alone(sharp_model, wrap):
-    config = MemoirConfig(contexts=2, steps=8, batch_size=2, weight_decay=1e-2, clip_norm=0.5)
+    config = MemoirConfig(contexts=2, steps=8, batch_size=2, weight_decay=1e-2, clip_norm=0.5, learning_rate=1.0)
     edited = wrap(sharp_model(), tiny_tokenizer(), config)
     results = edited.edit(EDITS[:2])
     edited.detach()
