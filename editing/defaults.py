@@ -13,10 +13,10 @@ from .errors import CorrigendaError
 _KNOWN: dict[tuple[int, int], tuple[int, int, float, float]] = {
     (32, 14336): (27, 4096, 0.4, 1.0),
     (32, 11008): (27, 4096, 0.5, 1.0),
-    # SmolLM2-135M: of layers 24 to 28, layer 25 tells ZsRE's rephrasings best from unrelated questions (k = 256: overlaps
-    # of .43 and more for 95 % of the first, .39 at most for the second). The narrower the masks, the less edits disturb
-    # each other, and the longer the steps must be: after 100 edits Rel .78 and Gen .69 with k = 512 and a learning rate
-    # of 1, .91 and .84 with 256 and 4.
+    # SmolLM2-135M: of layers 24 to 28, layer 25 tells ZsRE's rephrasings best from unrelated questions (k = 256:
+    # overlaps of .43 and more for 95 % of the first, .39 at most for the second). The narrower the masks, the less
+    # edits disturb each other, and the longer the steps must be: after 100 edits Rel .78 and Gen .69 with k = 512 and a
+    # learning rate of 1, .91 and .84 with 256 and 4.
     (30, 1536): (25, 256, 0.395, 4.0),
 }
 
