@@ -101,11 +101,12 @@ class TokenRouter:
         self._frequency[row] += 1
         self.size += 1
 
-    def reserve(self, edits: int) -> None:
-        """Room for this many edits: until it is used up, the buffers keep their addresses."""
-        if edits > len(self._stored):
-            grown = self._stored.new_full((edits, self._stored.shape[1]), -1)
-            grown[: self.size] = self.stored
+    def reserve(self, edits: int, tokens: int = 4 * _WIDTH) -> None:
+        """Room for this many edits of that many tokens: until it is used up, the buffers keep their addresses."""
+        rows, width = max(edits, len(self._stored)), max(tokens, self._stored.shape[1])
+        if (rows, width) != tuple(self._stored.shape):
+            grown = self._stored.new_full((rows, width), -1)
+            grown[: self.size, : self._stored.shape[1]] = self.stored
             self._stored = grown
 
     def view(self) -> TokenRouter:
@@ -124,11 +125,9 @@ class TokenRouter:
         gone = gone[gone >= 0]
         self._frequency.index_add_(0, gone, torch.ones_like(gone, dtype=torch.int32), alpha=-1)
         rows = rows[kept]
-        longest = int((rows >= 0).sum(1).max()) if len(rows) else 0
-        width = max(_WIDTH, _WIDTH * math.ceil(longest / _WIDTH))
-        if self._views or width != self._stored.shape[1]:
-            self._stored = self._stored.new_full((len(self._stored), width), -1)
-        self._stored[: len(rows)] = rows[:, :width].to(self.device)
+        if self._views:
+            self._stored = torch.full_like(self._stored, -1)
+        self._stored[: len(rows)] = rows.to(self.device)
         self._stored[len(rows) :] = -1
         self.size = len(rows)
         self._count.fill_(self.size)
@@ -220,7 +219,9 @@ class TokenRouter:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor the decisions depend on."""
-        return {"router.tokens": self.stored.clone(), **self.ground()}
+        longest = int((self.stored >= 0).sum(1).max()) if self.size else 0
+        width = max(_WIDTH, _WIDTH * math.ceil(longest / _WIDTH))
+        return {"router.tokens": self.stored[:, :width].clone(), **self.ground()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `state` gave, in place of what was there."""

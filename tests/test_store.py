@@ -334,7 +334,7 @@ def test_readers_see_whole_batches(edited):
 
 def test_buffers_keep_their_addresses(edited):
     model = edited(edits=EDITS[:1])
-    model.reserve(500, rows=64)
+    model.reserve(500, rows=24)
 
     def addresses():
         memory, router = model.method.memory, model.method.router

@@ -80,6 +80,7 @@ class History:
         self.declined: dict[int, dict[str, Any]] = {}
         self.entries: list[tuple[int, str]] = []
         self.last_time = ""
+        self._superseding: list[int] = []
         self._by_id: dict[str, int] = {}
         self._by_prompt: dict[str, list[int]] = {}
         self._declined_ids: dict[str, int] = {}
@@ -160,6 +161,8 @@ class History:
             raise ValueError("it supersedes an edit that is not there")
         stored.events.append({"seq": seq, "time": body["time"], "status": "applied", "author": body.get("author")})
         self.edits[seq] = stored
+        if stored.supersedes:
+            self._superseding.append(seq)
         self._by_id[stored.id] = seq
         self._by_prompt.setdefault(normalised_prompt(stored.prompt), []).append(seq)
 
@@ -177,9 +180,10 @@ class History:
     def superseded_by(self) -> dict[int, int]:
         """The edits that a wanted one stands in for, with the last such one."""
         found: dict[int, int] = {}
-        for stored in self.edits.values():
+        for seq in self._superseding:
+            stored = self.edits[seq]
             if stored.wanted:
-                found.update(dict.fromkeys(stored.supersedes, stored.seq))
+                found.update(dict.fromkeys(stored.supersedes, seq))
         return found
 
     def applied(self) -> list[int]:
@@ -187,8 +191,8 @@ class History:
         replaced = self.superseded_by()
         return [seq for seq, stored in self.edits.items() if stored.wanted and seq not in replaced]
 
-    def statuses(self) -> dict[int, str]:
-        """The status of every edit."""
+    def statuses(self, edits: Iterable[int] | None = None) -> dict[int, str]:
+        """The status of these edits, by default of all."""
         replaced = self.superseded_by()
 
         def status(stored: StoredEdit) -> str:
@@ -198,7 +202,7 @@ class History:
                 return UNDONE
             return SUPERSEDED if stored.seq in replaced else APPLIED
 
-        return {seq: status(stored) for seq, stored in self.edits.items()}
+        return {seq: status(self.edits[seq]) for seq in (self.edits if edits is None else edits)}
 
     def find(self, name: str) -> StoredEdit | None:
         """The last edit of this id."""

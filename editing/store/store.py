@@ -11,7 +11,7 @@ from typing import Any
 from ..edits import Edit
 from ..errors import CorrigendaError
 from .files import LEDGER_NAME
-from .history import APPLIED, UNDONE, History, StoredEdit, status_entry
+from .history import APPLIED, History, StoredEdit, status_entry
 from .ledger import Ledger, New
 
 OnConflict = str | Callable[[Edit, Edit], str]
@@ -152,14 +152,16 @@ class EditStore:
     def _set(self, status: str, change: list[StoredEdit], author: str | None, note: str | None) -> Change:
         if not change:
             return Change([])
-        before = self.history.statuses()
-        entry, sentence = status_entry(self.history, status, [stored.seq for stored in change], author, note)
+        asked = {stored.seq for stored in change}
+        related = asked.union(*(stored.supersedes for stored in change))
+        before = self.history.statuses(related)
+        entry, sentence = status_entry(self.history, status, asked, author, note)
         self.append([entry])
         notes = [] if sentence is None else [sentence]
-        after, replaced = self.history.statuses(), self.history.superseded_by()
-        asked = {stored.seq for stored in change}
-        for seq, stored in self.history.edits.items():
-            if seq not in asked and before[seq] != after[seq] and UNDONE not in (before[seq], after[seq]):
+        after, replaced = self.history.statuses(related), self.history.superseded_by()
+        for seq in sorted(related):
+            stored = self.history.edits[seq]
+            if seq not in asked and before[seq] != after[seq]:
                 turned = "in again" if after[seq] == APPLIED else "superseded"
                 notes.append(f'Edit "{stored.id}" of the same fact is {turned}.')
             elif seq in asked and status == "redone" and seq in replaced:
