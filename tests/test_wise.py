@@ -38,13 +38,11 @@ def irrelevant(number):
 
 
 def answer_half(edited, prompts):
-    """Set the memories' `act_ratio` so that about half of these prompts are answered by one of them."""
+    """Set the memories' `act_ratio` so that some of these prompts are answered by one of them and some are not."""
     memory = edited.method.memory
-    thresholds = memory.thresholds / memory.act_ratio
-    memory.act_ratio = 0.0
-    decided = [decision_of(edited, prompt) for prompt in prompts]
-    memory.act_ratio = sorted(score / float(thresholds[route]) for route, score in decided)[len(decided) // 2] * 1.001
-    edited.config.act_ratio = memory.act_ratio
+    minimum = memory.threshold / memory.act_ratio
+    scores = sorted(answer.score for answer in edited.answer(prompts, max_new_tokens=1, batch_size=len(prompts)))
+    memory.act_ratio = edited.config.act_ratio = scores[len(scores) // 2] / minimum * 1.001
 
 
 def off(actual, expected):
