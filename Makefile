@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint aot aot-pinned cuda-check bench bench-compare bench-claims clean
+.PHONY: help venv demo test soak lint aot aot-pinned cuda-check bench bench-compare bench-claims clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -30,6 +30,9 @@ demo: $(STAMP) ## edit the model and show the answers before and after (MODEL=, 
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -q
+
+soak: $(STAMP) ## the store's kill and fuzz tests, at length (SOAK= times the usual number)
+	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_store.py -k 'killed or mutated'
 
 lint: $(STAMP) ## ruff, and the rules that no linter knows
 	$(BIN)/ruff check

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from made_up import unsolved
 from record import provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, load_edits
@@ -37,11 +38,8 @@ def main():
         for size in args.sizes:
             edited = EditedModel.wrap(model, tokenizer, template="Question: {prompt}\\nAnswer:")
             method = edited.method
-            method.prepare()
-            for _ in range(size):
-                method.memory.append(torch.randn(6, method.width), torch.randn(6, method.out_width))
-            method.router.add([edit.prompt for edit in edits[:size]])
-            edited.edits += edits[:size]
+            with unsolved(edited):
+                edited.edit(edits[:size])
             start = time.thread_time()
             edited.edit(new)
             seconds[size].append((time.thread_time() - start) / len(new))

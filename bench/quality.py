@@ -77,9 +77,9 @@ def main():
     for stop in stops:
         if stop > len(edits) or (stop < saved) or str(stop) in so_far["marks"]:
             continue
-        if stop > len(edited.edits):
+        if stop > saved:
             start = seconds()
-            written = edited.edit(edits[len(edited.edits) : stop])
+            written = edited.edit(edits[:stop], resume=True)
             so_far["seconds"] += seconds() - start
             so_far["steps"] += sum(edit.steps for edit in written)
             edited.save_pretrained(work / str(stop))

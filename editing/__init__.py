@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from .edits import Edit, Locality
     from .errors import CorrigendaError
     from .evaluate import Evaluator, Scores
+    from .live import LiveEditor
     from .loading import load_edits
-    from .model import Answer, EditedModel, Progress
+    from .model import Answer, EditedModel, Progress, Provenance
     from .template import Template
 
 # Loaded when first asked for: torch and transformers take seconds, and `corrigenda --help` needs neither.
@@ -21,9 +22,11 @@ _HOME = {
     "EditedModel": "model",
     "EditingConfig": "config",
     "Evaluator": "evaluate",
+    "LiveEditor": "live",
     "Locality": "edits",
     "MemoirConfig": "config",
     "Progress": "model",
+    "Provenance": "model",
     "Scores": "evaluate",
     "Template": "template",
     "load_edits": "loading",
@@ -37,9 +40,11 @@ __all__ = [
     "EditedModel",
     "EditingConfig",
     "Evaluator",
+    "LiveEditor",
     "Locality",
     "MemoirConfig",
     "Progress",
+    "Provenance",
     "Scores",
     "Template",
     "load_edits",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,30 +48,60 @@ def load_base(
     `device_map`. dtype: "float32", "bfloat16", "float16"; by default the checkpoint's own, float32 for GGUF files.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
 
-    check_model(name)
-    path = packaged_model() if str(name) == PACKAGED else Path(name)
+    source = _source(name)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise CorrigendaError(f'Unknown dtype "{dtype}": use one of {", ".join(DTYPES)}.')
         dtype = DTYPES[dtype]
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(name)}
+    extra = {}
+    if "gguf_file" in source:
+        extra["quantization_config"] = GgufConfig(dequantize=True)
+        dtype = dtype or torch.float32
+    if device == "auto":
+        extra["device_map"] = "auto"
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype or "auto", **extra, **kwargs)
+    if device not in (None, "auto"):
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise CorrigendaError(f'The device "{device}" cannot be used: {str(error).splitlines()[0]}') from error
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer alone; `name` as for `load_base`."""
+    from transformers import AutoTokenizer
+
+    source = _source(name)
+    with _loading(name):
+        return AutoTokenizer.from_pretrained(**source)
+
+
+def _source(name: str | Path) -> dict[str, Any]:
+    """Where transformers finds a model."""
+    check_model(name)
+    path = packaged_model() if str(name) == PACKAGED else Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise CorrigendaError(f"The model file {path} does not exist.")
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        dtype = dtype or torch.float32
-    elif path.exists() and not (path / "config.json").is_file():
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.exists() and not (path / "config.json").is_file():
         raise CorrigendaError(f"{path} is not a model folder: it holds no config.json.")
-    extra = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in source else {}
-    if device == "auto":
-        extra["device_map"] = "auto"
+    return {"pretrained_model_name_or_path": str(name)}
+
+
+@contextlib.contextmanager
+def _loading(name: str | Path) -> Iterator[None]:
+    """Within: no progress bars, and errors that a user can read."""
+    from transformers.utils import logging
+
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype or "auto", **extra, **kwargs)
+        yield
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CorrigendaError(
@@ -79,12 +111,6 @@ def load_base(
     finally:
         if bars:
             logging.enable_progress_bar()
-    if device not in (None, "auto"):
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise CorrigendaError(f'The device "{device}" cannot be used: {str(error).splitlines()[0]}') from error
-    return model.eval(), tokenizer
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

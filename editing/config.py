@@ -151,11 +151,13 @@ class MemoirConfig(EditingConfig):
     """An edit stops early when the loss is at most `stop_loss` and changed by at most this."""
     contexts: int = 11
     """The prompt alone and after ten texts the model wrote itself."""
+    record_rank: int | None = None
+    """What is kept of an edit's update, and so written: all of it, or its best approximation of this rank."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.decay in ("all", "active", "none"), "decay", '"all", "active" or "none"')
-        for name in ("contexts", "steps"):
+        for name in ("contexts", "steps", *(() if self.record_rank is None else ("record_rank",))):
             self._require_positive(name)
 
 

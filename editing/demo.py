@@ -14,23 +14,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import cli_inputs
 from .background import background_prompts
-from .cli_edit import load, score, settings
-from .cli_stream import StoppedError, shortened, write_stream
+from .cli.inputs import check_out as check_new
+from .cli.run import load, score, settings
+from .cli.stream import StoppedError, shortened, write_stream
 from .config import CONFIG_NAME, EditingConfig
 from .edits import Edit
 from .errors import CorrigendaError
 from .evaluate import Evaluator, normalised
 from .model import Answer, EditedModel
 from .report import scores_json, scores_table, write_json
-from .saving import EDITS_NAME, MANIFEST_NAME, TENSORS_NAME
+from .store.files import HEAD_NAME, LEDGER_NAME, is_ledger
+from .store.migrate import EDITS_NAME, MANIFEST_NAME, TENSORS_NAME
 
 SCORES_NAME = "scores.json"
 NEW_TOKENS = 24
 SHOWN_EDITS, SHOWN_UNRELATED = 5, 4
 _ASKED_FOR_EACH_SHOWN = 2
-_OURS = {CONFIG_NAME, EDITS_NAME, MANIFEST_NAME, TENSORS_NAME, SCORES_NAME}
+_OURS = {LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", HEAD_NAME, SCORES_NAME}
+_FORMERLY_OURS = {MANIFEST_NAME, EDITS_NAME, TENSORS_NAME, CONFIG_NAME, SCORES_NAME}
 
 
 class Question(NamedTuple):
@@ -60,18 +62,15 @@ def check_out(out: Path, overwrite: bool) -> None:
     if not (overwrite and _is_earlier_demo(out)):
         if overwrite and out.is_dir() and any(out.iterdir()):
             raise CorrigendaError(f"The folder {out} is not an earlier demo's alone: it is not overwritten.")
-        cli_inputs.check_out(out)
+        check_new(out)
 
 
 def _is_earlier_demo(folder: Path) -> bool:
     """Whether a folder holds saved edits and nothing that this demo did not put there."""
-    if not (folder / MANIFEST_NAME).is_file() or {path.name for path in folder.iterdir()} - _OURS:
+    if not folder.is_dir():
         return False
-    try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and {"format", "sha256"} <= set(manifest)
+    names = {path.name for path in folder.iterdir()}
+    return (is_ledger(folder / LEDGER_NAME) and names <= _OURS) or (MANIFEST_NAME in names and names <= _FORMERLY_OURS)
 
 
 def run(

@@ -61,8 +61,9 @@ class Evaluator:
     """Scores an edited model on edits, in batches.
 
     free: whether to generate. spare_tokens: how far generation may run past the target's length before it counts as
-    not having stopped. The unedited model's answers to locality prompts are kept, so that one evaluator can score the
-    same edits at several points of a stream.
+    not having stopped. After `score`, `by_edit` has each edit's own scores, and `provenance` says of every prompt that
+    was asked which edit was applied to it. The unedited model's answers to locality prompts are kept, so that one
+    evaluator can score the same edits at several points of a stream.
     """
 
     edited: EditedModel
@@ -70,6 +71,8 @@ class Evaluator:
     spare_tokens: int = 4
     batch_size: int = 32
     immediate: list[Scores] = field(default_factory=list)
+    by_edit: list[dict[str, float]] = field(default_factory=list)
+    provenance: list[dict[str, Any]] = field(default_factory=list)
     _unedited: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
 
     def score_batch(self, edits: Sequence[Edit]) -> None:
@@ -97,23 +100,25 @@ class Evaluator:
         asked = [_Asked(i, *encode(edit.prompt, edit.target)) for i, edit in enumerate(edits)]
         rephrased = [_Asked(i, *encode(text, edit.target)) for i, edit in enumerate(edits) for text in edit.rephrases]
         local = [self._locality(i, edit, n) for i, edit in enumerate(edits) for n in range(len(edit.localities))]
-        rel, rel_routes = self._teacher_forced(asked)
-        gen, gen_routes = self._teacher_forced(rephrased)
+        self.provenance = []
+        rel, rel_routes = self._teacher_forced("prompt", asked)
+        gen, gen_routes = self._teacher_forced("rephrase", rephrased)
         loc, loc_routes = self._locality_agreement(local)
         slot = {edit.id: place for place, edit in enumerate(self.edited.edits)}
         same = {(edit.prompt, edit.target): place for place, edit in enumerate(self.edited.edits)}
         own = [slot.get(edit.id, same.get((edit.prompt, edit.target), -2)) for edit in edits]
-        return Scores(
-            n=len(edits),
-            rel=_mean_by_edit(asked, rel),
-            gen=_mean_by_edit(rephrased, gen),
-            loc=_mean_by_edit(local, loc),
-            free_rel=self._free(asked, edits),
-            free_gen=self._free(rephrased, edits),
-            routed=_mean_by_edit(asked, [float(r == own[a.edit]) for a, r in zip(asked, rel_routes)]),
-            routed_gen=_mean_by_edit(rephrased, [float(r == own[a.edit]) for a, r in zip(rephrased, gen_routes)]),
-            routed_loc=_mean_by_edit(local, [float(r >= 0) for r in loc_routes]),
-        )
+        values = {
+            "rel": _by_edit(asked, rel),
+            "gen": _by_edit(rephrased, gen),
+            "loc": _by_edit(local, loc),
+            "free_rel": self._free(asked, edits),
+            "free_gen": self._free(rephrased, edits),
+            "routed": _by_edit(asked, [float(r == own[a.edit]) for a, r in zip(asked, rel_routes)]),
+            "routed_gen": _by_edit(rephrased, [float(r == own[a.edit]) for a, r in zip(rephrased, gen_routes)]),
+            "routed_loc": _by_edit(local, [float(r >= 0) for r in loc_routes]),
+        }
+        self.by_edit = [{name: found[i] for name, found in values.items() if i in found} for i in range(len(edits))]
+        return Scores(n=len(edits), **{name: _mean(found) for name, found in values.items()})
 
     def _locality(self, number: int, edit: Edit, which: int) -> _Asked:
         """A locality prompt with its answer; one token is asked for where no answer is known."""
@@ -127,18 +132,18 @@ class Evaluator:
             return _Asked(number, prompt, whole[len(prompt) :] or [0])
         return _Asked(number, *prompts.encode_with_target(locality.prompt, locality.answer))
 
-    def _teacher_forced(self, asked: Sequence[_Asked]) -> tuple[list[float], list[int]]:
-        predictions, routes = self._predict(asked, edited=True)
+    def _teacher_forced(self, kind: str, asked: Sequence[_Asked]) -> tuple[list[float], list[int]]:
+        predictions, routes = self._predict(asked, edited=True, kind=kind)
         return [_agreement(p, a.answer) for p, a in zip(predictions, asked)], routes
 
     def _locality_agreement(self, asked: Sequence[_Asked]) -> tuple[list[float], list[int]]:
         keys = [(*a.prompt, -1, *a.answer) for a in asked]
         new = {key: a for key, a in zip(keys, asked) if key not in self._unedited}
         self._unedited.update(zip(new, self._predict(list(new.values()), edited=False)[0]))
-        predictions, routes = self._predict(asked, edited=True)
+        predictions, routes = self._predict(asked, edited=True, kind="locality")
         return [_agreement(p, self._unedited[key]) for p, key in zip(predictions, keys)], routes
 
-    def _predict(self, asked: Sequence[_Asked], edited: bool) -> tuple[list[list[int]], list[int]]:
+    def _predict(self, asked: Sequence[_Asked], edited: bool, kind: str = "") -> tuple[list[list[int]], list[int]]:
         """Argmax at each answer position, given the answer's earlier tokens; and the edit applied, or -1."""
         model = self.edited
         predictions: list[list[int]] = [[] for _ in asked]
@@ -153,6 +158,9 @@ class Evaluator:
                 mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
                 hidden = model.decoder.body(input_ids=ids, attention_mask=mask.long(), use_cache=False)[0]
                 found = route_of()
+                sources = model.sources(len(group)) if edited else []
+            for i, source in zip(group, sources):
+                self.provenance.append({"about": asked[i].edit, "kind": kind, **source.to_dict()})
             answered = _answer_positions(prompts, lengths, hidden)
             # `body` ends with the final norm, so its output goes to the head as it is.
             best = model.decoder.head(hidden[answered]).argmax(-1).split([n - p + 1 for p, n in zip(prompts, lengths)])
@@ -161,13 +169,13 @@ class Evaluator:
                 routes[i] = found[place]
         return predictions, routes
 
-    def _free(self, asked: Sequence[_Asked], edits: Sequence[Edit]) -> float | None:
+    def _free(self, asked: Sequence[_Asked], edits: Sequence[Edit]) -> dict[int, float]:
         if not self.free or not asked:
-            return None
+            return {}
         limits = [len(a.answer) + self.spare_tokens for a in asked]
         answers = self.edited.answer_ids([a.prompt for a in asked], limits, self.batch_size)
         hits = [float(normalised(answer.text) == normalised(edits[a.edit].target)) for a, answer in zip(asked, answers)]
-        return _mean_by_edit(asked, hits)
+        return _by_edit(asked, hits)
 
 
 def normalised(text: str) -> str:
@@ -187,10 +195,13 @@ def _agreement(found: Sequence[int], wanted: Sequence[int]) -> float:
     return sum(f == w for f, w in zip(found, wanted)) / len(wanted)
 
 
-def _mean_by_edit(asked: Sequence[_Asked], values: Sequence[float]) -> float | None:
-    """Mean over edits of the mean over what was asked about each."""
+def _by_edit(asked: Sequence[_Asked], values: Sequence[float]) -> dict[int, float]:
+    """For each edit that was asked about, the mean over what was asked about it."""
     by_edit: dict[int, list[float]] = {}
     for a, value in zip(asked, values):
         by_edit.setdefault(a.edit, []).append(value)
-    means = [sum(v) / len(v) for v in by_edit.values()]
-    return sum(means) / len(means) if means else None
+    return {edit: sum(found) / len(found) for edit, found in by_edit.items()}
+
+
+def _mean(values: dict[int, float]) -> float | None:
+    return sum(values.values()) / len(values) if values else None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+
 import torch
 from torch import Tensor
 
 from ..kernels import ops
 from ..kernels.reference import unpack_mask
 from .context import RoutingContext
+from .errors import CorrigendaError
 from .routing import Decision, calibrated, decide
 
 
@@ -44,6 +48,7 @@ class MaskRouter:
         self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.size = 0
         self._threshold: float | None = None
+        self._views: weakref.WeakSet[MaskRouter] = weakref.WeakSet()
 
     @property
     def masks(self) -> Tensor:
@@ -78,21 +83,33 @@ class MaskRouter:
         """Store the masks of new edits, in order."""
         needed = self.size + len(masks)
         if needed > len(self._masks):
-            grown = self._masks.new_zeros(max(needed, 2 * len(self._masks)), self._masks.shape[1])
-            grown[: self.size] = self.masks
-            self._masks = grown
+            self.reserve(max(needed, 2 * len(self._masks)))
         self._masks[self.size : needed] = masks.to(self.device)
         self.size = needed
         self._count.fill_(needed)
         self._threshold = None
 
+    def reserve(self, edits: int) -> None:
+        """Room for this many edits: until it is used up, the buffers keep their addresses."""
+        if edits > len(self._masks):
+            grown = self._masks.new_zeros(edits, self._masks.shape[1])
+            grown[: self.size] = self.masks
+            self._masks = grown
+
     def remove(self, edits: set[int]) -> None:
         """Forget these edits; the others move up."""
         kept = self.masks[[edit for edit in range(self.size) if edit not in edits]].clone()
+        if self._views:
+            self._masks = torch.zeros_like(self._masks)
         self.size = 0
-        self._count.zero_()
-        self._threshold = None
         self.add(kept)
+
+    def view(self) -> MaskRouter:
+        """The router as it is now, for a reader: edits that are stored or removed later do not show there."""
+        view = copy.copy(self)
+        view._count = self._count.clone()
+        self._views.add(view)
+        return view
 
     @property
     def threshold(self) -> float:
@@ -102,17 +119,27 @@ class MaskRouter:
             if self._asked != "auto":
                 self._threshold = float(self._asked)
             elif self.size and len(self._background_masks):
-                self._threshold = calibrated(self._nearest(self._background_masks)[1], self._floor)
+                self._threshold = calibrated(self.nearest(self._background_masks)[1], self._floor)
         return self._threshold
 
-    def _nearest(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(self, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Best stored edit for each fingerprint `[rows, D/32]`, its score, and 0 for the second best's."""
         index, overlap = ops.mask_overlap(masks, self._masks, self._count)
-        return index, overlap.float() / self.top_k
+        score = overlap.float() / self.top_k
+        return index, score, torch.zeros_like(score)
+
+    def scores(self, masks: Tensor) -> Tensor:
+        """Every stored edit's score for one fingerprint, `[edits]`."""
+        (mask,) = masks
+        return unpack_mask(self.masks & mask, self.width).sum(1).float().cpu() / self.top_k
 
     def decide(self, masks: Tensor) -> Decision:
         """The edit that each fingerprint `[rows, D/32]` belongs to."""
-        nearest, score = self._nearest(masks)
-        return decide(nearest, score, torch.zeros_like(score), self.threshold, self.rival_weight)
+        return decide(*self.nearest(masks), self.threshold, self.rival_weight)
+
+    def margin(self, decision: Decision) -> Tensor:
+        """How far each best match stands above what it takes to be applied; below 0 it was not."""
+        return decision.score - self.rival_weight * decision.runner_up - self.threshold
 
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide the routes of a pass that holds whole prompts: `features` `[..., D]` as the tapped layer sees them."""
@@ -123,19 +150,29 @@ class MaskRouter:
         context.route[: context.slots].copy_(decision.route)
         context.decision = decision
 
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor the decisions depend on, for saving."""
+    def ground(self) -> dict[str, Tensor]:
+        """What decisions depend on besides the stored edits."""
         return {
-            "router.masks": self.masks.clone(),
             "router.background": self.background,
             "router.background_masks": self._background_masks,
             "router.permutation": self.permutation,
         }
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
-        self.background = tensors["router.background"].to(self.device)
-        self.permutation = tensors["router.permutation"].to(self.device)
-        self._background_masks = tensors["router.background_masks"].to(self.device)
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `ground` gave; edits that are stored are forgotten."""
+        if sorted(tensors["router.permutation"].tolist()) != list(range(self.width)):
+            raise CorrigendaError("its permutation is not one of the layer's features")
+        self.background = tensors["router.background"].to(self.background)
+        self.permutation = tensors["router.permutation"].to(self.permutation)
+        self._background_masks = tensors["router.background_masks"].to(self._background_masks)
         self.size = 0
+        self.add(self._masks[:0])
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor the decisions depend on."""
+        return {"router.masks": self.masks.clone(), **self.ground()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` gave, in place of what was there."""
+        self.load_ground(tensors)
         self.add(tensors["router.masks"])

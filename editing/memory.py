@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,28 @@ class SharedMatrix:
     def __init__(self, width: int, out_width: int, device: torch.device) -> None:
         self.weight = torch.zeros(width, out_width, device=device)
         self.masks: Tensor | None = None
+        self._views: weakref.WeakSet[SharedMatrix] = weakref.WeakSet()
+
+    def view(self) -> SharedMatrix:
+        """The memory as it is now, for a reader: later writes to this one do not show there."""
+        view = copy.copy(self)
+        self._views.add(view)
+        return view
+
+    def writable(self) -> Tensor:
+        """`weight`, to be changed in place: its own copy where a view still reads the old one."""
+        if self._views:
+            self.weight = self.weight.clone()
+            self._views = weakref.WeakSet()
+        return self.weight
+
+    def reset(self, start: Tensor | None = None) -> None:
+        """Back to no edits: zero, or a matrix that was there before the first."""
+        weight = self.writable()
+        if start is None:
+            weight.zero_()
+        else:
+            weight.copy_(start)
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """Add to `out` `[tokens, d]`, in place, what the edits in `route` say of `x` `[tokens, D]`."""
@@ -48,36 +73,65 @@ class RowBanks:
         self._values = torch.zeros(64, PAGE, out_width, dtype=dtype, device=device)
         self._pages = torch.full((64, 1), -1, dtype=torch.int32, device=device)
         self._rows = torch.zeros(64, dtype=torch.int32, device=device)
+        self.dtype = dtype
         self.size = 0
         self._used_pages = 0
+        self._free: list[int] = []
+        self._views: weakref.WeakSet[RowBanks] = weakref.WeakSet()
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Store one more edit: keys `[rows, D]`, values `[rows, d]`."""
         count = -(-len(keys) // PAGE)
-        self._reserve(self.size + 1, self._used_pages + count, count)
-        start = self._used_pages * PAGE
-        self._keys.view(-1, self._keys.shape[2])[start : start + len(keys)] = keys.to(self._keys)
-        self._values.view(-1, self._values.shape[2])[start : start + len(values)] = values.to(self._values)
-        self._pages[self.size, :count] = torch.arange(self._used_pages, self._used_pages + count)
+        # A page that an edit left may still be read through a view: it is used again when no view lives.
+        reused = [] if self._views or len(self._free) < count else self._free[:count]
+        fresh = 0 if reused else count
+        self._reserve(self.size + 1, self._used_pages + fresh, count)
+        pages = reused or list(range(self._used_pages, self._used_pages + count))
+        self._free = self._free[len(reused) :]
+        self._used_pages += fresh
+        for place, page in enumerate(pages):
+            rows = slice(place * PAGE, (place + 1) * PAGE)
+            self._keys[page, : len(keys[rows])] = keys[rows].to(self._keys)
+            self._values[page, : len(values[rows])] = values[rows].to(self._values)
+        self._pages[self.size] = -1
+        self._pages[self.size, :count] = torch.tensor(pages, dtype=torch.int32)
         self._rows[self.size] = len(keys)
-        self._used_pages += count
         self.size += 1
 
     def remove(self, edits: set[int]) -> None:
-        """Drop these edits' rows; the others move up and keep their bits."""
-        kept = [[part.clone() for part in self.rows_of(edit)] for edit in range(self.size) if edit not in edits]
-        self.size = self._used_pages = 0
-        self._pages.fill_(-1)
-        self._rows.zero_()
-        for keys, values in kept:
-            self.append(keys, values)
+        """Drop these edits' rows; the others move up in the table, and no row is copied."""
+        kept = torch.tensor([edit for edit in range(self.size) if edit not in edits], dtype=torch.long)
+        gone = self._pages[sorted(edits)].flatten().tolist()
+        if self._views:
+            self._pages, self._rows = self._pages.clone(), self._rows.clone()
+        for table in (self._pages, self._rows):
+            table[: len(kept)] = table[kept.to(table.device)]
+        self._pages[len(kept) :] = -1
+        self._rows[len(kept) :] = 0
+        self._free = sorted([*self._free, *(page for page in gone if page >= 0)])
+        self.size = len(kept)
+
+    def reset(self) -> None:
+        """Back to no edits."""
+        self.remove(set(range(self.size)))
+
+    def view(self) -> RowBanks:
+        """The memory as it is now, for a reader: later writes to this one do not show there."""
+        view = copy.copy(self)
+        self._views.add(view)
+        return view
+
+    def reserve(self, edits: int, rows: int = PAGE) -> None:
+        """Room for this many edits of `rows` rows: until it is used up, the buffers keep their addresses."""
+        pages = -(-rows // PAGE)
+        self._reserve(edits, edits * pages, pages)
 
     def _reserve(self, edits: int, pages: int, pages_of_one: int) -> None:
         if pages > len(self._keys):
             self._keys = _grown(self._keys, max(pages, 2 * len(self._keys)))
             self._values = _grown(self._values, max(pages, 2 * len(self._values)))
         if edits > len(self._rows):
-            self._rows = _grown(self._rows, 2 * len(self._rows))
+            self._rows = _grown(self._rows, max(edits, 2 * len(self._rows)))
             self._pages = _grown(self._pages, len(self._rows), fill=-1)
         if pages_of_one > self._pages.shape[1]:
             self._pages = torch.nn.functional.pad(self._pages, (0, pages_of_one - self._pages.shape[1]), value=-1)
@@ -85,9 +139,8 @@ class RowBanks:
     def rows_of(self, edit: int) -> tuple[Tensor, Tensor]:
         """Keys `[rows, D]` and values `[rows, d]` of one edit."""
         count = int(self._rows[edit])
-        start = int(self._pages[edit, 0]) * PAGE
-        keys, values = self._keys.flatten(0, 1), self._values.flatten(0, 1)
-        return keys[start : start + count], values[start : start + count]
+        pages = self._pages[edit, : -(-count // PAGE)].long()
+        return self._keys[pages].flatten(0, 1)[:count], self._values[pages].flatten(0, 1)[:count]
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """Add to `out` `[tokens, d]`, in place, what the edits in `route` say of `x` `[tokens, D]`."""
@@ -116,13 +169,6 @@ class RowBanks:
             "memory.rows": self._rows[: self.size].clone(),
             "memory.background": self.background,
         }
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
-        self.background = tensors["memory.background"].to(self.background)
-        counts = tensors["memory.rows"].tolist()
-        for keys, values in zip(tensors["memory.keys"].split(counts), tensors["memory.values"].split(counts)):
-            self.append(keys, values)
 
 
 def _grown(tensor: Tensor, length: int, fill: float = 0) -> Tensor:

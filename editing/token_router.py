@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import ops
+from .errors import CorrigendaError
 from .routing import Decision, calibrated, decide
 
 _RARITY_SCALE = 64
@@ -60,20 +63,32 @@ class TokenRouter:
         self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.size = 0
         self._stale = True
+        self._threshold: float | None = None
+        self._views: weakref.WeakSet[TokenRouter] = weakref.WeakSet()
 
     def fingerprint(self, text: str) -> list[int]:
         """The distinct token ids of a text: lower case and after a space, so that a name is cut alike everywhere."""
         ids = self.tokenizer(" " + " ".join(text.lower().split()), add_special_tokens=False)["input_ids"]
         return sorted(set(ids))
 
+    def known_by(self, text: str) -> list[int]:
+        """The token ids by which an edit with this prompt is stored."""
+        row = self.fingerprint(text)
+        if len(row) > _LONGEST:
+            # By the background's counts, not the edits': what is kept must not depend on the order of edits.
+            row = sorted(sorted(row, key=lambda token: (int(self._commonness[token]), token))[:_LONGEST])
+        return row
+
     def add(self, texts: Sequence[str]) -> None:
         """Store the edits with these prompts, in order."""
-        for text in texts:
-            row = self.fingerprint(text)
-            if len(row) > _LONGEST:
-                # By the background's counts, not the edits': what is kept must not depend on the order of edits.
-                row = sorted(sorted(row, key=lambda token: (int(self._commonness[token]), token))[:_LONGEST])
+        self.add_rows([self.known_by(text) for text in texts])
+
+    def add_rows(self, rows: Sequence[list[int]]) -> None:
+        """Store the edits that are known by these token ids, in order."""
+        for row in rows:
             self._append(row)
+        self._count.fill_(self.size)
+        self._stale = True
 
     def _append(self, row: list[int]) -> None:
         if self.size == len(self._stored) or len(row) > self._stored.shape[1]:
@@ -85,20 +100,43 @@ class TokenRouter:
         self._stored[self.size, : len(row)] = torch.tensor(row, dtype=torch.int32)
         self._frequency[row] += 1
         self.size += 1
-        self._count.fill_(self.size)
-        self._stale = True
+
+    def reserve(self, edits: int, tokens: int = 4 * _WIDTH) -> None:
+        """Room for this many edits of that many tokens: until it is used up, the buffers keep their addresses."""
+        rows, width = max(edits, len(self._stored)), max(tokens, self._stored.shape[1])
+        if (rows, width) != tuple(self._stored.shape):
+            grown = self._stored.new_full((rows, width), -1)
+            grown[: self.size, : self._stored.shape[1]] = self.stored
+            self._stored = grown
+
+    def view(self) -> TokenRouter:
+        """The router as it is now, for a reader: edits that are stored or removed later do not show there."""
+        self._refresh()
+        view = copy.copy(self)
+        view._count = self._count.clone()
+        self._views.add(view)
+        return view
 
     def remove(self, edits: set[int]) -> None:
         """Forget these edits; the others move up."""
-        rows = _rows(self.stored)
-        self._frequency.copy_(self._commonness)
-        self._stored = self._stored.new_full((len(self._stored), _WIDTH), -1)
-        self.size = 0
-        self._stale = True
-        for edit, row in enumerate(rows):
-            if edit not in edits:
-                self._append(row)
+        kept = torch.tensor([edit for edit in range(self.size) if edit not in edits], dtype=torch.long)
+        rows = self.stored.cpu()
+        gone = rows[sorted(edits)].flatten().long()
+        gone = gone[gone >= 0]
+        self._frequency.index_add_(0, gone, torch.ones_like(gone, dtype=torch.int32), alpha=-1)
+        rows = rows[kept]
+        if self._views:
+            self._stored = torch.full_like(self._stored, -1)
+        self._stored[: len(rows)] = rows.to(self.device)
+        self._stored[len(rows) :] = -1
+        self.size = len(rows)
         self._count.fill_(self.size)
+        self._stale = True
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+        return len(self._frequency)
 
     @property
     def stored(self) -> Tensor:
@@ -111,11 +149,8 @@ class TokenRouter:
         self._refresh()
         return self._threshold
 
-    def _refresh(self) -> None:
-        """Weigh tokens by the edits stored so far, and calibrate: a function of the set of edits, not of its order.
-
-        Put off to the next question: a stream that only writes would pay for it after every batch.
-        """
+    def _weigh(self) -> None:
+        """Weigh tokens by the edits stored so far: a function of the set of edits, not of its order."""
         if not self._stale:
             return
         self._stale = False
@@ -123,39 +158,75 @@ class TokenRouter:
         frequency = self._frequency.clamp(min=1).double()
         rarity = ((documents + 1) / frequency).log().square() * _RARITY_SCALE
         self._rarity = rarity.round().int().to(self.device)
+        self._threshold = None
+
+    def _refresh(self) -> None:
+        """Weigh and calibrate. Put off to the next question: a stream that only writes would pay after every batch."""
+        self._weigh()
+        if self._threshold is not None:
+            return
         self._threshold = self._floor if self._asked == "auto" else float(self._asked)
         if self._asked == "auto" and self.size:
-            nearest = self._match(self._background)
-            self._threshold = calibrated(nearest.score - self.rival_weight * nearest.runner_up, self._floor)
+            _, score, runner_up = self.nearest(self._background)
+            self._threshold = calibrated(score - self.rival_weight * runner_up, self._floor)
 
-    def _match(self, rows: Sequence[list[int]]) -> Decision:
-        nearest, score, runner_up = ops.token_overlap(
-            _padded(rows, self.device), self._stored, self._rarity, self.extra_weight, self._count
-        )
-        return decide(nearest, score, runner_up, self._threshold, self.rival_weight)
+    def nearest(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Best stored edit for each fingerprint, its score, and the second best's score."""
+        self._weigh()
+        queries = _padded(rows, self.device)
+        return ops.token_overlap(queries, self._stored, self._rarity, self.extra_weight, self._count)
+
+    def scores(self, rows: Sequence[list[int]]) -> Tensor:
+        """Every stored edit's score for one fingerprint, `[edits]`."""
+        self._weigh()
+        (row,) = rows
+        weight = torch.cat([self._rarity.cpu(), torch.zeros(1, dtype=torch.int32)])
+        asked = torch.zeros_like(weight)
+        asked[row] = weight[row]
+        stored = self.stored.cpu().long()
+        shared, own = asked[stored].sum(1), weight[stored].sum(1)
+        own = own + self.extra_weight * (asked.sum() - shared)
+        return torch.where(own > 0, shared / own, 0.0)
 
     def decide(self, texts: Sequence[str]) -> Decision:
         """The edit that each text is about."""
         self._refresh()
-        return self._match([self.fingerprint(text) for text in texts])
+        found = self.nearest([self.fingerprint(text) for text in texts])
+        return decide(*found, self._threshold, self.rival_weight)
 
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor the decisions depend on, for saving."""
-        return {"router.tokens": self.stored.clone(), "router.background": _padded(self._background, self.device)}
+    def margin(self, decision: Decision) -> Tensor:
+        """How far each best match stands above what it takes to be applied; below 0 it was not."""
+        return decision.score - self.rival_weight * decision.runner_up - self.threshold
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave, in place of what was there."""
-        self._background = _rows(tensors["router.background"])
+    def ground(self) -> dict[str, Tensor]:
+        """What decisions depend on besides the stored edits."""
+        return {"router.background": _padded(self._background, self.device)}
+
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `ground` gave; edits that are stored are forgotten."""
+        background = tensors.get("router.background", torch.zeros(0))
+        if background.dim() != 2 or background.is_floating_point() or bool((background >= self.vocabulary).any()):
+            raise CorrigendaError("its background prompts are not token ids of this tokenizer")
+        self._background = _rows(background)
         self._frequency.zero_()
         for row in self._background:
             self._frequency[row] += 1
         self._commonness = self._frequency.clone()
+        self._stored = self._stored.new_full((len(self._stored), _WIDTH), -1)
         self.size = 0
         self._count.zero_()
-        self._stored.fill_(-1)
-        for row in _rows(tensors["router.tokens"]):
-            self._append(row)
         self._stale = True
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor the decisions depend on."""
+        longest = int((self.stored >= 0).sum(1).max()) if self.size else 0
+        width = max(_WIDTH, _WIDTH * math.ceil(longest / _WIDTH))
+        return {"router.tokens": self.stored[:, :width].clone(), **self.ground()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` gave, in place of what was there."""
+        self.load_ground(tensors)
+        self.add_rows(_rows(tensors["router.tokens"]))
 
 
 def _rows(padded: Tensor) -> list[list[int]]:

@@ -112,6 +112,18 @@ def sharp_model():
     return build
 
 
+@pytest.fixture(scope="module")
+def few_background_prompts():
+    """Most of the time of editing a tiny model goes into the background; what is tested here does not need it."""
+    from corrigenda.editing.background import background_prompts
+
+    few = background_prompts()[:16]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("associative", "memoir"):
+            patch.setattr(f"corrigenda.editing.methods.{name}.background_prompts", lambda: few)
+        yield
+
+
 @pytest.fixture
 def wrap():
     """`EditedModel.wrap` whose patch is off again after the test, whatever happens in it."""

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from corrigenda.editing import demo, report, saving
 from corrigenda.editing.cli import app
-from corrigenda.editing.cli_inputs import read_prompts, stored_ids
-from corrigenda.editing.cli_stream import one_line, shortened
+from corrigenda.editing.cli.inputs import read_prompts, stored_ids
+from corrigenda.editing.cli.stream import one_line, shortened
 from corrigenda.editing.edits import Edit
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.methods import Associative
@@ -241,15 +241,15 @@ class TestEdit:
         assert not (tmp_path / "out").exists()
 
     def test_interrupt_saves_whole_batches(self, tiny, facts, tmp_path, monkeypatch) -> None:
-        write = Associative.write
+        solve = Associative.solve
         # A shell starts background jobs with SIGINT ignored; a terminal's program does not.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def interrupted(method, edits):
             signal.raise_signal(signal.SIGINT)
-            return write(method, edits)
+            return solve(method, edits)
 
-        monkeypatch.setattr(Associative, "write", interrupted)
+        monkeypatch.setattr(Associative, "solve", interrupted)
         arguments = ("--model", tiny, "--edits", facts, "--out", tmp_path / "out", "--batch-size", 1)
         result = corrigenda("edit", *arguments)
         assert result.exit_code == 130
@@ -353,7 +353,7 @@ class TestDemo:
     def test_overwrite_replaces_the_folder(self, run, tiny, facts, tmp_path, monkeypatch) -> None:
         out = tmp_path / "demo-out"
         out.mkdir()
-        for name in ("manifest.json", "edits.jsonl"):
+        for name in ("ledger.sqlite", "head.json"):
             (out / name).write_bytes((run / "edits" / name).read_bytes())
         monkeypatch.setattr(demo, "reloaded_answers", lambda *arguments: [])
         arguments = ("demo", "--model", tiny, "--edits", facts, "--method", "associative", "--out", out)

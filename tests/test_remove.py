@@ -60,9 +60,10 @@ def test_an_unknown_id_is_named_and_nothing_is_removed():
     assert len(edited.edits) == 3
 
 
-def test_memoir_says_that_it_cannot():
+def test_memoir_takes_an_edit_out_by_its_record():
     edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), MemoirConfig(steps=2, contexts=2))
-    edited.edit(EDITS[:1])
-    with pytest.raises(CorrigendaError, match="share one matrix"):
-        edited.remove("a")
-    assert edited.edits == EDITS[:1]
+    edited.edit(EDITS)
+    edited.remove(["a", "c"])
+    assert edited.edits == [EDITS[1]]
+    edited.remove("b")
+    assert not edited.method.memory.weight.any()

@@ -2,21 +2,22 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import re
 import shutil
+import sqlite3
 import stat
 from pathlib import Path
 
 import pytest
 import torch
 from cases import same_bits
-from safetensors import SafetensorError
+from first_format import resign, write_first_format
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 import corrigenda.editing
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, Locality, MemoirConfig
+from corrigenda.editing.store.migrate import migrate
 
 EDITS = [
     Edit("What is the capital of Zubrowka?", "Lutz City", subject="Zubrowka", id="zubrowka"),
@@ -39,7 +40,8 @@ CONFIGS = {
     "few contexts": AssociativeConfig(contexts=1, steps=60),
     "memoir": MemoirConfig(contexts=2, steps=5, top_k=70, seed=3, scope="causal"),
 }
-FILES = ["editing_config.json", "edits.jsonl", "manifest.json", "memory.safetensors"]
+FILES = ["head.json", "ledger.sqlite"]
+FIRST_FILES = ["editing_config.json", "edits.jsonl", "manifest.json", "memory.safetensors"]
 every_method = pytest.mark.parametrize("method", ["associative", "mask router", "memoir"])
 
 
@@ -67,22 +69,29 @@ def edited(sharp_model, wrap):
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """Saved edits for `sharp_model()`, written once."""
+def originals(tmp_path_factory):
+    """Saved edits for `sharp_model()`, written once, in this format and in the first."""
     model = tiny_model()
     with torch.no_grad():
         model.model.norm.weight *= 4
     edited = EditedModel.wrap(model, tiny_tokenizer(), CONFIGS["associative"], template=TEMPLATE)
     edited.edit(EDITS)
-    folder = tmp_path_factory.mktemp("original") / "edits"
-    edited.save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("original")
+    edited.save_pretrained(folder / "edits")
+    write_first_format(edited, folder / "first")
     return folder
 
 
 @pytest.fixture
-def saved(original, tmp_path):
+def saved(originals, tmp_path):
     """A folder with saved edits, to do with as one likes."""
-    return Path(shutil.copytree(original, tmp_path / "edits"))
+    return Path(shutil.copytree(originals / "edits", tmp_path / "edits"))
+
+
+@pytest.fixture
+def first(originals, tmp_path):
+    """The same in the first format."""
+    return Path(shutil.copytree(originals / "first", tmp_path / "edits"))
 
 
 def load(folder, model, tokenizer=None):
@@ -94,16 +103,6 @@ def same_state(one, other):
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
         assert same_bits(tensor, states[1][name]), name
-
-
-def resign(folder):
-    """Make the manifest's checksums those of the files as they are now."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in manifest["sha256"]:
-        manifest["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    rest = {name: value for name, value in manifest.items() if name != "check"}
-    manifest["check"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def change(file, **values):
@@ -128,8 +127,9 @@ def test_round_trip(edited, sharp_model, tmp_path, method):
     assert answers == before.answer(ASKED, 8)
     assert [answer.edit for answer in answers[:3]] == after.edits
     after.save_pretrained(tmp_path / "again")
-    for name in FILES:
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "edits" / name).read_bytes()
+    same_state(before, load(tmp_path / "again", sharp_model()))
+    after.close()
+    assert sorted(file.name for file in (tmp_path / "edits").iterdir()) == FILES
 
 
 def test_a_model_folder_and_edits_by_path(tmp_path):
@@ -206,7 +206,7 @@ def test_a_folder_in_use_is_refused(edited, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "failure", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), sqlite3.OperationalError("database or disk is full")]
 )
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_failing_save_leaves_nothing(edited, tmp_path, monkeypatch, failure, exists):
@@ -214,12 +214,11 @@ def test_a_failing_save_leaves_nothing(edited, tmp_path, monkeypatch, failure, e
     if exists:
         (tmp_path / "edits").mkdir()
 
-    def fail(_tensors, file):
-        Path(file).write_bytes(b"half of it")
+    def fail(_ledger):
         raise failure
 
-    monkeypatch.setattr("corrigenda.editing.saving.save_file", fail)
-    with refusal(tmp_path / "edits", "No space left"):
+    monkeypatch.setattr("corrigenda.editing.store.ledger.Ledger._head_text", fail)
+    with refusal(tmp_path / "edits", "No space left" if isinstance(failure, OSError) else "disk is full"):
         model.save_pretrained(tmp_path / "edits")
     assert [path.name for path in tmp_path.iterdir()] == ["edits"] * exists
     assert not exists or not any((tmp_path / "edits").iterdir())
@@ -230,9 +229,9 @@ def test_a_failing_save_leaves_nothing(edited, tmp_path, monkeypatch, failure, e
 # What is not as it was saved is refused
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_or_missing_file_is_named(saved, sharp_model, name):
-    file, model = saved / name, sharp_model()
+@pytest.mark.parametrize("name", FIRST_FILES)
+def test_a_damaged_or_missing_file_of_the_first_format_is_named(first, sharp_model, name):
+    file, model = first / name, sharp_model()
     whole = file.read_bytes()
     inside = (
         whole.index(b"Question: ") if name == "manifest.json" else len(whole) // 2
@@ -241,10 +240,24 @@ def test_a_damaged_or_missing_file_is_named(saved, sharp_model, name):
     for content in (whole[: len(whole) // 2], b"", flipped, whole + b"\0"):
         file.write_bytes(content)
         with refusal(file):
-            load(saved, model)
+            load(first, model)
     file.unlink()
-    with refusal(file):
-        load(saved, model)
+    with refusal(first):
+        load(first, model)
+    file.write_bytes(whole)
+    load(first, model)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named(saved, sharp_model, name):
+    file, model = saved / name, sharp_model()
+    whole = file.read_bytes()
+    inside = whole.index(b"Question: ") if name == "ledger.sqlite" else len(whole) // 2
+    flipped = whole[:inside] + bytes([whole[inside] ^ 2]) + whole[inside + 1 :]
+    for content in (whole[: len(whole) // 2], b"", flipped):
+        file.write_bytes(content)
+        with refusal(file):
+            load(saved, model)
     file.write_bytes(whole)
     load(saved, model)
 
@@ -252,42 +265,78 @@ def test_a_damaged_or_missing_file_is_named(saved, sharp_model, name):
 def test_a_folder_without_edits_is_refused(tmp_path, sharp_model):
     with refusal(tmp_path / "none"):
         load(tmp_path / "none", sharp_model())
-    with refusal(tmp_path / "manifest.json"):
+    with refusal(tmp_path, "holds no saved edits"):
         load(tmp_path, sharp_model())
 
 
 @pytest.mark.parametrize("number", [0, 2, "1", None])
-def test_another_format_is_refused(saved, sharp_model, number):
-    change(saved / "manifest.json", format=number)
-    with refusal(saved / "manifest.json", "format"):
+def test_another_format_is_refused(first, sharp_model, number):
+    change(first / "manifest.json", format=number)
+    with refusal(first / "manifest.json", "format"):
+        load(first, sharp_model())
+
+
+def test_a_newer_schema_is_refused(saved, sharp_model):
+    with contextlib.closing(sqlite3.connect(saved / "ledger.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 3")
+    with refusal(saved / "ledger.sqlite", "schema 3", "update Corrigenda"):
         load(saved, sharp_model())
 
 
 @pytest.mark.parametrize("missing", ["prompts", "base", "sha256"])
 @pytest.mark.parametrize("value", [None, {}, "text"])
-def test_a_manifest_that_lacks_something_is_refused(saved, sharp_model, missing, value):
-    change(saved / "manifest.json", **{missing: value})
+def test_a_manifest_that_lacks_something_is_refused(first, sharp_model, missing, value):
+    change(first / "manifest.json", **{missing: value})
     model = sharp_model()
-    with refusal(saved):
-        load(saved, model)
+    with refusal(first):
+        load(first, model)
     assert not hasattr(model, "_corrigenda")
 
 
 @pytest.mark.parametrize("changed", [{"colour": "red"}, {"method": "wise"}, {"beta": "x", "steps": 0}, {"layer": 9}])
-def test_settings_of_another_version_are_refused(saved, sharp_model, changed):
-    change(saved / "editing_config.json", **changed)
-    resign(saved)
-    with refusal(saved / "editing_config.json", "layer 9" if "layer" in changed else ""):
-        load(saved, sharp_model())
+def test_settings_of_another_version_are_refused(first, sharp_model, changed):
+    change(first / "editing_config.json", **changed)
+    resign(first)
+    with refusal(
+        first if "layer" in changed else first / "editing_config.json", "layer 9" if "layer" in changed else ""
+    ):
+        load(first, sharp_model())
 
 
-def test_edits_of_another_version_are_refused(saved, sharp_model):
-    first, *others = (saved / "edits.jsonl").read_text().splitlines(keepends=True)
-    for changed in (first.replace('"subject"', '"colour"'), "[1]\n"):
-        (saved / "edits.jsonl").write_text("".join([changed, *others]))
-        resign(saved)
-        with refusal(saved / "edits.jsonl"):
-            load(saved, sharp_model())
+def test_edits_of_another_version_are_refused(first, sharp_model):
+    line, *others = (first / "edits.jsonl").read_text().splitlines(keepends=True)
+    for changed in (line.replace('"subject"', '"colour"'), "[1]\n"):
+        (first / "edits.jsonl").write_text("".join([changed, *others]))
+        resign(first)
+        with refusal(first / "edits.jsonl"):
+            load(first, sharp_model())
+
+
+# The first format
+
+
+@every_method
+def test_the_first_format_is_read_and_migrated(edited, sharp_model, tmp_path, method):
+    before = edited(method)
+    folder = write_first_format(before, tmp_path / "edits")
+    answers = before.answer(ASKED, 8)
+    after = load(folder, sharp_model())
+    same_state(before, after)
+    assert after.edits == before.edits and after.answer(ASKED, 8) == answers
+    assert sorted(file.name for file in folder.iterdir()) == FIRST_FILES
+    migrate(folder).close()
+    assert sorted(file.name for file in folder.iterdir()) == FILES
+    moved = load(folder, sharp_model())
+    same_state(before, moved)
+    if method == "memoir":
+        with refusal("zubrowka", "cannot be taken out alone"):
+            moved.remove("zubrowka")
+        moved.edit(Edit("What does Osk make?", "glass", id="osk"))
+        moved.remove("osk")
+    else:
+        moved.remove("zubrowka")
+        before.remove("zubrowka")
+    same_state(before, moved)
 
 
 # What is for another model is refused, and the model left as it was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from ..mask_router import MaskRouter
 from ..memory import RowBanks
 from ..prompts import PromptFormat
 from ..token_router import TokenRouter
-from .frame import Method, Written
+from .frame import Method
+from .record import Record, Solved, Written
 
 _STEP_TOKENS = 320
 """Tokens in one optimisation pass on a CPU: more only enlarges the logits, 200 KB a token."""
@@ -32,6 +34,7 @@ class Associative(Method):
     """
 
     config_class = AssociativeConfig
+    record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
     config: AssociativeConfig
     memory: RowBanks
 
@@ -52,8 +55,8 @@ class Associative(Method):
     def router_layer(self) -> int:
         return self.config.router_layer
 
-    def write(self, edits: Sequence[Edit]) -> list[Written]:
-        """Write a batch; its edits are independent problems, solved side by side."""
+    def solve(self, edits: Sequence[Edit]) -> list[Solved]:
+        """The edits of a batch are independent problems, solved side by side."""
         contexts = self.prepare()
         rows = [self.rows(edit, contexts) for edit in edits]
         features = frozen_features(self.decoder, self.layer, [row.tokens for of_edit in rows for row in of_edit])
@@ -66,25 +69,25 @@ class Associative(Method):
         for group in length_groups([problem.tokens for problem in problems], pass_tokens(self.device, _STEP_TOKENS)):
             for e, result in zip(group, self._solve([problems[e] for e in group])):
                 written[e] = result
-        for problem in problems:
-            self.memory.append(problem.keys, problem.values.detach())
-        self._make_known([edit.prompt for edit in edits])
-        return written
+        solved = []
+        for problem, result, known in zip(problems, written, self.fingerprints([edit.prompt for edit in edits])):
+            rows = {"keys": problem.keys, "values": problem.values.detach()}
+            tensors = {name: tensor.to(self.memory.dtype) for name, tensor in rows.items()}
+            solved.append(Solved(result, Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32))))
+        return solved
+
+    def apply(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self.memory.append(record.tensors["keys"], record.tensors["values"])
+        self.make_known(records)
 
     def learn_background(self) -> None:
         background = self.prompt_features(self.layer, background_prompts()[: self.config.background_prompts])
         self.memory.background.copy_(torch.cat([prompt.inputs for prompt in background]).float().mean(0))
         if isinstance(self.router, MaskRouter):
-            self.router.set_background(self._fingerprints(background_prompts()))
-
-    def _fingerprints(self, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([prompt.pooled for prompt in self.prompt_features(self.router_layer, prompts)])
-
-    def _make_known(self, prompts: Sequence[str]) -> None:
-        if isinstance(self.router, TokenRouter):
-            self.router.add(prompts)
-        else:
-            self.router.add(self.router.mask(self._fingerprints(prompts)))
+            texts = background_prompts()
+            pooled = [prompt.pooled for prompt in self.prompt_features(self.router_layer, texts)]
+            self.router.set_background(torch.stack(pooled))
 
     def _solve(self, problems: Sequence[_Problem]) -> list[Written]:
         """Adam on the values of all problems at once, each stopping alone when its loss is low enough."""
@@ -125,17 +128,28 @@ class Associative(Method):
             for p in range(len(problems))
         ]
 
-    def remove(self, edits: set[int]) -> None:
+    def remove(self, edits: set[int]) -> bool:
         self.memory.remove(edits)
         self.router.remove(edits)
+        return True
+
+    def reset(self) -> None:
+        self.remove(set(range(self.memory.size)))
+
+    def reserve(self, edits: int, rows: int) -> None:
+        super().reserve(edits, rows)
+        self.memory.reserve(edits, rows)
+
+    def ground(self) -> dict[str, Tensor]:
+        return {"memory.background": self.memory.background, **self.router.ground()}
+
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        self.memory.background = tensors["memory.background"].to(self.memory.background)
+        self.router.load_ground(tensors)
+        self.has_background = True
 
     def state(self) -> dict[str, Tensor]:
         return {**self.memory.state(), **self.router.state()}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.has_background = bool(tensors["memory.background"].any())
-        self.memory.load_state(tensors)
-        self.router.load_state(tensors)
 
 
 class _Problem:

@@ -20,13 +20,7 @@ from ..mask_router import MaskRouter
 from ..prompts import PromptFormat
 from ..routing import Decision
 from ..token_router import TokenRouter
-
-
-class Written(NamedTuple):
-    """How the writing of one edit ended: its mean cross-entropy, and after how many steps."""
-
-    loss: float
-    steps: int
+from .record import Record, Solved, check_shapes
 
 
 class PromptFeatures(NamedTuple):
@@ -37,9 +31,15 @@ class PromptFeatures(NamedTuple):
 
 
 class Method:
-    """A memory, the router that reads edits out of it, and the way they are written into it."""
+    """A memory, the router that reads edits out of it, and the way they are written into it.
+
+    Edits are written in two steps: `solve` changes nothing and gives a record of each, `apply` writes the memory from
+    records. The memory is a function of the records applied since `reset`, in order.
+    """
 
     config_class: ClassVar[type[EditingConfig]]
+    record_shapes: ClassVar[dict[str, tuple[str, ...]]]
+    """The shape of each tensor of a record, in letters: "D" and "d" are the layer's widths, "k" is `top_k`."""
     memory: Memory
     router: TokenRouter | MaskRouter
 
@@ -53,21 +53,71 @@ class Method:
         self.has_background = False
         self._contexts: list[str] | None = None
 
-    def write(self, edits: Sequence[Edit]) -> list[Written]:
-        """Write a batch of edits into the memory and make them known to the router."""
+    def solve(self, edits: Sequence[Edit]) -> list[Solved]:
+        """Find what a batch of edits adds to the memory as it is now, which stays as it is."""
         raise NotImplementedError
 
-    def remove(self, edits: set[int]) -> None:
-        """Take these edits out, by their places in the stream; the rest stays as if they had never been written."""
+    def apply(self, records: Sequence[Record]) -> None:
+        """Write the records of one batch into the memory and make them known to the router."""
+        raise NotImplementedError
+
+    def remove(self, edits: set[int]) -> bool:
+        """Take these edits out, by their places, to the bits of a rebuild without them; False: rebuild, I cannot."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget every edit; the ground stays."""
+        raise NotImplementedError
+
+    def reserve(self, edits: int, rows: int) -> None:
+        """Room for this many edits of `rows` answer positions: until it is used up, buffers keep their addresses."""
+        self.router.reserve(edits)
+
+    def ground(self) -> dict[str, Tensor]:
+        """What answers depend on besides the edits: set before the first one, and never changed after."""
+        raise NotImplementedError
+
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `ground` gave."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that answers depend on."""
         raise NotImplementedError
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
-        raise NotImplementedError
+    def check(self, record: Record) -> None:
+        """Raise where a record does not fit this model and configuration."""
+        sizes = {"D": self.width, "d": self.out_width}
+        if getattr(self.config, "top_k", None) is not None:
+            sizes["k"] = self.config.top_k
+        check_shapes(record.tensors, self.record_shapes, sizes)
+        fingerprint = record.fingerprint
+        if isinstance(self.router, MaskRouter):
+            fits = fingerprint.shape == self.router.bank.shape[1:]
+        else:
+            ids = fingerprint.tolist()
+            fits = ids == sorted(set(ids)) and all(0 <= token < self.router.vocabulary for token in ids)
+        if not fits:
+            raise CorrigendaError("its fingerprint is not one of this router's")
+
+    def write(self, edits: Sequence[Edit]) -> list[Solved]:
+        """Solve and apply a batch."""
+        solved = self.solve(edits)
+        self.apply([one.record for one in solved])
+        return solved
+
+    def fingerprints(self, prompts: Sequence[str]) -> Tensor | list[list[int]]:
+        """What the router would know edits with these prompts by."""
+        if isinstance(self.router, TokenRouter):
+            return [self.router.known_by(prompt) for prompt in prompts]
+        return self.router.mask(torch.stack([p.pooled for p in self.prompt_features(self.router_layer, prompts)]))
+
+    def make_known(self, records: Sequence[Record]) -> None:
+        """Let the router know the edits of these records."""
+        if isinstance(self.router, TokenRouter):
+            self.router.add_rows([record.fingerprint.tolist() for record in records])
+        elif records:
+            self.router.add(torch.stack([record.fingerprint for record in records]))
 
     def tap(self, context: RoutingContext) -> torch.utils.hooks.RemovableHandle | None:
         """Let a feature router see the layer its fingerprints come from; None for one that needs no features."""

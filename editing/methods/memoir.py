@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from ..frozen import Features, Row, Suffix, frozen_features, length_groups, pass
 from ..mask_router import MaskRouter
 from ..memory import SharedMatrix
 from ..prompts import PromptFormat
-from .frame import Method, Written
+from .frame import Method
+from .record import Record, Solved, Written
 
 _STEP_TOKENS = 192
 """Padded tokens in one pass on a CPU: splits an edit's 11 rows by length, so short contexts do not pay for long."""
@@ -30,9 +32,15 @@ class Memoir(Method):
     alpha <- (1 - lr wd) alpha, H <- (1 - lr wd) H + lr c G, where c clips the gradient's norm sqrt(<G G^T, K>).
     At the end W <- alpha W0 - X^T H. Nothing of the matrix's size is touched before that. A batch of edits is joint
     SGD on the shared matrix, each edit clipped and stopped alone; a batch of one is the published algorithm.
+
+    The record of an edit is its (X, H), X at the columns of its mask alone, and alpha. A batch is written as: its decay
+    once, then W <- W - X^T H of one edit after the other. So the memory is the recorded updates of the edits that are
+    in, in the order in which they were written; an edit that was written while another was in and is out now keeps its
+    update.
     """
 
     config_class = MemoirConfig
+    record_shapes: ClassVar = {"x": ("tokens", "k"), "h": ("tokens", "d")}
     config: MemoirConfig
     memory: SharedMatrix
     router: MaskRouter
@@ -40,30 +48,45 @@ class Memoir(Method):
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: MemoirConfig) -> None:
         super().__init__(decoder, prompts, config)
         self.memory = SharedMatrix(self.width, self.out_width, self.device)
+        # A matrix from before edits were recorded one by one; it stays under those that are.
+        self._inherited: Tensor | None = None
         self.router = MaskRouter(
             self.width, config.top_k, seed=config.seed, threshold=config.threshold, device=self.device
         )
 
-    def write(self, edits: Sequence[Edit]) -> list[Written]:
-        """Write a batch of edits into the matrix."""
+    def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         contexts = self.prepare()
         rows = [row for edit in edits for row in self.rows(edit, contexts)]
         owner = torch.arange(len(edits)).repeat_interleave(len(contexts))
         features = frozen_features(self.decoder, self.layer, [row.tokens for row in rows])
         alone = range(0, len(rows), len(contexts))
         masks = self.router.mask(torch.stack([self.pooled(features[i].inputs, rows[i].prompt) for i in alone]))
-        written = self._solve(rows, features, owner, self.router.unpack(masks))
-        self.router.add(masks)
+        return self._solve(rows, features, owner, masks)
+
+    def apply(self, records: Sequence[Record]) -> None:
+        self.make_known(records)
         self.memory.masks = self.router.bank
-        return written
+        if not records:
+            return
+        weight = self.memory.writable()
+        active = self.router.unpack(torch.stack([record.fingerprint for record in records]).to(self.device)).bool()
+        alpha = records[0].numbers["alpha"]
+        if self.config.decay == "all":
+            weight *= alpha
+        elif self.config.decay == "active":
+            weight[active.any(0)] *= alpha
+        for mask, record in zip(active, records):
+            x, h = (record.tensors[name].to(self.device).float() for name in ("x", "h"))
+            weight.index_add_(0, mask.nonzero()[:, 0], x.T @ h, alpha=-1)
 
     def learn_background(self) -> None:
         background = self.prompt_features(self.layer, background_prompts())
         pooled = torch.stack([prompt.pooled for prompt in background])
         self.router.set_background(pooled, self.config.background_prompts)
 
-    def _solve(self, rows: list[Row], features: list[Features], owner: Tensor, active: Tensor) -> list[Written]:
+    def _solve(self, rows: list[Row], features: list[Features], owner: Tensor, masks: Tensor) -> list[Solved]:
         config = self.config
+        active = self.router.unpack(masks)
         starts = [0 if config.scope == "full" else len(row.prompt) - 1 for row in rows]
         groups = list(length_groups([len(row.tokens) for row in rows], pass_tokens(self.device, _STEP_TOKENS)))
         order = [i for group in groups for i in group]
@@ -108,27 +131,43 @@ class Memoir(Method):
             alpha *= keep
             steps_sum = keep * steps_sum + config.learning_rate * clip[token_owner, None] * gradient
             steps += running
-        if config.decay == "active":
-            self.memory.weight[active.any(0)] *= alpha
-        else:
-            self.memory.weight *= alpha
-        self.memory.weight -= x.T @ steps_sum
-        return [Written(*pair) for pair in zip(final.tolist(), steps.tolist())]
+        solved = []
+        for e, result in enumerate(zip(final.tolist(), steps.tolist())):
+            tokens, columns = token_owner == e, active[e].nonzero()[:, 0].to(x.device)
+            tensors = {"x": x[tokens][:, columns].to(features[0].inputs.dtype), "h": steps_sum[tokens]}
+            if config.record_rank is not None:
+                tensors = _of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
+            solved.append(Solved(Written(*result), Record(tensors, {"alpha": alpha}, masks[e])))
+        return solved
 
-    def remove(self, edits: set[int]) -> None:
-        raise CorrigendaError(
-            "MEMOIR's edits share one matrix, from which a single one cannot be taken out: write the others anew, or "
-            "use the associative method."
-        )
+    def check(self, record: Record) -> None:
+        super().check(record)
+        if not 0 <= record.numbers.get("alpha", -1) <= 1:
+            raise CorrigendaError('its number "alpha" is not one from 0 to 1')
+        if int(self.router.unpack(record.fingerprint[None].to(self.device)).sum()) != self.config.top_k:
+            raise CorrigendaError(f"its mask does not have {self.config.top_k} features")
+
+    def remove(self, edits: set[int]) -> bool:
+        return False
+
+    def reset(self) -> None:
+        self.memory.reset(self._inherited)
+        self.router.remove(set(range(self.router.size)))
+
+    def ground(self) -> dict[str, Tensor]:
+        inherited = {} if self._inherited is None else {"memory.weight": self._inherited}
+        return {**inherited, **self.router.ground()}
+
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        if "memory.weight" in tensors:
+            self._inherited = tensors["memory.weight"].to(self.memory.weight)
+            self.memory.reset(self._inherited)
+        self.router.load_ground(tensors)
+        self.memory.masks = self.router.bank
+        self.has_background = True
 
     def state(self) -> dict[str, Tensor]:
         return {"memory.weight": self.memory.weight, **self.router.state()}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.has_background = bool(tensors["router.background"].any())
-        self.memory.weight.copy_(tensors["memory.weight"])
-        self.router.load_state(tensors)
-        self.memory.masks = self.router.bank
 
 
 def _loss_and_gradient(
@@ -145,6 +184,16 @@ def _loss_and_gradient(
         loss.index_add_(0, owner[of_group], per_row.detach())
         row = of_group.stop
     return loss, torch.cat(gradients)
+
+
+def _of_rank(rank: int, x: Tensor, h: Tensor) -> dict[str, Tensor]:
+    """The record of `rank` rows whose update is the best approximation of `x^T h`."""
+    left, left_rest = torch.linalg.qr(x.T)
+    right, right_rest = torch.linalg.qr(h.T)
+    u, singular, v = torch.linalg.svd(left_rest @ right_rest.T)
+    rank = min(rank, len(singular))
+    root = singular[:rank].sqrt()
+    return {"x": (left @ (u[:, :rank] * root)).T, "h": (right @ (v[:rank].T * root)).T}
 
 
 def _gradient_norms(gradient: Tensor, gram: Tensor, owner: Tensor, edits: int) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..kernels import dispatch
-from .base import PACKAGED, packaged_model
-from .errors import CorrigendaError
-from .report import versions
+from ...kernels import dispatch
+from ..base import PACKAGED, packaged_model
+from ..errors import CorrigendaError
+from ..report import versions
 
 
 def show(console: Console) -> None:

@@ -19,6 +19,10 @@ EditsFile = Annotated[
         metavar="FILE", help="Edits: JSON Lines, or a JSON file of ZsRE, CounterFact or KnowEdit as published."
     ),
 ]
+Author = Annotated[
+    str | None,
+    typer.Option(metavar="WHO", help="Who is recorded; by default `$CORRIGENDA_AUTHOR`, else the user's name."),
+]
 EditsDir = Annotated[Path, typer.Option(metavar="DIR", help="A folder that `corrigenda edit` saved.")]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Take only the first N edits.")]
 UniqueSubject = Annotated[bool, typer.Option("--unique-subject", help="Take the first edit of each subject.")]
@@ -52,3 +56,12 @@ Method = Annotated[
 def setting(metavar: str, text: str) -> Any:
     """An option of the method's configuration."""
     return typer.Option(metavar=metavar, help=text, rich_help_panel=METHOD)
+
+
+Store = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that edits were saved in.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Edits by their ids.")]
+Since = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Edits written from then on (ISO 8601 in UTC, as `log` shows it).")
+]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Edits written up to then; a day counts to its end.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]

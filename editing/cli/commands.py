@@ -1,21 +1,18 @@
-"""The command line: `corrigenda edit`, `eval`, `generate`, `demo` and `doctor`.
-
-Every command imports what it works with when it runs, so that `--help` does not wait for torch.
-"""
+"""`corrigenda edit`, `eval`, `generate`, `demo` and `doctor`."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from typer.core import TyperGroup
 
-from .cli_options import (
+from ..errors import CorrigendaError
+from .app import app, output, use_threads
+from .options import (
     METHOD,
     SCORES,
+    Author,
     Device,
     Dtype,
     EditsDir,
@@ -28,39 +25,8 @@ from .cli_options import (
     UniqueSubject,
     setting,
 )
-from .errors import CorrigendaError
 
 DEMO_TEMPLATE = r"Question: {prompt}\nAnswer:"
-
-output = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
-
-
-class _Commands(TyperGroup):
-    """The commands; an error that a user is meant to read is one line, and never a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except CorrigendaError as error:
-            errors.print("[red]Error:[/red]", end=" ")
-            errors.print(str(error), markup=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            errors.print("Stopped.", style="yellow")
-            raise typer.Exit(130) from None
-
-
-app = typer.Typer(
-    cls=_Commands,
-    help="Write corrections into a frozen language model, in a stream, and ask it about them.",
-    epilog="`corrigenda demo` shows it all in a few minutes; `corrigenda doctor` says what this machine has.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 
 @app.command()
@@ -68,6 +34,19 @@ def edit(
     model: Model,
     edits: EditsFile,
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder to save the edits in.")],
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the stream that was broken off in that folder, with the same file."),
+    ] = False,
+    on_conflict: Annotated[
+        str,
+        typer.Option(
+            metavar="P",
+            help="What to do where a stored edit is about the same fact: `supersede` it, `keep` it and leave the new "
+            "one out, or `ask`.",
+        ),
+    ] = "supersede",
+    author: Author = None,
     limit: Limit = None,
     unique_subject: UniqueSubject = False,
     template: Annotated[
@@ -112,32 +91,40 @@ def edit(
 ) -> None:
     """Write a file of edits into a model and save them.
 
-    The model itself is not copied: the folder holds the edits, to be used with the same model. Ctrl-C saves what was
-    written so far.
+    The model itself is not copied: the folder holds the edits, to be used with the same model. Each batch is on the
+    disk when it is written; whatever ends a stream, `--resume` goes on with it.
     """
-    from . import cli_edit
-    from .base import check_model
-    from .cli_inputs import check_out, make_config, parse_threshold
-    from .loading import load_edits
-    from .report import check_json_path
-    from .template import Template
+    from ..base import check_model
+    from ..loading import load_edits
+    from ..report import check_json_path
+    from ..store.store import is_store
+    from ..template import Template
+    from . import run
+    from .inputs import check_out, check_policy, check_same, make_config, parse_threshold
 
-    check_out(out)
+    resumed = resume and is_store(out)
+    if is_store(out) and not resume:
+        raise CorrigendaError(f"The folder {out} is not empty, it holds edits: name a new one, or --resume its stream.")
+    if not resumed:
+        check_out(out)
     check_json_path(json, coming=out)
+    check_policy(on_conflict)
     check_model(model)
-    config = make_config(
-        method,
-        batch_size=batch_size,
-        steps=steps,
-        layer=layer,
-        threshold=parse_threshold(threshold),
-        eos=eos,
-        seed=seed,
-    )
+    settings = {
+        "batch_size": batch_size,
+        "steps": steps,
+        "layer": layer,
+        "threshold": parse_threshold(threshold),
+        "eos": eos,
+        "seed": seed,
+    }
+    config = make_config(method, **settings)
     wrapping = Template.parse(template)
     stream = load_edits(edits, unique_subject=unique_subject, limit=limit)
+    if resumed:
+        check_same(out, method, settings, template, chat_template)
     use_threads(threads)
-    cli_edit.edit(
+    run.edit(
         output,
         model,
         stream,
@@ -149,6 +136,9 @@ def edit(
         dtype=dtype,
         evaluate=evaluate,
         score_each=score_each,
+        resume=resumed,
+        on_conflict=on_conflict,
+        author=author,
         json_path=json,
         source={"edits": str(edits), "limit": limit, "unique_subject": unique_subject},
     )
@@ -170,17 +160,18 @@ def evaluate(
 
     Records are matched with the saved edits by id, else by prompt. In the JSON, `seconds` is the time of scoring.
     """
-    from . import cli_edit, saving
-    from .base import check_model
-    from .loading import load_edits
-    from .report import check_json_path
+    from .. import saving
+    from ..base import check_model
+    from ..loading import load_edits
+    from ..report import check_json_path
+    from . import run
 
     check_json_path(json)
     check_model(model)
     asked = load_edits(edits, unique_subject=unique_subject, limit=limit)
-    saving.read(edits_dir)  # what is wrong with it shows before a model is loaded
+    saving.read(edits_dir).close()  # what is wrong with it shows before a model is loaded
     use_threads(threads)
-    cli_edit.evaluate(
+    run.evaluate(
         output,
         model,
         edits_dir,
@@ -209,6 +200,9 @@ def generate(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The longest answer, in tokens.")] = 32,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="Say how clearly each edit was chosen, or how nearly one was.")
+    ] = False,
     json: Json = None,
     threads: Threads = None,
     device: Device = None,
@@ -216,13 +210,15 @@ def generate(
 ) -> None:
     """Answer prompts, and say which edit was applied to each.
 
-    Decoding is greedy. The JSON is a list of `prompt`, `text` and `edit`, the applied edit's id or null.
+    Decoding is greedy. The JSON is a list of `prompt`, `text` and `edit`, the applied edit's id or null; with
+    `--provenance` also its prompt, the `score` of the `nearest` edit, and the `margin` above what it takes.
     """
-    from . import cli_edit, saving
-    from .base import check_model
-    from .cli_inputs import read_prompts
-    from .report import check_json_path
-    from .template import Template
+    from .. import saving
+    from ..base import check_model
+    from ..report import check_json_path
+    from ..template import Template
+    from . import run
+    from .inputs import read_prompts
 
     check_json_path(json)
     check_model(model)
@@ -231,15 +227,16 @@ def generate(
     wrapping = None if template is None else Template.parse(template)
     asked = read_prompts(prompts)
     if edits_dir is not None:
-        saving.read(edits_dir)
+        saving.read(edits_dir).close()
     use_threads(threads)
-    cli_edit.generate(
+    run.generate(
         output,
         model,
         edits_dir,
         asked,
         template=wrapping,
         max_new_tokens=max_new_tokens,
+        provenance=provenance,
         device=device,
         dtype=dtype,
         json_path=json,
@@ -266,11 +263,11 @@ def demo(
     Streams made-up facts into the model, asks for them in other words too, scores them, saves them, and asks again in
     a new process. Takes a few minutes on two CPU cores.
     """
-    from . import demo as demonstration
-    from .base import check_model
-    from .cli_inputs import make_config
-    from .demo_facts import demo_edits
-    from .loading import load_edits
+    from .. import demo as demonstration
+    from ..base import check_model
+    from ..demo_facts import demo_edits
+    from ..loading import load_edits
+    from .inputs import make_config
 
     demonstration.check_out(out, overwrite)
     check_model(model)
@@ -293,27 +290,6 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Say what this machine has, and which kernels are live."""
-    from .cli_doctor import show
+    from .machine import show
 
     show(output)
-
-
-def use_threads(count: int | None) -> None:
-    """Let torch compute on `count` CPU threads; None leaves its own choice."""
-    if count is not None:
-        import torch
-
-        if count < 1:
-            raise CorrigendaError(f"The number of threads must be at least 1, not {count}.")
-
-        torch.set_num_threads(count)
-
-
-def main() -> None:
-    """The program `corrigenda`."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries cut through our own
-    app(prog_name="corrigenda")
-
-
-if __name__ == "__main__":
-    main()

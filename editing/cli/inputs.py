@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .config import CONFIGS, EditingConfig
-from .edits import Edit, required_text
-from .errors import CorrigendaError, FieldError
-from .loading import read_text, records
-from .saving import refuse_non_empty
+from ..config import CONFIGS, EditingConfig
+from ..edits import Edit, required_text
+from ..errors import CorrigendaError, FieldError
+from ..loading import read_text, records
+from ..store.files import refuse_non_empty
+from ..store.store import CONFLICT_POLICIES, EditStore
+from ..template import Template
 
 
 def make_config(method: str, **settings: Any) -> EditingConfig:
@@ -43,6 +45,33 @@ def check_out(folder: Path) -> None:
         raise CorrigendaError(f"The folder {folder} cannot be made: {place} is a file.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise CorrigendaError(f"The folder {folder} cannot be made: {place} is read-only.")
+
+
+def check_policy(on_conflict: str) -> None:
+    """Raise unless `--on-conflict` names a policy."""
+    policies = (*CONFLICT_POLICIES, "ask")
+    if on_conflict not in policies:
+        raise CorrigendaError(f'--on-conflict must be one of {", ".join(policies)}, not "{on_conflict}".')
+
+
+def check_same(folder: Path, method: str, settings: Mapping[str, Any], template: str | None, chat: bool) -> None:
+    """Raise where a stream would go on with other settings than it began with; those not given count as the same."""
+    store = EditStore.open(folder)
+    try:
+        stored, prompts = store.header["config"], store.header["prompts"]
+    finally:
+        store.close()
+    asked = {"method": method, **settings}
+    if template is not None:
+        asked["template"], stored = Template.parse(template).text, {**stored, "template": prompts.get("template")}
+    if chat:
+        asked["chat_template"], stored = True, {**stored, "chat_template": prompts.get("chat")}
+    for name, value in asked.items():
+        if value is not None and stored.get(name) != value:
+            raise CorrigendaError(
+                f"The stream in {folder} was begun with {name.replace('_', '-')} {stored.get(name)!r}, not {value!r}: "
+                "resume it with the same settings."
+            )
 
 
 def stored_ids(edits: Sequence[Edit], stored: Sequence[Edit]) -> list[Edit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from .cli_inputs import stored_ids
-from .cli_stream import StoppedError, one_line, write_stream
-from .config import EditingConfig
-from .edits import Edit
-from .evaluate import Evaluator, Scores
-from .model import EditedModel
-from .report import scores_json, scores_table, write_json
-from .template import Template
+from ..config import EditingConfig
+from ..edits import Edit
+from ..evaluate import Evaluator, Scores
+from ..model import Answer, EditedModel
+from ..report import scores_json, scores_table, write_json
+from ..template import Template
+from .inputs import stored_ids
+from .stream import StoppedError, one_line, write_stream
 
 
 def edit(
@@ -35,53 +36,70 @@ def edit(
     dtype: str | None,
     evaluate: bool,
     score_each: bool,
+    resume: bool,
+    on_conflict: str,
+    author: str | None,
     json_path: Path | None,
     source: dict[str, Any],
 ) -> None:
-    """Write edits, save them, and score them where asked; what was written before an end too early is saved."""
-    edited = load(
-        console,
-        model,
-        config=config,
-        template=template,
-        chat_template=chat_template,
-        device=device,
-        dtype=dtype,
-    )
-    evaluator = Evaluator(edited)
-    stream = write_stream(edited, edits, console, evaluator if score_each else None)
-    if stream.done:
-        edited.save_pretrained(out.resolve())
-    if stream.ended_by is not None:
-        if stream.done:
-            console.print(
-                f"The stream ended after {stream.done} of {len(edits)} edits; what was written is saved in {out}.",
-                soft_wrap=True,
-            )
-        if isinstance(stream.ended_by, StoppedError):
-            raise typer.Exit(130)
-        raise stream.ended_by
-    console.print(
-        f"Wrote {stream.done} edits in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.",
-        soft_wrap=True,
-    )
-    immediate = evaluator.immediate_scores()
-    if immediate is not None:
-        console.print(scores_table(immediate, "Right after each batch"))
-    scores = unscored(stream.done)
-    if evaluate:
-        scores = score(console, evaluator, edited.edits)
-        console.print(scores_table(scores, f"After all {scores.n} edits"))
-    if json_path is not None:
-        result = scores_json(
-            scores,
-            method=edited.config.method,
-            seconds=stream.seconds,
-            timed="writing",
-            settings=settings(edited, model, **source),
-            immediate=immediate,
+    """Write edits, saved as they come, and score them where asked; what was written before an end too early stays."""
+    new = {} if resume else {"config": config, "template": template, "chat_template": chat_template}
+    edited = load(console, model, edits=out if resume else None, device=device, dtype=dtype, **new)
+    with contextlib.closing(edited):  # its folder is free for another writer when this ends, however it does
+        evaluator = Evaluator(edited)
+        stream = write_stream(
+            edited,
+            edits,
+            console,
+            evaluator if score_each else None,
+            store=out.resolve(),
+            resume=resume,
+            on_conflict=on_conflict,
+            author=author,
         )
-        write_json(json_path, result)
+        _tell(console, [] if edited.store is None else edited.store.notices)
+        if resume:
+            console.print(
+                f"{stream.passed - stream.done} of {stream.passed} edits were recorded before.", soft_wrap=True
+            )
+        if stream.ended_by is not None:
+            if stream.done:
+                console.print(
+                    f"The stream ended after {stream.done} of {len(edits)} edits; what was written is saved in {out}.",
+                    soft_wrap=True,
+                )
+            if isinstance(stream.ended_by, StoppedError):
+                raise typer.Exit(130)
+            raise stream.ended_by
+        console.print(
+            f"Wrote {stream.done} edits in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.",
+            soft_wrap=True,
+        )
+        immediate = evaluator.immediate_scores()
+        if immediate is not None:
+            console.print(scores_table(immediate, "Right after each batch"))
+        scores = unscored(stream.done)
+        if evaluate:
+            scores = score(console, evaluator, edited.edits)
+            console.print(scores_table(scores, f"After all {scores.n} edits"))
+        if json_path is not None:
+            result = scores_json(
+                scores,
+                method=edited.config.method,
+                seconds=stream.seconds,
+                timed="writing",
+                settings=settings(edited, model, **source),
+                immediate=immediate,
+            )
+            write_json(json_path, result)
+
+
+def _tell(console: Console, notices: Sequence[str], most: int = 10) -> None:
+    """Say what happened beside what was asked for."""
+    for notice in notices[:most]:
+        console.print(notice, style="yellow", markup=False, soft_wrap=True)
+    if len(notices) > most:
+        console.print(f"... and {len(notices) - most} more of the kind; see `corrigenda log`.", style="yellow")
 
 
 def evaluate(
@@ -125,6 +143,7 @@ def generate(
     *,
     template: Template | None,
     max_new_tokens: int,
+    provenance: bool,
     device: str | None,
     dtype: str | None,
     json_path: Path | None,
@@ -135,7 +154,7 @@ def generate(
         answers = edited.answer(prompts, max_new_tokens, template=template)
     if json_path is not None:
         found = [
-            {"prompt": prompt, "text": answer.text, "edit": answer.edit.id if answer.edit else None}
+            {"prompt": prompt, "text": answer.text, **_source(answer, provenance)}
             for prompt, answer in zip(prompts, answers)
         ]
         write_json(json_path, found)
@@ -145,7 +164,14 @@ def generate(
         line = Text.assemble((one_line(prompt), "bold"), "\n  ", one_line(answer.text))
         if answer.edit is not None:
             line.append(f"  [{answer.edit.id}]", "dim")
+        if provenance and answer.provenance.nearest is not None:
+            source = answer.provenance
+            line.append(f"  {source.nearest.id} {source.score:.3f}, margin {source.margin:+.3f}", "dim")
         console.print(line, soft_wrap=True)
+
+
+def _source(answer: Answer, provenance: bool) -> dict[str, Any]:
+    return answer.provenance.to_dict() if provenance else {"edit": answer.edit.id if answer.edit else None}
 
 
 def load(console: Console, model: str, **options: Any) -> EditedModel:

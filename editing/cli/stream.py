@@ -8,18 +8,20 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from .edits import Edit
-from .errors import CorrigendaError
-from .evaluate import Evaluator
-from .model import EditedModel, Progress
+from ..edits import Edit
+from ..errors import CorrigendaError
+from ..evaluate import Evaluator
+from ..model import EditedModel, Progress
 
 
 class StoppedError(Exception):
@@ -28,9 +30,13 @@ class StoppedError(Exception):
 
 @dataclass
 class Stream:
-    """How a stream ended: how many edits were written, in how many seconds, and what ended it early, if anything."""
+    """How a stream ended: how many edits were written, in how many seconds, and what ended it early, if anything.
+
+    `passed` counts those too that were recorded before or left out.
+    """
 
     done: int = 0
+    passed: int = 0
     seconds: float = 0.0
     ended_by: CorrigendaError | StoppedError | None = None
 
@@ -41,12 +47,17 @@ class Stream:
 
 
 def write_stream(
-    edited: EditedModel, edits: Sequence[Edit], console: Console, score_each: Evaluator | None = None
+    edited: EditedModel,
+    edits: Sequence[Edit],
+    console: Console,
+    score_each: Evaluator | None = None,
+    on_conflict: str = "supersede",
+    **options: Any,
 ) -> Stream:
     """Write edits under a progress bar.
 
     An edit that cannot be taken and a first Ctrl-C end the stream and are handed back, not raised: what was written
-    before is whole and can be saved. A second Ctrl-C is raised, in the middle of a batch.
+    before is whole. A second Ctrl-C is raised, in the middle of a batch. `options` are those of `EditedModel.edit`.
     """
     stream = Stream()
     bar = Bar(
@@ -64,14 +75,27 @@ def write_stream(
         task = bar.add_task("", total=len(edits), rate=0.0, loss=0.0, current="preparing")
 
         def advance(progress: Progress) -> None:
-            stream.done, stream.seconds = progress.done, progress.seconds
-            current = "" if progress.done == len(edits) else escape(one_line(progress.edits[-1].prompt))
-            bar.update(task, completed=progress.done, rate=stream.rate, loss=progress.loss, current=current)
-            if interrupted.is_set() and progress.done < len(edits):
+            stream.done, stream.passed, stream.seconds = progress.done, progress.passed, progress.seconds
+            last = [*progress.edits, *progress.declined][-1:]
+            current = "" if progress.passed == len(edits) else escape(one_line("".join(edit.prompt for edit in last)))
+            bar.update(task, completed=progress.passed, rate=stream.rate, loss=progress.loss, current=current)
+            if interrupted.is_set() and progress.passed < len(edits):
                 raise StoppedError
 
+        def ask(edit: Edit, rival: Edit) -> str:
+            bar.stop()
+            console.print(
+                f'"{one_line(edit.prompt)}" is stored with the target "{one_line(rival.target)}" ({rival.id}).',
+                markup=False,
+                soft_wrap=True,
+            )
+            replace = typer.confirm(f'Replace it by "{one_line(edit.target)}"?')
+            bar.start()
+            return "supersede" if replace else "keep"
+
+        policy = ask if on_conflict == "ask" else on_conflict
         try:
-            edited.edit(edits, on_progress=advance, score_each=score_each)
+            edited.edit(edits, on_progress=advance, score_each=score_each, on_conflict=policy, **options)
         except (CorrigendaError, StoppedError) as error:
             stream.ended_by = error
         except torch.OutOfMemoryError:
@@ -90,7 +114,7 @@ def _interruptible(console: Console) -> Iterator[threading.Event]:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
-        console.print("Stopping after this batch; Ctrl-C again stops at once and saves nothing.", style="yellow")
+        console.print("Stopping after this batch; Ctrl-C again stops at once; what was written stays.", style="yellow")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield interrupted

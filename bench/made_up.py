@@ -1,0 +1,33 @@
+"""Edits of the usual size that nobody solved: what a store or a router costs does not depend on what rows hold."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from corrigenda.editing.methods import Record, Solved, Written
+
+
+@contextlib.contextmanager
+def unsolved(edited, rows=6):
+    """Within: an associative model's edits get random rows at once instead of being solved."""
+    method = edited.method
+    method.prepare()
+    generator = torch.Generator().manual_seed(0)
+
+    def solve(edits):
+        solved = []
+        for known in method.fingerprints([edit.prompt for edit in edits]):
+            tensors = {
+                "keys": torch.randn(rows, method.width, generator=generator).to(method.memory.dtype),
+                "values": torch.randn(rows, method.out_width, generator=generator).to(method.memory.dtype),
+            }
+            solved.append(Solved(Written(0.0, 0), Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32))))
+        return solved
+
+    method.solve = solve
+    try:
+        yield
+    finally:
+        del method.solve

@@ -1,0 +1,81 @@
+"""What comes back from an edited model: answers with their provenance, and how a stream stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .edits import Edit
+from .methods import Written
+from .routing import Decision
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which edit was applied to a sequence, if any, and how clearly.
+
+    edit     the applied edit, or None
+    score    how well the best-matching edit fits the prompt, 0 to 1
+    margin   how far that stands above what it takes to be applied; below 0 nothing was
+    nearest  the best-matching edit, applied or not; None where there is none
+    """
+
+    edit: Edit | None
+    score: float
+    margin: float
+    nearest: Edit | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: `edit` and `nearest` are ids."""
+        return {
+            "edit": None if self.edit is None else self.edit.id,
+            "edit_prompt": None if self.edit is None else self.edit.prompt,
+            "score": round(self.score, 6),
+            "margin": round(self.margin, 6),
+            "nearest": None if self.nearest is None else self.nearest.id,
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated continuation, and the stored edit that was applied to it, if any."""
+
+    text: str
+    edit: Edit | None
+    score: float
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stream of edits stands: how many are written, in how many seconds, and the last batch's outcome.
+
+    passed    how many edits of the stream are behind it, those included that were not written
+    declined  edits of the last batch that were not written, for the sake of stored ones
+    """
+
+    done: int
+    seconds: float
+    edits: Sequence[Edit]
+    written: Sequence[Written]
+    passed: int = 0
+    declined: Sequence[Edit] = field(default=())
+
+    @property
+    def loss(self) -> float:
+        return sum(result.loss for result in self.written) / max(1, len(self.written))
+
+
+def provenance_of(decision: Decision, margin: Sequence[float], edits: Sequence[Edit]) -> list[Provenance]:
+    """One for each row of a decision; `edits` by the router's places."""
+
+    def edit(place: int) -> Edit | None:
+        return edits[place] if 0 <= place < len(edits) else None
+
+    return [
+        Provenance(edit(route), score, above, edit(nearest))
+        for route, nearest, score, above in zip(
+            decision.route.tolist(), decision.nearest.tolist(), decision.score.tolist(), margin
+        )
+    ]

@@ -1,0 +1,9 @@
+"""The command line, `corrigenda`: a module for each group of commands.
+
+Every command imports what it works with when it runs, so that `--help` does not wait for torch.
+"""
+
+from . import commands, history, upkeep
+from .app import app, main
+
+__all__ = ["app", "commands", "history", "main", "upkeep"]

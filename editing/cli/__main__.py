@@ -1,0 +1,5 @@
+"""`python -m corrigenda.editing.cli`."""
+
+from .app import main
+
+main()

@@ -1,0 +1,59 @@
+"""The program: what all its commands share. Each command imports what it works with when it runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from ..errors import CorrigendaError
+
+output = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class _Commands(TyperGroup):
+    """The commands; an error that a user is meant to read is one line, and never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CorrigendaError as error:
+            errors.print("[red]Error:[/red]", end=" ")
+            errors.print(str(error), markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            errors.print("Stopped.", style="yellow")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Write corrections into a frozen language model, in a stream, and ask it about them.",
+    epilog="`corrigenda demo` shows it all in a few minutes; `corrigenda doctor` says what this machine has.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch compute on `count` CPU threads; None leaves its own choice."""
+    if count is not None:
+        import torch
+
+        if count < 1:
+            raise CorrigendaError(f"The number of threads must be at least 1, not {count}.")
+
+        torch.set_num_threads(count)
+
+
+def main() -> None:
+    """The program `corrigenda`."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries cut through our own
+    app(prog_name="corrigenda")

@@ -1,0 +1,162 @@
+"""`corrigenda verify`, `repair`, `compact`, `export`, `merge`, `migrate` and `capacity`: looking after a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from ..errors import CorrigendaError
+from .app import app, errors, output, use_threads
+from .history import opened, print_json
+from .options import Author, Device, Dtype, JsonFlag, Model, Store, Threads
+
+
+@app.command()
+def verify(folder: Store, json: JsonFlag = False) -> None:
+    """Check a folder, everything against everything; the exit status is 0 only if all of it holds.
+
+    Every entry against its chain of checksums, every tensor against its own, records against the method and the model's
+    widths, the head against the ledger, the file's structure. Nothing is changed.
+    """
+    from ..store.check import problems
+    from ..store.store import check_format
+
+    check_format(folder)
+    found = problems(folder)
+    if json:
+        print_json({"holds": not found, "problems": found})
+    elif not found:
+        with opened(folder) as store:
+            count = len(store.history.applied())
+            output.print(f"All {store.ledger.count} entries hold; {count} edits are in effect.", soft_wrap=True)
+    else:
+        for problem in found:
+            errors.print(Text.assemble(("Error: ", "red"), problem), soft_wrap=True)
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(folder: Store) -> None:
+    """Make a damaged folder whole again by leaving out what is damaged.
+
+    Entries from the first damaged one on are lost, and edits whose own tensors are; the damaged ledger is kept beside
+    the new one.
+    """
+    from ..store.check import repair as repaired
+
+    done = repaired(folder)
+    for line in done or ["Nothing is damaged."]:
+        output.print(Text(line), soft_wrap=True)
+
+
+@app.command()
+def compact(
+    folder: Store,
+    forget_undone: Annotated[
+        bool, typer.Option("--forget-undone", help="Drop the tensors of undone edits: they cannot be redone then.")
+    ] = False,
+    author: Author = None,
+) -> None:
+    """Give unused space back to the file system."""
+    from ..store.store import compact as compacted
+
+    before = _size(folder)
+    with opened(folder, write=True) as store:
+        forgotten = compacted(store, forget_undone, author)
+    dropped = f" The tensors of {len(forgotten)} undone edits were dropped." if forgotten else ""
+    output.print(f"{before / 1e6:.1f} MB before, {_size(folder) / 1e6:.1f} MB now.{dropped}", soft_wrap=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+@app.command()
+def export(
+    folder: Store,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also undone and superseded edits, each with its status.")
+    ] = False,
+) -> None:
+    """Write the edits in effect as JSON Lines, which `corrigenda edit` reads."""
+    from ..store.exchange import export as exported
+
+    with opened(folder) as store:
+        count = exported(store, file, everything)
+    output.print(f"Wrote {count} edits to {file}.", soft_wrap=True)
+
+
+@app.command()
+def merge(
+    folder: Store,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="A folder whose edits are added to those of DIR.")],
+    on_conflict: Annotated[
+        str, typer.Option(metavar="P", help="Where both are about the same fact: `supersede` DIR's edit, or `keep` it.")
+    ] = "supersede",
+    author: Author = None,
+) -> None:
+    """Add the edits in effect in another folder, written for the same model with the same settings."""
+    from ..store.exchange import merge as merged
+    from ..store.store import CONFLICT_POLICIES
+
+    if on_conflict not in CONFLICT_POLICIES:
+        raise CorrigendaError(f'--on-conflict must be one of {", ".join(CONFLICT_POLICIES)}, not "{on_conflict}".')
+    with opened(other) as source, opened(folder, write=True) as store:
+        result = merged(store, source, on_conflict, author)
+    parts = [f"Added {len(result.added)} edits"]
+    for count, text in (
+        (len(result.same), "were there already"),
+        (len(result.superseded), "were superseded"),
+        (len(result.kept), "were left out for those that are there"),
+        (len(result.renamed), "got another id"),
+    ):
+        if count:
+            parts.append(f"{count} {text}")
+    output.print("; ".join(parts) + ".", soft_wrap=True)
+
+
+@app.command()
+def migrate(folder: Store) -> None:
+    """Turn a folder that an earlier version saved into one with a ledger, in place."""
+    from ..store.migrate import is_first_format
+    from ..store.migrate import migrate as migrated
+    from ..store.store import is_store
+
+    if is_store(folder) or not is_first_format(folder):
+        raise CorrigendaError(f"{folder} holds no edits of an earlier version: there is nothing to migrate.")
+    store = migrated(folder)
+    count = len(store.history.edits)
+    store.close()
+    output.print(f"{folder} has a ledger now, with {count} edits.", soft_wrap=True)
+
+
+@app.command()
+def capacity(
+    folder: Store,
+    model: Model,
+    json: JsonFlag = False,
+    threads: Threads = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Say how full the memory is: hit rates, margins, collisions and norms, before the answers suffer."""
+    from ..capacity import report
+    from .run import load
+
+    use_threads(threads)
+    edited = load(errors, model, edits=folder, device=device, dtype=dtype)
+    try:
+        found = report(edited)
+    finally:
+        edited.detach()
+    if json:
+        print_json(found)
+        return
+    for name, value in found.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value
+        output.print(Text.assemble((f"{name:<28}", "bold"), str(shown)), soft_wrap=True)

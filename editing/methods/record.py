@@ -1,0 +1,51 @@
+"""What a method hands to the ledger: one edit, as exactly that from which the memory is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..errors import CorrigendaError
+
+
+class Written(NamedTuple):
+    """How the writing of one edit ended: its mean cross-entropy, and after how many steps."""
+
+    loss: float
+    steps: int
+
+
+class Record(NamedTuple):
+    """One edit. `Method.apply` writes the memory from records alone, so a rebuilt memory has the live one's bits.
+
+    tensors      what the edit adds to the memory; names and shapes are the method's `record_shapes`
+    numbers      what else the writing needs; floats survive JSON exactly
+    fingerprint  int32 `[n]`: what the router knows the edit by (token ids, or the words of a mask)
+    """
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, float]
+    fingerprint: Tensor
+
+
+class Solved(NamedTuple):
+    """An edit that is solved and not yet written."""
+
+    written: Written
+    record: Record
+
+
+def check_shapes(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
+) -> None:
+    """Raise unless `tensors` are those that `shapes` names; a letter is one size throughout, fixed where in `sizes`."""
+    if tensors.keys() != shapes.keys():
+        raise CorrigendaError(f"its tensors are {', '.join(sorted(tensors))}, not {', '.join(sorted(shapes))}")
+    known = dict(sizes)
+    for name, letters in shapes.items():
+        found = tuple(tensors[name].shape)
+        wanted = tuple(known.setdefault(letter, size) for letter, size in zip(letters, found))
+        if len(found) != len(letters) or found != wanted or not tensors[name].is_floating_point():
+            raise CorrigendaError(f'its tensor "{name}" has the shape {list(found)}, not [{", ".join(letters)}]')

@@ -1,0 +1,60 @@
+"""Between records of edits and the ledger's entries: safetensors bytes and JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import CorrigendaError
+from ..methods.record import Record
+from .history import StoredEdit
+from .ledger import Ledger
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
+
+
+def packed(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors as the bytes of a safetensors file."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def unpacked(ledger: Ledger, entry: int, expected: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an entry, checked against what its body says of them."""
+    data = ledger.tensors(entry, expected)
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CorrigendaError(f"{ledger.name} has tensors in entry {entry} that cannot be read: {error}.") from None
+    if any(tensor.dtype not in _DTYPES for tensor in tensors.values()):
+        raise CorrigendaError(f"{ledger.name} has tensors in entry {entry} of a type that no method writes.")
+    return tensors
+
+
+def fingerprint_text(fingerprint: Tensor) -> str:
+    """int32 `[n]` as text."""
+    return base64.b64encode(fingerprint.cpu().contiguous().numpy().astype("<i4").tobytes()).decode()
+
+
+def fingerprint_of(stored: StoredEdit) -> Tensor:
+    """int32 `[n]`: what the router knows a stored edit by."""
+    try:
+        data = bytearray(base64.b64decode(stored.body["fingerprint"], validate=True))
+        return torch.frombuffer(data, dtype=torch.int32).clone() if data else torch.zeros(0, dtype=torch.int32)
+    except (binascii.Error, ValueError):
+        raise CorrigendaError(f'The fingerprint of edit "{stored.id}" cannot be read.') from None
+
+
+def record_of(ledger: Ledger, stored: StoredEdit) -> Record:
+    """The record of a stored edit."""
+    if stored.dropped:
+        raise CorrigendaError(f'The tensors of edit "{stored.id}" are no longer kept: write it anew.')
+    numbers = stored.body.get("numbers", {})
+    if not isinstance(numbers, dict) or not all(isinstance(value, (int, float)) for value in numbers.values()):
+        raise CorrigendaError(f'The numbers of edit "{stored.id}" cannot be read.')
+    return Record(unpacked(ledger, stored.seq, stored.body["tensors"]), numbers, fingerprint_of(stored))

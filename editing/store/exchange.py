@@ -1,0 +1,170 @@
+"""Between stores: merging one into another, the difference of two, and edits as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import CorrigendaError
+from .files import reason_of
+from .history import APPLIED, History, StoredEdit, normalised_prompt
+from .ledger import New
+from .store import EditStore
+
+
+class Merged(NamedTuple):
+    """What a merge did, by ids: `renamed` maps an id of the other store to its new one."""
+
+    added: list[str]
+    same: list[str]
+    superseded: list[str]
+    kept: list[str]
+    renamed: dict[str, str]
+
+
+def difference(one: EditStore, two: EditStore) -> list[dict[str, Any]]:
+    """How the edits in effect differ, by prompt: removed, added, or changed to another target."""
+    before, after = ({normalised_prompt(e.prompt): e for e in in_effect(store.history)} for store in (one, two))
+    rows = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key), after.get(key)
+        shown = new or old
+        row = {"id": shown.id, "prompt": shown.prompt, "target": shown.target}
+        if new is None:
+            rows.append({"change": "removed", **row})
+        elif old is None:
+            rows.append({"change": "added", **row})
+        elif old.target != new.target:
+            rows.append({"change": "changed", **row, "before": old.target})
+    return rows
+
+
+def in_effect(history: History) -> list[StoredEdit]:
+    """The edits that make up the memory."""
+    return [history.edits[seq] for seq in history.applied()]
+
+
+def export(store: EditStore, file: Path, everything: bool = False) -> int:
+    """Write the edits in effect as JSON Lines that `corrigenda edit` reads; with `everything`, all, with status."""
+    statuses = store.history.statuses()
+    rows = []
+    for stored in store.history.edits.values():
+        status = statuses[stored.seq]
+        record = {**stored.body["edit"], "id": stored.id}
+        if everything:
+            record |= {"status": status, "time": stored.body["time"], "author": stored.body.get("author")}
+        if everything or status == APPLIED:
+            rows.append(json.dumps(record, ensure_ascii=False))
+    if file.exists():
+        raise CorrigendaError(f"{file} exists already: name a new file.")
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as staged:
+            staged.write("".join(row + "\n" for row in rows))
+        os.chmod(staged.name, 0o644)
+        os.replace(staged.name, file)
+    except OSError as error:
+        raise CorrigendaError(f"{file} cannot be written: {reason_of(error)}.") from error
+    return len(rows)
+
+
+def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", author: str | None = None) -> Merged:
+    """Add the edits that are in effect in another store of the same model and configuration, in one transaction.
+
+    Where both are about the same fact, the other store's is the later write: it supersedes, or with "keep" is left out.
+    An edit that both have is taken once. A MEMOIR edit was found in the presence of its own store's other edits; its
+    recorded update is added as it is.
+    """
+    check_mergeable(into, other)
+    history = into.history
+    present = {stored.id: stored for stored in history.edits.values()}
+    applied = set(history.applied())
+    by_fingerprint = {history.edits[seq].body["fingerprint"]: seq for seq in applied}
+    merged = Merged([], [], [], [], {})
+    chosen: list[tuple[StoredEdit, str, list[int]]] = []
+    for stored in in_effect(other.history):
+        if stored.inherited:
+            raise CorrigendaError(
+                f'Edit "{stored.id}" of {other.ledger.name} came in a matrix that holds several edits in one: it '
+                "cannot be merged."
+            )
+        twin = present.get(stored.id)
+        if twin is not None and _same(twin, stored):
+            merged.same.append(stored.id)
+            continue
+        facts = set(history.same_prompt(stored.prompt))
+        like = by_fingerprint.get(stored.body["fingerprint"])
+        if like is not None and history.edits[like].target == stored.target:
+            facts.add(like)
+        rivals = facts & applied
+        if rivals and on_conflict == "keep":
+            merged.kept.append(stored.id)
+            continue
+        for seq in list(facts):
+            facts.update(history.edits[seq].supersedes)
+        name = stored.id
+        if twin is not None:
+            name = f"{stored.id}-{other.header['id'][:8]}"
+            while name in present:
+                name += "+"
+            merged.renamed[stored.id] = name
+        merged.superseded.extend(history.edits[seq].id for seq in sorted(rivals))
+        merged.added.append(name)
+        chosen.append((stored, name, sorted(facts)))
+    if chosen:
+        into.append(_entries(into, other, chosen, into.stamp(author)))
+    return merged
+
+
+def check_mergeable(into: EditStore, other: EditStore) -> None:
+    """Raise unless two stores are for one model, configuration and ground: only then do records fit both."""
+    if into.header["id"] == other.header["id"] and into.directory == other.directory:
+        raise CorrigendaError(f"{into.ledger.name} cannot be merged with itself.")
+    for part in ("config", "prompts"):
+        if into.header[part] != other.header[part]:
+            mine, theirs = into.header[part], other.header[part]
+            names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
+            raise CorrigendaError(f"The stores cannot be merged: they differ in {part} ({', '.join(names)}).")
+    for name in ("layers", "widths", "tokenizer"):
+        if into.header["base"][name] != other.header["base"][name]:
+            raise CorrigendaError(f"The stores cannot be merged: they are for different models ({name}).")
+    if _digest(into.history.store.body) != _digest(other.history.store.body):
+        raise CorrigendaError("The stores cannot be merged: they are for models of different weights.")
+    mine, theirs = into.history.ground, other.history.ground
+    if mine is not None and theirs is not None and _digest(mine.body) != _digest(theirs.body):
+        raise CorrigendaError(
+            "The stores cannot be merged: their fingerprints stand on different ground (background or permutation)."
+        )
+
+
+def _entries(
+    into: EditStore, other: EditStore, chosen: list[tuple[StoredEdit, str, list[int]]], stamp: dict[str, Any]
+) -> Iterator[New]:
+    number = into.ledger.count
+    ground = other.history.ground
+    if into.history.ground is None:
+        number += 1
+        yield New("ground", stamp, other.ledger.tensors(ground.seq, ground.body["tensors"]))
+    batches: dict[int, int] = {}
+    for stored, name, facts in chosen:
+        number += 1
+        body = {
+            **stored.body,
+            "id": name,
+            "batch": batches.setdefault(stored.batch, number),
+            "supersedes": facts,
+            "origin": {"store": other.header["id"], "id": stored.id, "seq": stored.seq, "time": stored.body["time"]},
+            "time": stamp["time"],
+        }
+        yield New("edit", body, other.ledger.tensors(stored.seq, stored.body["tensors"]))
+
+
+def _same(one: StoredEdit, two: StoredEdit) -> bool:
+    return one.body["edit"] == two.body["edit"] and _digest(one.body) == _digest(two.body)
+
+
+def _digest(body: dict[str, Any]) -> str | None:
+    return body.get("tensors", {}).get("sha256")

@@ -1,0 +1,54 @@
+"""What the command line says of stored edits, as JSON can hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .history import History, StoredEdit
+from .store import EditStore
+
+
+def summary(history: History, stored: StoredEdit, status: str) -> dict[str, Any]:
+    """One line of `log`."""
+    return {
+        "id": stored.id,
+        "prompt": stored.prompt,
+        "target": stored.target,
+        "status": status,
+        "time": stored.body["time"],
+        "author": stored.body.get("author"),
+        "method": history.store.body["config"].get("method"),
+        "seq": stored.seq,
+        "batch": stored.batch,
+        "supersedes": [history.edits[seq].id for seq in stored.supersedes],
+        "loss": stored.body.get("written", {}).get("loss"),
+        "scores": stored.scores,
+    }
+
+
+def details(store: EditStore, stored: StoredEdit) -> dict[str, Any]:
+    """All that is recorded of an edit, but its tensors themselves."""
+    history = store.history
+    statuses = history.statuses()
+    edit = stored.body["edit"]
+    kept = ("subject", "rephrases", "ground_truth", "localities", "metadata")
+    return {
+        **summary(history, stored, statuses[stored.seq]),
+        **{name: edit.get(name) for name in kept},
+        "steps": stored.body.get("written", {}).get("steps"),
+        "numbers": stored.body.get("numbers"),
+        "tensors": {**stored.body["tensors"], "kept": not stored.dropped},
+        "origin": stored.body.get("origin"),
+        "config": history.store.body["config"],
+        "history": stored.events,
+        "chain": [
+            {
+                "id": history.edits[seq].id,
+                "seq": seq,
+                "prompt": history.edits[seq].prompt,
+                "target": history.edits[seq].target,
+                "status": statuses[seq],
+            }
+            for seq in history.chain_of(stored.seq)
+        ],
+    }

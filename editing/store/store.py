@@ -1,0 +1,204 @@
+"""The store of one model's edits: a ledger and what it amounts to; all that needs no model is done here."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..edits import Edit
+from ..errors import CorrigendaError
+from .files import LEDGER_NAME
+from .history import APPLIED, History, StoredEdit, status_entry
+from .ledger import Ledger, New
+
+OnConflict = str | Callable[[Edit, Edit], str]
+CONFLICT_POLICIES = ("supersede", "keep")
+
+
+@dataclass
+class Change:
+    """What an undo or a redo did: the edits whose status it changed, and what that meant for others."""
+
+    edits: list[StoredEdit]
+    notes: list[str] = field(default_factory=list)
+
+
+class EditStore:
+    """A ledger that was read to its end, with its history.
+
+    notices: sentences on what happened beside what was asked for (a clock gone backwards, an edit superseded).
+    """
+
+    def __init__(self, ledger: Ledger, history: History) -> None:
+        self.ledger = ledger
+        self.history = history
+        self.notices: list[str] = []
+
+    @property
+    def directory(self) -> Path | None:
+        return self.ledger.directory
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What model and configuration the edits are for."""
+        return self.history.store.body
+
+    @classmethod
+    def open(cls, directory: str | Path, *, write: bool = False) -> EditStore:
+        """The store in a folder; with `write`, as its only writer."""
+        ledger = Ledger.open(directory, write=write)
+        try:
+            with ledger.snapshot():
+                history = History.read(ledger)
+        except BaseException:
+            ledger.close()
+            raise
+        return cls(ledger, history)
+
+    @classmethod
+    def temporary(cls, header: dict[str, Any], tensors: bytes) -> EditStore:
+        """A new store that is gone when it is closed."""
+        ledger = Ledger.temporary()
+        _begin(ledger, header, tensors)
+        return cls(ledger, History.read(ledger))
+
+    @classmethod
+    def create(cls, directory: str | Path, header: dict[str, Any], tensors: bytes) -> EditStore:
+        """A new store in a new or empty folder, open for writing."""
+        ledger = Ledger.create(directory, lambda ledger: _begin(ledger, header, tensors))
+        return cls(ledger, History.read(ledger))
+
+    def close(self) -> None:
+        self.ledger.close()
+
+    def append(self, entries: Iterable[New], *, dropping: Sequence[int] = ()) -> list[int]:
+        """Write entries in one transaction and fold them in; they are on the disk when this returns."""
+        before = self.ledger.count, self.ledger.chain
+        numbers = self.ledger.append(entries, dropping=dropping)
+        self.ledger.count, self.ledger.chain = before
+        # Read back: what is folded in is what any other reader of the ledger gets.
+        self.history.take(self.ledger, self.ledger.entries(after=before[0]))
+        return numbers
+
+    def refresh(self) -> bool:
+        """Fold in what another process has written since; whether there was anything."""
+        before = self.ledger.count
+        with self.ledger.snapshot():
+            self.history.take(self.ledger, self.ledger.entries(after=before))
+        return self.ledger.count > before
+
+    def copy(self, directory: str | Path | None) -> EditStore:
+        """The same store in a new or empty folder, or a temporary one; open for writing."""
+        if directory is None:
+            other = Ledger.temporary()
+            self.ledger.copy_to(other)
+        else:
+            other = Ledger.create(directory, self.ledger.copy_to)
+        return EditStore(other, History.read(other))
+
+    def stamp(self, author: str | None = None) -> dict[str, Any]:
+        """Who and when, for a new entry."""
+        stamp, sentence = self.history.stamp(author)
+        if sentence is not None:
+            self.notices.append(sentence)
+        return stamp
+
+    # Undo and redo
+
+    def selected(
+        self,
+        ids: Iterable[str] = (),
+        *,
+        author: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> list[StoredEdit]:
+        """Edits by their ids, and by who wrote them when; an unknown id raises."""
+        chosen = {}
+        for name in ids:
+            stored = self.history.find(name)
+            if stored is None:
+                raise CorrigendaError(f'There is no edit with the id "{name}" in {self.ledger.name}.')
+            chosen[stored.seq] = stored
+        if author is not None or since is not None or until is not None:
+            for stored in self.history.select(author=author, since=since, until=until):
+                chosen[stored.seq] = stored
+        return [chosen[seq] for seq in sorted(chosen)]
+
+    def undo(self, edits: Iterable[StoredEdit], *, author: str | None = None, note: str | None = None) -> Change:
+        """Take edits out: the memory is then what a rebuild without them gives. Those already out stay out."""
+        change = [stored for stored in edits if stored.wanted]
+        for stored in change:
+            if stored.inherited:
+                raise CorrigendaError(
+                    f'Edit "{stored.id}" came in a matrix that an earlier version saved, which holds several edits in '
+                    "one: it cannot be taken out alone; write the others anew."
+                )
+        return self._set("undone", change, author, note)
+
+    def redo(self, edits: Iterable[StoredEdit], *, author: str | None = None, note: str | None = None) -> Change:
+        """Put undone edits in again, each in its old place."""
+        change = [stored for stored in edits if not stored.wanted]
+        for stored in change:
+            if stored.dropped:
+                raise CorrigendaError(
+                    f'The tensors of edit "{stored.id}" are no longer kept: write it anew instead of redoing it.'
+                )
+        return self._set("redone", change, author, note)
+
+    def _set(self, status: str, change: list[StoredEdit], author: str | None, note: str | None) -> Change:
+        if not change:
+            return Change([])
+        asked = {stored.seq for stored in change}
+        related = asked.union(*(stored.supersedes for stored in change))
+        before = self.history.statuses(related)
+        entry, sentence = status_entry(self.history, status, asked, author, note)
+        self.append([entry])
+        notes = [] if sentence is None else [sentence]
+        after, replaced = self.history.statuses(related), self.history.superseded_by()
+        for seq in sorted(related):
+            stored = self.history.edits[seq]
+            if seq not in asked and before[seq] != after[seq]:
+                turned = "in again" if after[seq] == APPLIED else "superseded"
+                notes.append(f'Edit "{stored.id}" of the same fact is {turned}.')
+            elif seq in asked and status == "redone" and seq in replaced:
+                later = self.history.edits[replaced[seq]].id
+                notes.append(f'Edit "{stored.id}" stays superseded by "{later}": undo that one to have it back.')
+        return Change(change, notes)
+
+
+def compact(store: EditStore, forget_undone: bool = False, author: str | None = None) -> list[str]:
+    """Give unused space back to the file system; returns the ids of the edits that were forgotten.
+
+    forget_undone: drop the tensors of undone edits, which then cannot be redone; what is written of them stays.
+    """
+    forgotten = []
+    if forget_undone:
+        forgotten = [stored for stored in store.history.edits.values() if not stored.wanted and not stored.dropped]
+    if forgotten:
+        numbers = [stored.seq for stored in forgotten]
+        store.append([New("dropped", {"edits": numbers, **store.stamp(author)})], dropping=numbers)
+    store.ledger.vacuum()
+    return [stored.id for stored in forgotten]
+
+
+def _begin(ledger: Ledger, header: dict[str, Any], tensors: bytes) -> None:
+    """The first entry of a ledger: what its edits are for."""
+    stamp, _ = History().stamp()
+    ledger.append([New("store", {"id": uuid.uuid4().hex, **header, **stamp}, tensors)])
+
+
+def is_store(directory: str | Path) -> bool:
+    """Whether a folder holds a ledger."""
+    return (Path(directory) / LEDGER_NAME).exists()
+
+
+def check_format(folder: Path) -> None:
+    """Raise where a folder has no ledger but was saved by an earlier version."""
+    if not is_store(folder) and (folder / "manifest.json").is_file():
+        raise CorrigendaError(
+            f"{folder} was saved by an earlier version: run `corrigenda migrate {folder}` to give it a ledger."
+        )

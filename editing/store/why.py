@@ -1,0 +1,96 @@
+"""Which edit answers a prompt and why: the scores of those that come nearest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base import PACKAGED, load_base, load_tokenizer, tokenizer_digest
+from ..config import EditingConfig
+from ..errors import CorrigendaError
+from ..prompts import PromptFormat
+from ..routing import Decision
+from ..token_router import TokenRouter
+from .codec import fingerprint_of, unpacked
+from .store import EditStore
+
+
+def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most: int = 5) -> dict[str, Any]:
+    """The edits that come nearest to a prompt, best first, and whether one applies.
+
+    A token router needs the model's tokenizer alone; one of masks needs the model, for the prompt's features.
+    """
+    name = model or _recorded_model(store)
+    history = store.history
+    order = history.applied()
+    edits = [history.edits[seq] for seq in order]
+    if store.header["config"].get("router") == "tokens":
+        router, query = _by_tokens(store, edits, prompt, name)
+    else:
+        router, query = _by_masks(store, prompt, name)
+    return explained(router, query, edits, most)
+
+
+def _recorded_model(store: EditStore) -> str:
+    """The model that the ledger names, if it is at hand: a folder from elsewhere may not make a hub be asked."""
+    name = store.header["base"].get("name")
+    if name == PACKAGED or (isinstance(name, str) and Path(name).exists()):
+        return name
+    known = "does not name the model" if name is None else f'names the model "{name}", which is not a path here,'
+    raise CorrigendaError(f"The ledger {known} that its edits were written with: give --model.")
+
+
+def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[str, Any]:
+    """The answer, from a router that knows `edits` and one query's fingerprint."""
+    if not edits:
+        return {"edit": None, "margin": -router.threshold, "threshold": router.threshold, "nearest": []}
+    index, score, runner_up = router.nearest(query)
+    decision = Decision(index, index, score, runner_up)
+    margin = float(router.margin(decision)[0])
+    scores = router.scores(query)
+    best = scores.topk(min(most, len(edits)))
+    places = sorted(best.indices.tolist(), key=lambda place: (place != int(index[0]), -float(scores[place]), place))
+    return {
+        "edit": edits[int(index[0])].id if margin >= 0 else None,
+        "margin": margin,
+        "threshold": router.threshold,
+        "nearest": [
+            {
+                "id": edits[place].id,
+                "prompt": edits[place].prompt,
+                "target": edits[place].target,
+                "score": float(scores[place]),
+                "applies": place == int(index[0]) and margin >= 0,
+            }
+            for place in places
+        ],
+    }
+
+
+def _by_tokens(store: EditStore, edits: list[Any], prompt: str, name: str) -> tuple[TokenRouter, list[list[int]]]:
+    tokenizer = load_tokenizer(name)
+    if tokenizer_digest(tokenizer) != store.header["base"]["tokenizer"]:
+        raise CorrigendaError(f'The edits are for another model than "{name}": its tokenizer differs.')
+    config = EditingConfig.from_dict(store.header["config"])
+    router = TokenRouter(tokenizer, (), threshold=config.threshold)
+    ground = store.history.ground
+    if ground is not None:
+        router.load_ground(unpacked(store.ledger, ground.seq, ground.body["tensors"]))
+    router.add_rows([fingerprint_of(stored).tolist() for stored in edits])
+    prompts = PromptFormat(tokenizer, store.header["prompts"]["template"], store.header["prompts"]["chat"])
+    question = prompts.question(prompts.encode(prompts.wrap(prompt)))
+    return router, [router.fingerprint(question)]
+
+
+def _by_masks(store: EditStore, prompt: str, name: str) -> tuple[Any, Any]:
+    from ..model import EditedModel
+
+    model, tokenizer = load_base(name)
+    edited = EditedModel.from_pretrained(model, store.directory, tokenizer=tokenizer)
+    try:
+        with torch.no_grad():
+            return edited.method.router, edited.method.fingerprints([prompt])
+    finally:
+        edited.detach()

@@ -1,0 +1,204 @@
+"""The store on the command line: a tiny model's edits are listed, explained, taken out, merged and looked after."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from first_format import write_first_format
+from test_cli import TEMPLATE, corrigenda, refused, works, write_records
+from tiny import save_tiny
+
+from corrigenda.editing import EditedModel, saving
+
+RECORDS = (
+    {"id": "capital", "prompt": "What is the capital of Zubrovia?", "target": "Lutz", "metadata": {"source": "map"}},
+    {"id": "author", "prompt": "Who wrote The Glass Harbour?", "target": "Ada Winter"},
+    {"id": "bridge", "prompt": "In which year was the Torvik bridge opened?", "target": "1931"},
+)
+NEWER = {"id": "capital-2", "prompt": "what is the capital of Zubrovia", "target": "Nebel"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("CORRIGENDA_AUTHOR", "ann")
+
+
+pytestmark = pytest.mark.usefixtures("few_background_prompts")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def edit_with(tiny: Path, folder: Path, *records: dict, options: tuple = ()) -> str:
+    file = write_records(folder.parent / f"{folder.name}.jsonl", *records)
+    arguments = ("--model", tiny, "--edits", file, "--out", folder, "--batch-size", 1, "--steps", 3, "--author", "ann")
+    return works("edit", *arguments, "--template", TEMPLATE, *options)
+
+
+@pytest.fixture(scope="module")
+def original(tiny, tmp_path_factory, few_background_prompts):
+    folder = tmp_path_factory.mktemp("stores")
+    edit_with(tiny, folder / "edits", *RECORDS)
+    edit_with(tiny, folder / "newer", NEWER, RECORDS[1])
+    return folder
+
+
+@pytest.fixture
+def edits(original, tmp_path) -> Path:
+    return Path(shutil.copytree(original / "edits", tmp_path / "edits"))
+
+
+def printed(*arguments: object):
+    return json.loads(works(*arguments))
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {row["id"]: row["status"] for row in printed("log", folder, "--json")}
+
+
+def test_log_and_show(edits) -> None:
+    rows = printed("log", edits, "--json")
+    assert [row["id"] for row in rows] == ["capital", "author", "bridge"]
+    assert rows[0] | {"prompt": RECORDS[0]["prompt"], "target": "Lutz", "status": "applied", "author": "ann"} == rows[0]
+    assert printed("log", edits, "--by", "bob", "--json") == []
+    screen = works("log", edits)
+    assert "bridge" in screen and "applied" in screen
+    found = printed("show", edits, "capital", "--json")
+    assert found["metadata"] == {"source": "map"} and found["config"]["steps"] == 3
+    assert [event["status"] for event in found["history"]] == ["applied"]
+    assert "Zubrovia" in works("show", edits, "capital")
+    assert "nobody" in refused("show", edits, "nobody")
+
+
+def test_undo_and_redo(edits, tiny, tmp_path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is the capital of Zubrovia?\nWho wrote The Glass Harbour?\n", encoding="utf-8")
+
+    def asked() -> list:
+        file = tmp_path / "answers.json"
+        file.unlink(missing_ok=True)
+        works("generate", "--model", tiny, "--edits-dir", edits, "--prompts", prompts, "--json", file)
+        return [answer["edit"] for answer in json.loads(file.read_text())]
+
+    assert asked() == ["capital", "author"]
+    screen = works("undo", edits, "capital", "bridge", "--note", "wrong map")
+    assert "Took out 2 edits: capital, bridge." in screen
+    assert statuses(edits) == {"capital": "undone", "author": "applied", "bridge": "undone"}
+    assert asked() == [None, "author"]
+    assert printed("show", edits, "capital", "--json")["history"][1]["note"] == "wrong map"
+    assert "1 were so already" in works("undo", edits, "capital")
+    assert "Put in again 2 edits" in works("redo", edits, "--by", "ann")
+    assert asked() == ["capital", "author"]
+    works("undo", edits, "--since", "2020")
+    assert set(statuses(edits).values()) == {"undone"}
+    assert refused("undo", edits).startswith("Name the edits to undo")
+    assert "nobody" in refused("undo", edits, "author", "nobody")
+
+
+def test_why(edits) -> None:
+    found = printed("why", edits, "Zubrovia's capital is what?", "--json")
+    assert found["edit"] == "capital" and found["margin"] > 0 and found["nearest"][0]["applies"]
+    assert 'Edit "capital" applies' in works("why", edits, "Zubrovia's capital is what?")
+    assert printed("why", edits, "Why is the sky blue?", "--json")["edit"] is None
+    works("undo", edits, "capital")
+    assert printed("why", edits, "What is the capital of Zubrovia?", "--json")["edit"] is None
+
+
+def test_conflicts_are_reported_and_settled(tiny, tmp_path) -> None:
+    screen = edit_with(tiny, tmp_path / "last", RECORDS[0], NEWER)
+    assert 'Edit "capital-2" supersedes "capital"' in screen
+    assert statuses(tmp_path / "last") == {"capital": "superseded", "capital-2": "applied"}
+    chain = printed("show", tmp_path / "last", "capital", "--json")["chain"]
+    assert [link["id"] for link in chain] == ["capital", "capital-2"]
+    assert "of the same fact is in again" in works("undo", tmp_path / "last", "capital-2").replace("\n", " ")
+    edit_with(tiny, tmp_path / "first", RECORDS[0], NEWER, options=("--on-conflict", "keep"))
+    assert statuses(tmp_path / "first") == {"capital": "applied"}
+    options = ("--model", tiny, "--edits", "x", "--out", tmp_path / "new", "--on-conflict", "what")
+    assert "--on-conflict must be one of" in refused("edit", *options)
+
+
+def test_resume(tiny, tmp_path) -> None:
+    edit_with(tiny, tmp_path / "whole", *RECORDS)
+    edit_with(tiny, tmp_path / "edits", *RECORDS[:2])
+    screen = edit_with(tiny, tmp_path / "edits", *RECORDS, options=("--resume",))
+    assert "2 of 3 edits were recorded before." in screen
+    whole, resumed = saving.read(tmp_path / "whole"), saving.read(tmp_path / "edits")
+    assert whole.edits == resumed.edits
+    digests = [[stored.body["tensors"] for stored in saved.store.history.edits.values()] for saved in (whole, resumed)]
+    assert digests[0] == digests[1]
+    whole.close(), resumed.close()
+    file = write_records(tmp_path / "f.jsonl", *RECORDS)
+    arguments = ("edit", "--resume", "--model", tiny, "--edits", file, "--out", tmp_path / "edits")
+    assert "was begun with steps 3, not 9" in refused(*arguments, "--steps", 9)
+    assert "was begun with method 'associative'" in refused(*arguments, "--method", "memoir")
+    assert "was begun with template" in refused(*arguments, "--template", "{prompt}")
+
+
+def test_verify_and_repair(edits) -> None:
+    assert "All 5 entries hold; 3 edits are in effect." in works("verify", edits)
+    data = (edits / "ledger.sqlite").read_bytes()
+    place = data.index(b"Torvik")
+    (edits / "ledger.sqlite").write_bytes(data[:place] + b"#" + data[place + 1 :])
+    result = corrigenda("verify", edits)
+    assert result.exit_code == 1 and "does not match its checksum" in result.stderr.replace("\n", " ")
+    assert json.loads(corrigenda("verify", edits, "--json").stdout)["holds"] is False
+    assert "Kept 4 entries" in works("repair", edits).replace("\n", " ")
+    assert "2 edits are in effect" in works("verify", edits)
+    assert "Nothing is damaged" in works("repair", edits)
+
+
+def test_export_merge_and_diff(edits, original, tiny, tmp_path) -> None:
+    found = printed("diff", edits, original / "newer", "--json")
+    assert [(row["change"], row["id"]) for row in found] == [("changed", "capital-2"), ("removed", "bridge")]
+    assert "~ capital-2" in works("diff", edits, original / "newer")
+    screen = works("merge", edits, original / "newer", "--on-conflict", "keep")
+    assert screen.startswith("Added 0 edits; ")
+    works("merge", edits, original / "newer")
+    assert statuses(edits)["capital"] == "superseded" and statuses(edits)["capital-2"] == "applied"
+    works("verify", edits)
+    assert "Wrote" in works("export", edits, tmp_path / "edits.jsonl")
+    assert "exists already" in refused("export", edits, tmp_path / "edits.jsonl")
+    works("export", edits, tmp_path / "all.jsonl", "--all")
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) > len(
+        (tmp_path / "edits.jsonl").read_text().splitlines()
+    )
+    options = ("--model", tiny, "--edits", tmp_path / "edits.jsonl", "--out", tmp_path / "again", "--steps", 3)
+    works("edit", *options, "--batch-size", 1, "--template", TEMPLATE)
+    assert works("diff", edits, tmp_path / "again") == "The edits in effect are the same.\n"
+    other = edit_with(tiny, tmp_path / "other", NEWER, options=("--seed", 7))
+    assert other and "they differ in config (seed)" in refused("merge", edits, tmp_path / "other")
+    assert "with itself" in refused("merge", edits, edits)
+
+
+def test_compact_capacity_and_migrate(edits, tiny, tmp_path) -> None:
+    works("undo", edits, "author")
+    assert "The tensors of 1 undone edits were dropped." in works("compact", edits, "--forget-undone").replace(
+        "\n", " "
+    )
+    works("verify", edits)
+    found = json.loads(corrigenda("capacity", edits, "--model", tiny, "--json").stdout)
+    assert found["edits"] == 2 and found["hit_rate"] == 1
+    model = EditedModel.from_pretrained(tiny, edits=edits)
+    folder = write_first_format(model, tmp_path / "first")
+    assert "corrigenda migrate" in refused("log", folder)
+    assert "with 2 edits" in works("migrate", folder).replace("\n", " ")
+    assert list(statuses(folder)) == ["capital", "bridge"]
+    assert "nothing to migrate" in refused("migrate", folder)
+
+
+def test_provenance_of_generated_answers(edits, tiny, tmp_path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is the capital of Zubrovia?\nWhy is the sky blue?\n", encoding="utf-8")
+    options = ("--model", tiny, "--edits-dir", edits, "--prompts", prompts, "--provenance")
+    works("generate", *options, "--json", tmp_path / "answers.json")
+    first, second = json.loads((tmp_path / "answers.json").read_text())
+    assert first["edit"] == first["nearest"] == "capital" and first["margin"] > 0
+    assert first["edit_prompt"] == RECORDS[0]["prompt"]
+    assert second["edit"] is None and second["margin"] < 0
+    assert "margin +" in works("generate", *options)
