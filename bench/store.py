@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python bench/store.py --edits 10000
 
-The edits are made up (unique names, 6 answer positions); the base model is the real one. `--memoir N` also writes N
-real MEMOIR edits, whole and at bounded rank, for bytes an edit.
+These edits are made up (unique names, 6 answer positions); the base model is the real one. With `--stream FILE`, 200
+real edits are written and ten of them taken out again; `--memoir N` writes the first N also as MEMOIR's, whole and at
+bounded rank: quality against bytes an edit.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import torch
 from made_up import unsolved
 from record import provenance, results_folder, write_json
 
-from corrigenda.editing import Edit, EditedModel, MemoirConfig
+from corrigenda.editing import Edit, EditedModel, Evaluator, MemoirConfig, load_edits
 from corrigenda.editing.base import load_base
-from corrigenda.editing.demo_facts import demo_edits
 from corrigenda.editing.store.store import EditStore
 from corrigenda.editing.store.why import explained
 
+QUESTION = "Question: {prompt}\\nAnswer:"
 SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "xu", "ya", "ze"]
 
 
@@ -77,14 +78,45 @@ def associative(model, tokenizer, count, folder):
     }
 
 
-def memoir(model, tokenizer, count):
+def undo_of_ten(model, tokenizer, edits):
+    """Ten of many edits taken out: do they answer as the base model again, and what do the others lose?"""
+    edited = EditedModel.wrap(model, tokenizer, template=QUESTION)
+    prompts = [edit.prompt for edit in edits]
+    base = edited.generate_text(prompts, 12)
+    edited.edit(edits)
+    evaluator = Evaluator(edited)
+    whole = evaluator.score(edits)
+    gone = set(random.Random(0).sample(range(len(edits)), 10))
+    edited.undo([edits[number].id for number in gone])
+    answers = edited.generate_text([prompts[number] for number in gone], 12)
+    kept = [edit for number, edit in enumerate(edits) if number not in gone]
+    before = [scores for number, scores in enumerate(evaluator.by_edit) if number not in gone]
+    after = evaluator.score(kept)
+    sizes = [stored.body["tensors"]["bytes"] for stored in edited.store.history.edits.values()]
+    edited.detach()
+    return {
+        "edits": len(edits),
+        "bytes_per_edit": round(sum(sizes) / len(edits)),
+        "rel": whole.rel,
+        "gen": whole.gen,
+        "undone": len(gone),
+        "undone_that_answer_as_the_base": sum(base[number] == answer for number, answer in zip(gone, answers)),
+        "rel_of_the_others_before": sum(scores["rel"] for scores in before) / len(before),
+        "rel_of_the_others_after": after.rel,
+        "free_rel_of_the_others_after": after.free_rel,
+    }
+
+
+def memoir(model, tokenizer, edits):
     rows = []
     for rank in (None, 64, 16):
-        edited = EditedModel.wrap(model, tokenizer, replace(MemoirConfig(), record_rank=rank))
-        edited.edit(demo_edits()[:count])
+        edited = EditedModel.wrap(model, tokenizer, MemoirConfig(record_rank=rank), template=QUESTION)
+        edited.edit(edits)
         sizes = [stored.body["tensors"]["bytes"] for stored in edited.store.history.edits.values()]
-        scores = edited.evaluate()
-        rows.append({"rank": rank, "bytes_per_edit": round(sum(sizes) / count), "rel": scores.rel, "gen": scores.gen})
+        scores = Evaluator(edited, free=False).score(edits)
+        rows.append(
+            {"rank": rank, "bytes_per_edit": round(sum(sizes) / len(edits)), "rel": scores.rel, "gen": scores.gen}
+        )
         edited.detach()
     return rows
 
@@ -92,7 +124,8 @@ def memoir(model, tokenizer, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--edits", type=int, default=10_000)
-    parser.add_argument("--memoir", type=int, default=0)
+    parser.add_argument("--stream", type=Path, help="a file of at least 200 edits")
+    parser.add_argument("--memoir", type=int, default=0, help="how many of them to write with MEMOIR too")
     parser.add_argument("--results", type=Path, default=results_folder() / "store.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -102,10 +135,18 @@ def main():
         result = {**provenance(), "associative": associative(model, tokenizer, args.edits, scratch / "edits")}
     finally:
         shutil.rmtree(scratch)
-    if args.memoir:
-        result["memoir"] = memoir(model, tokenizer, args.memoir)
-    print(result)
     write_json(args.results, result)
+    if args.stream:
+        edits = [
+            replace(edit, id=edit.id or f"edit-{number:05d}")
+            for number, edit in enumerate(load_edits(args.stream, unique_subject=True, limit=200))
+        ]
+        result["undo"] = undo_of_ten(model, tokenizer, edits)
+        write_json(args.results, result)
+        if args.memoir:
+            result["memoir"] = memoir(model, tokenizer, edits[: args.memoir])
+            write_json(args.results, result)
+    print(result)
 
 
 if __name__ == "__main__":

@@ -171,8 +171,3 @@ class MaskRouter:
     def state(self) -> dict[str, Tensor]:
         """Every tensor the decisions depend on."""
         return {"router.masks": self.masks.clone(), **self.ground()}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave, in place of what was there."""
-        self.load_ground(tensors)
-        self.add(tensors["router.masks"])

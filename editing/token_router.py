@@ -223,11 +223,6 @@ class TokenRouter:
         width = max(_WIDTH, _WIDTH * math.ceil(longest / _WIDTH))
         return {"router.tokens": self.stored[:, :width].clone(), **self.ground()}
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state` gave, in place of what was there."""
-        self.load_ground(tensors)
-        self.add_rows(_rows(tensors["router.tokens"]))
-
 
 def _rows(padded: Tensor) -> list[list[int]]:
     return [[token for token in row if token >= 0] for row in padded.tolist()]

@@ -192,12 +192,13 @@ def test_the_company_a_query_keeps_makes_no_difference():
             assert torch.equal(whole[i : i + 1], single)
 
 
-def test_token_router_state_round_trip():
+def test_token_router_is_its_ground_and_its_edits():
     queries = STORED + REPHRASED + UNRELATED
     for stored in ([], STORED[:1], STORED):
         router = token_router(stored)
-        copy = token_router(UNRELATED[:2], REPHRASED)  # all of which the state replaces
-        copy.load_state({name: tensor.clone() for name, tensor in router.state().items()})
+        copy = token_router(UNRELATED[:2], REPHRASED)  # all of which the other's ground replaces
+        copy.load_ground(router.ground())
+        copy.add_rows([[token for token in row if token >= 0] for row in router.stored.tolist()])
         assert copy.threshold == router.threshold
         for later in ([], ["The dukes of Zubrowka live in", REPHRASED[3]]):
             for each in (router, copy):
@@ -303,12 +304,13 @@ def test_only_weighted_tokens_count_for_a_fingerprint():
     assert partly.route.tolist() == [5] and partly.score.tolist() == [1.0]
 
 
-def test_mask_router_state_round_trip():
+def test_mask_router_is_its_ground_and_its_edits():
     router = MaskRouter(WIDTH, TOP_K)
     router.set_background(normal(30, WIDTH, seed=8), averaged=20)
     router.add(router.mask(normal(70, WIDTH, seed=9)))  # more than the bank starts with
     copy = MaskRouter(WIDTH, TOP_K, seed=1)
-    copy.load_state({name: tensor.clone() for name, tensor in router.state().items()})
+    copy.load_ground(router.ground())
+    copy.add(router.masks)
     queries = torch.cat([normal(70, WIDTH, seed=9) + 0.5 * normal(70, WIDTH, seed=10), normal(5, WIDTH, seed=11)])
     for later in (0, 3):
         for each in (router, copy):
