@@ -194,6 +194,31 @@ struct TiesMerge {
 
 constexpr int64_t merge_block = 8192;
 
+// Work items are rows of delta, from `first` on.
+struct MaskedSgd {
+  float* delta;           // [width, outputs], its columns adjacent
+  int64_t delta_row, outputs;
+  const float* gradient;  // [rows from `first` on, outputs]
+  int64_t first;
+  const int32_t* masks;   // [width, words]
+  int64_t words;
+  Type base_type;
+  const void* base;       // [width, outputs], or null
+  float learning_rate, decay;
+  bool decay_masked;
+  float limit;
+};
+
+// Work items are tokens.
+struct DeltaLinear {
+  const float* side;  // [tokens, outputs]
+  int64_t outputs;
+  Type base_type;
+  const void* base;   // [tokens, outputs]
+  bool activated;
+  float* distance;    // [tokens]
+};
+
 struct Kernels {
   // False, with nothing written, if the permutation has an entry outside 0 .. width - 1.
   bool (*topk_mask)(const TopkMask&, int64_t begin, int64_t end);
@@ -210,6 +235,8 @@ struct Kernels {
   void (*associative_read_dvalues)(const AssociativeReadBackward&, int64_t begin, int64_t end);
   void (*count_magnitudes)(MagnitudeCount&, int64_t begin, int64_t end);
   void (*ties_merge)(const TiesMerge&, int64_t begin, int64_t end);
+  void (*masked_sgd)(const MaskedSgd&, int64_t begin, int64_t end);
+  void (*delta_linear)(const DeltaLinear&, int64_t begin, int64_t end);
 };
 
 namespace baseline {
