@@ -303,12 +303,13 @@ def delta_linear(x, base, delta, offsets, weight, activated, longest):
         base = base.float()
         change = torch.nn.functional.silu(base + side) - torch.nn.functional.silu(base)
     distance = torch.linalg.vector_norm(change, dim=1)
-    mean = pool(distance[:, None], offsets, weight)[:, 0]
     counted = torch.ones_like(distance) if weight is None else (weight > 0).float()
+    scored = torch.where(counted > 0, distance, 0.0)  # padding may be infinitely far: 0 * inf is NaN
+    mean = pool(scored[:, None], offsets, weight)[:, 0]
     # Buckets as in `pool`: the first and the last take the tokens that no sequence owns.
     position = torch.arange(len(x), dtype=offsets.dtype, device=x.device)
     bucket = torch.searchsorted(offsets.contiguous(), position, right=True)
     count = counted.new_zeros(len(offsets) + 1).index_add_(0, bucket, counted)[1:-1]
     highest = counted.new_zeros(len(offsets) + 1)
-    highest.scatter_reduce_(0, bucket, torch.where(counted > 0, distance, 0.0), "amax")
+    highest.scatter_reduce_(0, bucket, scored, "amax")
     return side, distance, torch.where(count > longest, highest[1:-1], mean)

@@ -76,6 +76,27 @@ def test_mean_up_to_a_length_and_maximum_beyond(backend):
 
 
 @each_backend("delta_linear")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens, outputs", [(9, 40), (65, 40), (70, 530)], ids=str)
+def test_many_tokens(backend, tokens, outputs, dtype):
+    """Tiles of tokens beyond the first, and products by columns where few tokens are taken otherwise."""
+    shapes = (tokens, 70), (tokens, outputs), (70, outputs)
+    x, base, delta = (normal(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes))
+    bound = torch.tensor([0, 5, tokens], dtype=torch.int32)
+    check(backend, x, base, delta, bound, None, True, 100)
+
+
+@each_backend("delta_linear")
+def test_what_does_not_count_may_be_anything(backend):
+    x = torch.tensor([[1.0], [torch.inf], [3.0], [torch.nan]])
+    weight, offsets = torch.tensor([1.0, 0, 1, 0]), torch.tensor([0, 2, 4], dtype=torch.int32)
+    with dispatch.use(backend):
+        for longest in (0, 100):
+            score = ops.delta_linear(x, torch.zeros(4, 1), torch.ones(1, 1), offsets, weight, longest=longest)[2]
+            assert score.tolist() == [1.0, 3.0]
+
+
+@each_backend("delta_linear")
 def test_views(backend):
     check(
         backend,

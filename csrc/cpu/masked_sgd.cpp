@@ -1,4 +1,4 @@
-// A step of SGD on rows of a residual matrix, whose gradient's rows are at hand: mask, decay, clamp and update in one pass.
+// A step of SGD on rows of a residual matrix, whose gradient's rows are at hand: mask, decay, clamp, update in one pass.
 #include "simd.h"
 
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
@@ -39,9 +39,9 @@ void update(const MaskedSgd& op, int64_t begin, int64_t end) {
     for (; j + lanes <= op.outputs; j += lanes)
       store(delta + j, step(load(delta + j), load(gradient + j), held ? load(base + j) : Floats{}, free_lanes(mask, j)));
     if (const int64_t rest = op.outputs - j; rest > 0) {
+      const Floats before = load_some(delta + j, rest), slope = load_some(gradient + j, rest);
       const Floats frozen = held ? load_some(base + j, rest) : Floats{};
-      store_some(delta + j, step(load_some(delta + j, rest), load_some(gradient + j, rest), frozen, free_lanes(mask, j)),
-                 rest);
+      store_some(delta + j, step(before, slope, frozen, free_lanes(mask, j)), rest);
     }
   }
 }

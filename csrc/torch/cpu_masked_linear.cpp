@@ -1,3 +1,5 @@
+#include "cpu_masked_linear.h"
+
 #include "../cpu/kernels.h"
 #include "cpu_routes.h"
 
@@ -14,6 +16,8 @@ int64_t block_of(int64_t outputs) {
   const int64_t share = (outputs + torch::stable::get_num_threads() - 1) / torch::stable::get_num_threads();
   return std::clamp<int64_t>((share + 63) / 64 * 64, 256, 2048);
 }
+
+}  // namespace
 
 void masked_linear_(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) {
   const SortedRoutes routes(route, masks.size(0));
@@ -32,6 +36,8 @@ void masked_linear_(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor rout
   torch::stable::parallel_for(0, items, 1,
                               [&](int64_t begin, int64_t end) { kernels().masked_linear(op, begin, end); });
 }
+
+namespace {
 
 Tensor masked_linear(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) {
   Tensor out = torch::stable::new_empty(y, y.sizes());
