@@ -73,8 +73,8 @@ ORDER = {
     "associative_read_": ("native", "triton", "reference"),
     "associative_read_backward": ("native", "triton", "reference"),
     "ties_merge": ("native", "triton", "reference"),
-    "masked_sgd_": ("native", "reference"),
-    "delta_linear": ("native", "reference"),
+    "masked_sgd_": ("native", "triton", "reference"),
+    "delta_linear": ("native", "triton", "reference"),
 }
 
 CPU_ALONE = {"masked_sgd_", "delta_linear"}  # native ops that have no CUDA kernel
