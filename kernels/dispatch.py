@@ -44,13 +44,9 @@ def _double(*arguments):
     return "float64 is for the reference backend" if doubles else ""
 
 
-def _absent_on_cuda(device):
-    return native.absent(device) or ("" if device == "cpu" else f"it has no kernel for {device} tensors")
-
-
 def _row(backend, op):
     if backend == "native":
-        return Row(backend, native.call(op), _absent_on_cuda if op in CPU_ALONE else native.absent, _double)
+        return Row(backend, native.call(op), native.absent, _double)
     if backend == "triton":
 
         def declines(*arguments):
@@ -76,8 +72,6 @@ ORDER = {
     "masked_sgd_": ("native", "triton", "reference"),
     "delta_linear": ("native", "triton", "reference"),
 }
-
-CPU_ALONE = {"masked_sgd_", "delta_linear"}  # native ops that have no CUDA kernel
 
 TABLE = {op: tuple(_row(backend, op) for backend in backends) for op, backends in ORDER.items()}
 

@@ -1,4 +1,4 @@
-// A step of SGD on rows of a residual matrix, whose gradient's rows are at hand: mask, decay, clamp, update in one pass.
+// A step of SGD on rows of a residual matrix whose gradient is at hand: mask, decay, clamp and update in one pass.
 #include "simd.h"
 
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
@@ -36,8 +36,10 @@ void update(const MaskedSgd& op, int64_t begin, int64_t end) {
     const int32_t* mask = op.masks + row * op.words;
     const Base* base = held ? static_cast<const Base*>(op.base) + row * op.outputs : nullptr;
     int64_t j = 0;
-    for (; j + lanes <= op.outputs; j += lanes)
-      store(delta + j, step(load(delta + j), load(gradient + j), held ? load(base + j) : Floats{}, free_lanes(mask, j)));
+    for (; j + lanes <= op.outputs; j += lanes) {
+      const Floats frozen = held ? load(base + j) : Floats{};
+      store(delta + j, step(load(delta + j), load(gradient + j), frozen, free_lanes(mask, j)));
+    }
     if (const int64_t rest = op.outputs - j; rest > 0) {
       const Floats before = load_some(delta + j, rest), slope = load_some(gradient + j, rest);
       const Floats frozen = held ? load_some(base + j, rest) : Floats{};

@@ -50,9 +50,14 @@ __global__ void __launch_bounds__(Tile::THREADS, 1) input_gradient(MaskedLinear 
   typename Tile::Sums sums = {};
   const InputGradient<typename Tile::T> problem{op, op.memory, b_in_packs, token, routes, list, count};
   multiply<Tile>(problem, static_cast<int>(op.outputs), shared, sums);
-  // No product is taken that the mask leaves out: what is not finite is so by right.
-  const auto as_it_is = [](int, int, float sum) { return sum; };
-  hand_out<Tile>(sums, shared, as_it_is, [&](int m, int n, float sum) {
+  const auto exact = [&](int m, int n, float sum) {
+    sum = 0;
+    for (std::int64_t k = 0; routes[m] >= 0 && n < count && k < op.outputs; k++) {
+      sum += op.y[(token + m) * op.outputs + k] * op.memory[list[n] * op.outputs + k];
+    }
+    return sum;
+  };
+  hand_out<Tile>(sums, shared, exact, [&](int m, int n, float sum) {
     if (n < count && routes[m] >= 0 && op.has(routes[m], list[n])) op.out.set((token + m) * op.width + list[n], sum);
   });
 }
