@@ -31,9 +31,7 @@ inline Pair load_pair(const BFloat16* from) {
 // The first `count` < step entries, zeros beyond.
 template <class T>
 inline Pair load_pair_some(const T* from, int64_t count) {
-  T all[step] = {};
-  __builtin_memcpy(all, from, static_cast<size_t>(count) * sizeof(T));
-  return load_pair(all);
+  return load_pair(Beginning<step, T>(from, count).elements);
 }
 
 // In place, entries in order -> the lane order of rows of T, and back; `count` is a multiple of `step`.

@@ -154,12 +154,18 @@ inline void store(Float16* to, Floats value) {
   __builtin_memcpy(to, &halves, sizeof halves);
 }
 
-// The first `count` lanes, zero beyond: for the end of a row. Nothing beyond them is touched in memory.
+// The first `count` of `size` elements, zeros beyond: for the end of a row. Nothing beyond them is touched in memory.
+template <int64_t size, class T>
+struct Beginning {
+  T elements[size] = {};
+  Beginning(const T* from, int64_t count) {
+    __builtin_memcpy(elements, from, static_cast<size_t>(count) * sizeof(T));
+  }
+};
+
 template <class T>
 inline Floats load_some(const T* from, int64_t count) {
-  T all[lanes] = {};
-  __builtin_memcpy(all, from, static_cast<size_t>(count) * sizeof(T));
-  return load(all);
+  return load(Beginning<lanes, T>(from, count).elements);
 }
 
 template <class T>
