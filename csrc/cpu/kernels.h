@@ -72,34 +72,32 @@ struct Routes {
   int64_t count;
 };
 
-// Strides are in elements. Work items are blocks of columns of y.
-struct MaskedLinear {
-  Type y_type, x_type, memory_type;
-  void* y;  // [tokens, outputs]
-  int64_t y_row, y_column, outputs;
+// What routed tokens read of a memory, and by which features. Strides are in elements.
+struct MaskedMemory {
+  Type x_type, memory_type;
   const void* x;  // [tokens, width]
   int64_t x_row, x_column, width;
   const void* memory;  // [width, outputs], its columns adjacent
-  int64_t memory_row;
+  int64_t memory_row, outputs;
   const int32_t* masks;  // [M, words]
   int64_t words;
   Routes routes;
+};
+
+// Work items are blocks of columns of y.
+struct MaskedLinear : MaskedMemory {
+  Type y_type;
+  void* y;  // [tokens, outputs]
+  int64_t y_row, y_column;
   int64_t block;  // columns of a work item
 };
 
-// Strides are in elements. `masked_linear_upstream` goes first and fills `upstream`: its work items are routed tokens.
-// Those of `masked_linear_dx` are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
-struct MaskedLinearBackward {
-  Type grad_type, x_type, memory_type;
+// `masked_linear_upstream` goes first and fills `upstream`: its work items are routed tokens. Those of `masked_linear_dx`
+// are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
+struct MaskedLinearBackward : MaskedMemory {
+  Type grad_type;
   const void* grad;  // [tokens, outputs]
-  int64_t grad_row, grad_column, outputs;
-  const void* x;  // [tokens, width]
-  int64_t x_row, x_column, width;
-  const void* memory;  // [width, outputs], its columns adjacent
-  int64_t memory_row;
-  const int32_t* masks;  // [M, words]
-  int64_t words;
-  Routes routes;
+  int64_t grad_row, grad_column;
   float* upstream;  // [routes.count, stride]: the gradients of routed tokens
   int64_t stride;   // outputs, rounded up to `row_multiple`
   void* dx;         // [tokens, width], zero
