@@ -47,6 +47,10 @@ inline bool in_packs(const Elements& array, std::int64_t length) {
   return length % SCORE_COUNT == 0 && is_aligned(array.data);
 }
 
+inline bool keys_in_packs(const AssociativeRead& op) {
+  return in_packs(op.keys, op.width) && in_packs(op.x, op.width) && is_aligned(op.background);
+}
+
 // By a warp: row `slot` of the values . y, in every lane.
 __device__ __forceinline__ float value_product(const AssociativeRead& op, std::int64_t token, std::int64_t slot,
                                                bool packed) {

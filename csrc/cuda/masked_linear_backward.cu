@@ -145,16 +145,8 @@ extern "C" cudaError_t corrigenda_masked_linear_backward(const void* grad, int g
                                                          const std::int32_t* masks, const std::int32_t* route,
                                                          std::int64_t tokens, std::int64_t width, std::int64_t outputs,
                                                          void* dx, void* dmemory, cudaStream_t stream) {
-  MaskedLinear op{{grad, grad_dtype},
-                  {x, x_dtype},
-                  {memory, memory_dtype},
-                  reinterpret_cast<const unsigned*>(masks),
-                  route,
-                  tokens,
-                  width,
-                  outputs,
-                  ceil_div(width, 32),
-                  {}};
+  MaskedLinear op = masked_linear_of({grad, grad_dtype}, {x, x_dtype}, {memory, memory_dtype}, masks, route, tokens,
+                                     width, outputs, {});
   if (dx != nullptr && tokens > 0 && width > 0) {
     cudaError_t status = cudaMemsetAsync(dx, 0, tokens * width * (x_dtype == FLOAT32 ? 4 : 2), stream);
     if (status != cudaSuccess) return status;
