@@ -151,7 +151,7 @@ void gradients_of_pages(const AssociativeReadBackward& op, int64_t begin, int64_
   });
 }
 
-// What a run's later tokens add to the page that begins at row `place` of their edit: rows 1 .. of the edit, by a table.
+// What a run's later tokens add to the page that begins at row `place` of their edit: to rows 1 .. of the edit.
 template <class Add>
 void add_later(const AssociativeReadBackward& op, const ReadRun& run, int64_t place, const float* table, Add&& add) {
   const int64_t rows = op.bank.rows[run.edit], first = place == 0;
@@ -191,7 +191,9 @@ void associative_read_scores(const AssociativeReadBackward& op, int64_t begin, i
 void associative_read_dkeys(const AssociativeReadBackward& op, int64_t begin, int64_t end) {
   const ReadBank& bank = op.bank;
   gradients_of_pages(op, begin, end, bank.key_type, bank.width, op.directions, op.width_stride, op.dkeys,
-                     [&](const ReadRun& run, int64_t place, auto&& add) { add_later(op, run, place, op.dscores, add); });
+                     [&](const ReadRun& run, int64_t place, auto&& add) {
+    add_later(op, run, place, op.dscores, add);
+  });
 }
 
 void associative_read_dvalues(const AssociativeReadBackward& op, int64_t begin, int64_t end) {

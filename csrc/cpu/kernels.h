@@ -1,7 +1,7 @@
 // The CPU kernels: plain C++, no torch. Arguments are what kernels/ops.py documents, contiguous, checked by the caller.
 //
-// Every kernel file is compiled once per instruction set, in a namespace of that name; `kernels()` picks a table by what
-// the processor has. A kernel does a part of the work, so that the caller can share it among threads.
+// Every kernel file is compiled once per instruction set, in a namespace of that name; `kernels()` picks a table by
+// what the processor has. A kernel does a part of the work, so that the caller can share it among threads.
 #pragma once
 
 #include <cstdint>
@@ -92,8 +92,8 @@ struct MaskedLinear : MaskedMemory {
   int64_t block;  // columns of a work item
 };
 
-// `masked_linear_upstream` goes first and fills `upstream`: its work items are routed tokens. Those of `masked_linear_dx`
-// are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
+// `masked_linear_upstream` goes first and fills `upstream`: its work items are routed tokens. Those of
+// `masked_linear_dx` are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
 struct MaskedLinearBackward : MaskedMemory {
   Type grad_type;
   const void* grad;  // [tokens, outputs]

@@ -1,6 +1,6 @@
 // Sums of scattered rows, and dot products with them: what masked_linear and associative_read spend their time on.
 //
-// Float32 operands beside the rows are kept in the rows' own lane order. Two vectors of bfloat16 come out of one load by
+// Float32 operands beside the rows are kept in the rows' own lane order. Two vectors of bfloat16 come of one load by
 // a shift and a mask, even entries then odd ones, which halves the work of widening them in order; such a buffer is
 // reordered once (`arrange`, `restore`) and used with many rows. It is padded with zeros to whole steps.
 #pragma once

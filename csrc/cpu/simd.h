@@ -1,7 +1,7 @@
 // Vectors as wide as the instruction set has them, and the four element types as float32 lanes.
 //
 // GCC's vector types, so that one source serves every width: + - * & | << and comparisons (-1 where true) work on them,
-// `a * b + c` becomes a fused multiply-add where there is one. Everything here lives in the instruction set's namespace.
+// `a * b + c` becomes a fused multiply-add where there is one. Everything here is in the instruction set's namespace.
 // Do not call templates of the standard library that may stay out of line: the linker keeps one copy of each for all
 // instruction sets, and might keep one that this processor cannot run.
 #pragma once
@@ -75,7 +75,7 @@ inline Vector select(Ints condition, Vector then, Vector otherwise) {
   return condition ? then : otherwise;
 }
 
-// `lanes` 16-bit numbers, zero-extended; by intrinsics, as GCC 12 makes three instructions of a conversion to wider lanes.
+// `lanes` 16-bit numbers, zero-extended; by intrinsics, as GCC 12 makes three instructions of a conversion.
 inline Words widen(const uint16_t* from) {
 #if defined(__AVX512F__)
   return bit_cast<Words>(_mm512_cvtepu16_epi32(load_vector<__m256i>(from)));

@@ -22,7 +22,7 @@ struct OverlapArguments {
 // Bytes of `best` and `finished`, in this order.
 inline std::size_t overlap_scratch_bytes(std::int64_t batch) { return static_cast<std::size_t>(batch) * 12; }
 
-// `early`: the grid before it on the stream lets it start early (let_next_grid_start), and nothing else follows that one.
+// `early`: the grid before it on the stream lets it start early (let_next_grid_start), and nothing else follows it.
 cudaError_t launch_overlap(const OverlapArguments& arguments, bool early, cudaStream_t stream);
 
 extern "C" {
