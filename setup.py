@@ -61,7 +61,8 @@ def cuda_folder():
     nvcc = shutil.which("nvcc")
     candidates = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
     for candidate in candidates:
-        if candidate and (Path(candidate) / "bin/nvcc").exists():
+        # An nvcc on the PATH may be a script that calls the toolkit's own from elsewhere.
+        if candidate and all((Path(candidate) / part).exists() for part in ("bin/nvcc", "include/cuda_runtime_api.h")):
             return Path(candidate)
     raise Unavailable("no nvcc was found")
 

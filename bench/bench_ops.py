@@ -10,7 +10,8 @@ import time
 
 import pytest
 import torch
-from op_cases import CASES, wrong
+from agreement import wrong
+from op_cases import CASES
 from record import provenance
 from timing import captured, copy_bandwidth, device_seconds
 

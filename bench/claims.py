@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 
-import op_cases
+import agreement
 import torch
-from op_cases import FULL, associative_read, differs, listed, mask_overlap, masked_linear, ties_merge, topk_mask
+from agreement import differs, listed
+from op_cases import FULL, associative_read, mask_overlap, masked_linear, ties_merge, topk_mask
 from record import ROOT, provenance, results_folder, write_json
 from rich.console import Console
 from rich.table import Table
@@ -39,8 +40,8 @@ def arguments():
 
 def measure(case, compile):
     given = case.build("cpu")
-    expected = op_cases.run(case, given, "reference")
-    difference = differs(case, expected, op_cases.run(case, given, "native"))
+    expected = agreement.run(case, given, "reference")
+    difference = differs(case, expected, agreement.run(case, given, "native"))
     if difference:
         raise SystemExit(f"{case} is wrong, and is not timed: {difference}")
     budget = 10.0 if case.op == "ties_merge" else 3.0

@@ -32,7 +32,7 @@ build() {
 # The tests' own GPU is chosen by CORRIGENDA_TEST_DEVICE; captures of CUDA graphs are among them.
 test_on_gpu() {
     CORRIGENDA_TEST_DEVICE=cuda "$python" -m pytest -q -x -m 'not model' tests/test_registration.py tests/test_cuda_graphs.py \
-        tests/test_{topk_mask,mask_overlap,mask_route,token_overlap,masked_linear,associative_read,ties_merge}.py
+        tests/test_{topk_mask,mask_overlap,mask_route,token_overlap,masked_linear,associative_read,ties_merge,masked_sgd,delta_linear}.py
 }
 
 sanitize() {

@@ -13,7 +13,6 @@ import torch
 import torch_forms
 
 import corrigenda.kernels.ops  # noqa: F401 (registers the ops)
-from corrigenda.kernels import dispatch, reference
 
 # LLaMA-3-8B and Mistral-7B: width of the edited down-projection's input, of its output, and MEMOIR's k.
 WIDTH, OUTPUTS, TOP_K = 14336, 4096, 4096
@@ -225,6 +224,56 @@ def ties_merge(shards, entries, dtype, density=0.2, small=True):
     )
 
 
+def masked_sgd(tokens, decay=0.0, small=True):
+    """WISE's step: a fifth of the entries are free; bfloat16 features, float32 gradient."""
+
+    def build(device):
+        delta = random(WIDTH, OUTPUTS, device=device) / 1000
+        x = random(tokens, WIDTH, device=device, dtype=torch.bfloat16, seed=1)
+        gradient = random(tokens, OUTPUTS, device=device, seed=2)
+        base = random(WIDTH, OUTPUTS, device=device, dtype=torch.bfloat16, seed=3) / 64 if decay else None
+        return delta, x, gradient, random_masks(WIDTH, OUTPUTS, OUTPUTS // 5, device), base, 1e-4, decay, False, 1.0
+
+    def floor(delta, x, gradient, masks, base, *rest):
+        return nbytes(delta, delta, x, gradient, masks, base)
+
+    return Case(
+        "masked_sgd_",
+        f"{tokens} tokens{', decay' if decay else ''}",
+        build,
+        floor,
+        operations=2.0 * tokens * WIDTH * OUTPUTS,
+        forms={} if decay else torch_forms.MASKED_SGD,
+        small=small,
+        writes_first=True,
+    )
+
+
+def delta_linear(sequences, length, dtype=torch.bfloat16, small=True):
+    """`dtype` is delta's; the model's own tensors are bfloat16."""
+
+    def build(device):
+        tokens = sequences * length
+        x = random(tokens, WIDTH, device=device, dtype=torch.bfloat16)
+        base = random(tokens, OUTPUTS, device=device, dtype=torch.bfloat16, seed=1)
+        delta = (random(WIDTH, OUTPUTS, device=device, seed=2) / 1000).to(dtype)
+        offsets = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
+        return x, base, delta, offsets, None, True, 100
+
+    def floor(x, base, delta, offsets, *rest):
+        return nbytes(x, base, delta, offsets) + 4 * base.numel() + 4 * len(base) + 4 * sequences
+
+    return Case(
+        "delta_linear",
+        f"{sequences} x {length} tokens, {_name(dtype)}",
+        build,
+        floor,
+        operations=2.0 * sequences * length * WIDTH * OUTPUTS,
+        forms=torch_forms.DELTA_LINEAR,
+        small=small,
+    )
+
+
 def _name(dtype):
     return str(dtype).removeprefix("torch.")
 
@@ -253,38 +302,11 @@ CASES = [
     ties_merge(4, 4_000_000, torch.bfloat16),
     *(ties_merge(shards, FULL, torch.bfloat16, small=False) for shards in (2, 4, 8)),
     ties_merge(4, FULL, torch.float32, small=False),
+    *(masked_sgd(tokens) for tokens in (16, 64)),
+    masked_sgd(64, decay=1e-4),
+    masked_sgd(400, small=False),
+    *(delta_linear(1, 1, dtype) for dtype in (torch.bfloat16, torch.float32)),
+    delta_linear(8, 8),
+    *(delta_linear(*shape, torch.float32, small=False) for shape in ((32, 1), (1, 64), (8, 50))),
+    *(delta_linear(*shape, small=False) for shape in ((32, 1), (8, 50))),
 ]
-
-
-def run(case, arguments, backend):
-    """The op's outputs on `backend`, a list, and none of the arguments changed."""
-    given = [a.clone() if case.writes_first and i == 0 else a for i, a in enumerate(arguments)]
-    with dispatch.use(backend), torch.no_grad():
-        result = case.function(*given)
-    return [given[0]] if case.writes_first else listed(result)
-
-
-def listed(result):
-    return [result] if torch.is_tensor(result) else list(result)
-
-
-def wrong(case, arguments, backend):
-    """ "" if `backend` computes what the reference computes on `arguments`, else what differs."""
-    return differs(case, run(case, arguments, "reference"), run(case, arguments, backend))
-
-
-def differs(case, expected, actual):
-    """ "" if two lists of outputs agree: integers exactly, floats to rounding."""
-    for a, b in zip(expected, actual):
-        if a.dtype.is_floating_point:
-            error = float((a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-30))
-            difference = "" if error < (2**-7 if a.dtype == torch.bfloat16 else 1e-4) else f"relative error {error:.2e}"
-        elif case.op == "topk_mask":  # rounding of the mean may exchange entries that are as good as equal
-            bits = [reference.unpack_mask(mask, WIDTH).int() for mask in (a, b)]
-            exchanged = int((bits[0] - bits[1]).abs().sum(1).max())
-            difference = "" if exchanged <= 8 else f"{exchanged} bits of a mask"
-        else:
-            difference = "" if torch.equal(a, b) else f"{int((a != b).sum())} entries"
-        if difference:
-            return difference
-    return ""

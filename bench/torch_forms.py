@@ -174,3 +174,52 @@ TIES_MERGE = {
     "kthvalue": (lambda *arguments: arguments, lambda *arguments: _merge(*arguments, _by_kthvalue)),
     "topk": (lambda *arguments: arguments, lambda *arguments: _merge(*arguments, _by_topk)),
 }
+
+
+def _step_arguments(delta, x, gradient, masks, base, learning_rate, decay, decay_masked, limit):
+    free = reference.unpack_mask(masks, delta.shape[1])
+    return delta.clone(), x, gradient, free, free.float(), learning_rate, limit
+
+
+def _step_by_product(delta, x, gradient, free, share, learning_rate, limit):
+    step = (x.float().T @ gradient).mul_(share)
+    return delta.sub_(step, alpha=learning_rate).clamp_(-limit, limit)
+
+
+def _step_by_fill(delta, x, gradient, free, share, learning_rate, limit):
+    step = (x.float().T @ gradient).masked_fill_(~free, 0.0)
+    return delta.sub_(step, alpha=learning_rate).clamp_(-limit, limit)
+
+
+MASKED_SGD = {
+    "product, times the mask": (_step_arguments, _step_by_product),
+    "product, masked_fill": (_step_arguments, _step_by_fill),
+}
+
+
+def _side_arguments(x, base, delta, offsets, weight, activated, longest):
+    """Sequences of one length up to `longest`, so that scores are means of rows."""
+    return x, base, delta, len(offsets) - 1
+
+
+def _measured(side, base, sequences):
+    change = torch.nn.functional.silu(base.float() + side) - torch.nn.functional.silu(base.float())
+    distance = torch.linalg.vector_norm(change, dim=1)
+    return side, distance, distance.view(sequences, -1).mean(1)
+
+
+def _side_by_conversion(x, base, delta, sequences):
+    return _measured(x.float() @ delta.float(), base, sequences)
+
+
+def _side_by_columns(x, base, delta, sequences):
+    """Delta taken to float32 some columns at a time, which stay in cache."""
+    features = x.float()
+    parts = [features @ delta[:, from_ : from_ + 512].float() for from_ in range(0, delta.shape[1], 512)]
+    return _measured(torch.cat(parts, 1), base, sequences)
+
+
+DELTA_LINEAR = {
+    "float32 product": (_side_arguments, _side_by_conversion),
+    "float32 products of columns": (_side_arguments, _side_by_columns),
+}

@@ -69,6 +69,8 @@ ORDER = {
     "associative_read_": ("native", "triton", "reference"),
     "associative_read_backward": ("native", "triton", "reference"),
     "ties_merge": ("native", "triton", "reference"),
+    "masked_sgd_": ("native", "triton", "reference"),
+    "delta_linear": ("native", "triton", "reference"),
 }
 
 TABLE = {op: tuple(_row(backend, op) for backend in backends) for op, backends in ORDER.items()}

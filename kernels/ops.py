@@ -197,6 +197,32 @@ def _describe_ties_merge(deltas, weights, densities):
     return [(shape, deltas.dtype)]
 
 
+def _describe_masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay, decay_masked, limit):
+    width, outputs = _expect("delta", delta, FLOAT32, (None, None))
+    tokens, _ = _expect("x", x, FEATURES, (None, width), delta.device)
+    _expect("gradient", gradient, FEATURES, (tokens, outputs), delta.device)
+    _expect("masks", masks, INT32, (width, _words(outputs)), delta.device)
+    if base is not None:
+        _expect("base", base, FEATURES, (width, outputs), delta.device)
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be at least 0 and below 1, not {decay}")
+    if not limit >= 0:
+        raise ValueError(f"limit must be at least 0, not {limit}")
+    return []
+
+
+def _describe_delta_linear(x, base, delta, offsets, weight, activated, longest):
+    tokens, width = _expect("x", x, FEATURES, (None, None))
+    _, outputs = _expect("delta", delta, FEATURES, (width, None), x.device)
+    _expect("base", base, FEATURES, (tokens, outputs), x.device)
+    (bounds,) = _expect("offsets", offsets, INT32, (None,), x.device)
+    if bounds < 1:
+        raise ValueError("offsets must hold at least one entry, the start of the first sequence")
+    if weight is not None:
+        _expect("weight", weight, FLOAT32, (tokens,), x.device)
+    return [((tokens, outputs), torch.float32), ((tokens,), torch.float32), ((bounds - 1,), torch.float32)]
+
+
 # No defaults in the schemas: torch drops trailing arguments equal to theirs, and the backends take them all.
 _topk_mask = _register(
     "topk_mask(Tensor x, Tensor offsets, SymInt k, Tensor? weight, Tensor? background, Tensor? permutation) -> Tensor",
@@ -250,6 +276,16 @@ _associative_read_backward = _register(
 _ties_merge = _register(
     "ties_merge(Tensor deltas, Tensor weights, float[] densities) -> Tensor",
     _describe_ties_merge,
+)
+_masked_sgd_ = _register(
+    "masked_sgd_(Tensor(a!) delta, Tensor x, Tensor gradient, Tensor masks, Tensor? base, float learning_rate,"
+    " float decay, bool decay_masked, float limit) -> ()",
+    _describe_masked_sgd_,
+)
+_delta_linear = _register(
+    "delta_linear(Tensor x, Tensor base, Tensor delta, Tensor offsets, Tensor? weight, bool activated,"
+    " SymInt longest) -> (Tensor, Tensor, Tensor)",
+    _describe_delta_linear,
 )
 
 
@@ -525,3 +561,60 @@ def ties_merge(deltas, weights, densities):
     """
     _refuse_gradient("ties_merge", deltas, weights)
     return _ties_merge(deltas, weights, [float(density) for density in densities])
+
+
+def masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay=0.0, decay_masked=False, limit=float("inf")):
+    """One step of SGD on some entries of a residual matrix, from the two factors of its gradient; returns delta.
+
+        step = learning_rate mask * (x^T gradient) + decay (base + delta)
+        delta <- clamp(delta - step, -limit, limit)
+
+    in one pass over delta, in float32. What decays is the whole weight, frozen part and residual: an optimiser that
+    holds their sum shrinks both. Raises RuntimeError where a gradient would have to be recorded.
+
+    Args:
+        delta: [D, d] float32, written in place.
+        x: [tokens, D] float32, bfloat16 or float16, the layer's input.
+        gradient: [tokens, d] likewise, the loss's gradient by the layer's output.
+        masks: [D, ceil(d/32)] int32, one bit an entry of delta: which may be written.
+        base: [D, d] likewise, the frozen weight, transposed; None where decay is to shrink delta alone.
+        learning_rate: float.
+        decay: float in [0, 1), the share taken off: learning rate times weight decay.
+        decay_masked: bool, whether decay too is confined to the mask's entries.
+        limit: float, the largest magnitude in delta.
+
+    Source: WISE (arXiv 2405.14768), as its code has it.
+    Cost: O(tokens D d), and one pass over delta, mask and, for decay, base.
+    """
+    _refuse_gradient("masked_sgd_", delta, x, gradient)
+    _masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay, decay_masked, limit)
+    return delta
+
+
+def delta_linear(x, base, delta, offsets, weight=None, activated=False, longest=100):
+    """What a residual matrix adds at every token, and how far it moves the output: by token and by sequence.
+
+        side_t = x_t delta
+        distance_t = |side_t|, or with `activated` |silu(base_t + side_t) - silu(base_t)|
+        score_b = sum_t w_t distance_t / sum_t w_t over the tokens t of sequence b that have a weight, or the
+                  maximum of distance_t over them where they are more than `longest`
+
+    A sequence without such tokens scores 0. Raises RuntimeError where a gradient would have to be recorded.
+
+    Args:
+        x: [tokens, D] float32, bfloat16 or float16, the layer's input.
+        base: [tokens, d] likewise, the frozen layer's output.
+        delta: [D, d] likewise.
+        offsets: [B + 1] int32, ascending; sequence b is tokens offsets[b] to offsets[b + 1].
+        weight: [tokens] float32, not negative, 0 for a token that does not count; None for ones.
+        activated: bool.
+        longest: the number of tokens up to which a sequence's score is the mean.
+
+    Returns:
+        side [tokens, d], distance [tokens], score [B], all float32.
+
+    Source: WISE (arXiv 2405.14768): the raw distance is the paper's, `activated` and `longest` its code's.
+    Cost: O(tokens D d).
+    """
+    _refuse_gradient("delta_linear", x, base, delta)
+    return _delta_linear(x, base, delta, offsets, weight, activated, longest)

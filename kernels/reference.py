@@ -285,3 +285,31 @@ def ties_merge(deltas, weights, densities):
         total += torch.where(agrees, part, 0.0)
         mass += torch.where(agrees, weights[s], 0.0)
     return torch.where(mass == 0, 0.0, total / mass).to(deltas.dtype)
+
+
+def masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay, decay_masked, limit):
+    free = unpack_mask(masks, delta.shape[1])
+    step = (x.float().T @ gradient.float()).mul_(learning_rate).masked_fill_(~free, 0.0)
+    if decay:
+        shrunk = delta * decay if base is None else (delta + base).mul_(decay)
+        step += shrunk.masked_fill_(~free, 0.0) if decay_masked else shrunk
+    delta.sub_(step).clamp_(-limit, limit)
+
+
+def delta_linear(x, base, delta, offsets, weight, activated, longest):
+    side = x.float() @ delta.float()
+    change = side
+    if activated:
+        base = base.float()
+        change = torch.nn.functional.silu(base + side) - torch.nn.functional.silu(base)
+    distance = torch.linalg.vector_norm(change, dim=1)
+    counted = torch.ones_like(distance) if weight is None else (weight > 0).float()
+    scored = torch.where(counted > 0, distance, 0.0)  # padding may be infinitely far: 0 * inf is NaN
+    mean = pool(scored[:, None], offsets, weight)[:, 0]
+    # Buckets as in `pool`: the first and the last take the tokens that no sequence owns.
+    position = torch.arange(len(x), dtype=offsets.dtype, device=x.device)
+    bucket = torch.searchsorted(offsets.contiguous(), position, right=True)
+    count = counted.new_zeros(len(offsets) + 1).index_add_(0, bucket, counted)[1:-1]
+    highest = counted.new_zeros(len(offsets) + 1)
+    highest.scatter_reduce_(0, bucket, scored, "amax")
+    return side, distance, torch.where(count > longest, highest[1:-1], mean)

@@ -44,6 +44,17 @@ CANDIDATES = {
         "count": {"BLOCK": [1024, 2048, 4096], "num_warps": [4, 8]},
         "merge": {"BLOCK": [1024, 2048, 4096], "num_warps": [4, 8]},
     },
+    "masked_sgd": {
+        "step": {"BLOCK_T": [32, 64], "BLOCK_I": [64, 128], "BLOCK_O": [64, 128], "num_warps": [4, 8]},
+        "step_float32": {"BLOCK_T": [16, 32], "BLOCK_I": [64, 128], "BLOCK_O": [64, 128], "num_warps": [4, 8]},
+    },
+    "delta_linear": {
+        "few": {"BLOCK_K": [64, 128], "BLOCK_O": [64, 128], "num_stages": [3, 4]},
+        "many": {"BLOCK_K": [32, 64], "BLOCK_O": [128, 256], "num_warps": [4, 8], "num_stages": [3, 4]},
+        "few_float32": {"BLOCK_K": [32, 64], "BLOCK_O": [64, 128], "num_stages": [3, 4]},
+        "many_float32": {"BLOCK_K": [16, 32], "BLOCK_O": [64, 128], "num_warps": [4, 8], "num_stages": [2, 3]},
+        "distance": {"BLOCK_O": [512, 1024, 2048], "num_warps": [4, 8]},
+    },
 }
 
 

@@ -104,6 +104,32 @@ def ties_merge(shards=4, entries=WIDTH * OUTPUTS, dtype=HALF):
     return make
 
 
+def masked_sgd(tokens=400, dtypes=(HALF, torch.float32), base=HALF, decay=1e-4, decay_masked=False):
+    """`dtypes` are those of x and of the gradient."""
+
+    def make(device):
+        delta = torch.zeros(WIDTH, OUTPUTS, device=device)
+        x = torch.randn(tokens, WIDTH, dtype=dtypes[0], device=device)
+        gradient = torch.randn(tokens, OUTPUTS, dtype=dtypes[1], device=device)
+        frozen = None if base is None else torch.zeros(WIDTH, OUTPUTS, dtype=base, device=device)
+        return delta, x, gradient, _masks(WIDTH, OUTPUTS, device), frozen, 0.1, decay, decay_masked, 1.0
+
+    return make
+
+
+def delta_linear(tokens, dtypes=(HALF, HALF), weight=False, activated=True):
+    """`dtypes` are those of x and of delta."""
+
+    def make(device):
+        x = torch.randn(tokens, WIDTH, dtype=dtypes[0], device=device)
+        base = torch.randn(tokens, OUTPUTS, dtype=dtypes[0], device=device)
+        delta = torch.randn(WIDTH, OUTPUTS, dtype=dtypes[1], device=device)
+        share = torch.rand(tokens, device=device) if weight else None
+        return x, base, delta, _offsets(1, tokens, device), share, activated, 100
+
+    return make
+
+
 def timed():
     """(kernel, variant, op, maker) of every variant that the tuner times, each where the variant decides the time."""
     return [
@@ -122,6 +148,13 @@ def timed():
         ("associative_read", "read", "associative_read_", associative_read(page_count=64, width=4096)),
         ("ties_merge", "count", "ties_merge", ties_merge()),
         ("ties_merge", "merge", "ties_merge", ties_merge()),
+        ("masked_sgd", "step", "masked_sgd_", masked_sgd(dtypes=(HALF, HALF))),
+        ("masked_sgd", "step_float32", "masked_sgd_", masked_sgd()),
+        ("delta_linear", "few", "delta_linear", delta_linear(1)),
+        ("delta_linear", "many", "delta_linear", delta_linear(256)),
+        ("delta_linear", "few_float32", "delta_linear", delta_linear(1, (HALF, torch.float32))),
+        ("delta_linear", "many_float32", "delta_linear", delta_linear(256, (HALF, torch.float32))),
+        ("delta_linear", "distance", "delta_linear", delta_linear(256)),
     ]
 
 
@@ -163,4 +196,14 @@ def compiled():
         ),
         *(("ties_merge", ties_merge(dtype=dtype)) for dtype in (HALF, half, single)),
         ("ties_merge", ties_merge(entries=1000)),
+        *(
+            ("masked_sgd_", masked_sgd(dtypes=dtypes, base=base, decay=decay, decay_masked=decay_masked))
+            for dtypes in ((HALF, HALF), (HALF, single), (single, single), (half, half))
+            for base, decay, decay_masked in ((None, 0.0, False), (HALF, 1e-4, False), (HALF, 1e-4, True))
+        ),
+        *(
+            ("delta_linear", delta_linear(tokens, dtypes, weight=tokens == 1, activated=tokens > 1))
+            for tokens in (1, 256, 8192)
+            for dtypes in ((HALF, HALF), (half, half), (HALF, single), (single, single))
+        ),
     ]

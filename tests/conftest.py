@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import emulate
 import numpy as np
 import pytest
 import torch
@@ -74,6 +75,19 @@ def backend(request):
         yield name
     if instructions:
         native.select_cpu_instructions(before)
+
+
+@pytest.fixture(scope="session")
+def kernels():
+    """The CUDA kernels in the emulator."""
+    return emulate.library(*os.environ.get("CORRIGENDA_EMULATE_FLAGS", "").split())
+
+
+@pytest.fixture(params=emulate.SEEDS, ids=lambda seed: f"order{seed}")
+def order(request, monkeypatch):
+    """In which order the emulator takes the threads of a block."""
+    monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(request.param))
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 What only a GPU can show is not tested here: speed, and what two processors do to one memory.
 """
 
-import os
 import re
 
 import emulate
@@ -14,17 +13,6 @@ from cases import FEATURE_DTYPES, dyadic, generator, random_masks
 from corrigenda.kernels import reference
 
 pytestmark = pytest.mark.skipif(emulate.compiler() is None, reason="g++ is not installed")
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return emulate.library(*os.environ.get("CORRIGENDA_EMULATE_FLAGS", "").split())
-
-
-@pytest.fixture(params=emulate.SEEDS, ids=lambda seed: f"order{seed}")
-def order(request, monkeypatch):
-    monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(request.param))
-    return request.param
 
 
 def offsets_of(*lengths):

@@ -1,7 +1,5 @@
 """The CUDA kernels of the memories against the reference, on the CPU: see test_cuda_emulated.py."""
 
-import os
-
 import emulate
 import pytest
 import torch
@@ -20,17 +18,6 @@ DTYPES = [
     (SINGLE, HALF, BRAIN),
 ]
 BETA = 3.0
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return emulate.library(*os.environ.get("CORRIGENDA_EMULATE_FLAGS", "").split())
-
-
-@pytest.fixture(params=emulate.SEEDS, ids=lambda seed: f"order{seed}")
-def order(request, monkeypatch):
-    monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(request.param))
-    return request.param
 
 
 def unwritten(like):
@@ -201,6 +188,70 @@ def test_a_token_without_a_direction(kernels, order):
     emulate.call(kernels, "associative_read_backward", *floats, BETA, *sizes, *gradients, scratch)
     for actual, wanted in zip(gradients, expected):
         assert_as_close(actual, wanted)
+
+
+# tokens, D, d: one tile and several; d that 16-byte loads may and may not read; more tokens than the stages hold.
+STEPS = [(0, 33, 40), (1, 5, 3), (9, 130, 264), (33, 64, 97), (130, 16, 32)]
+
+
+@pytest.mark.parametrize("tokens, width, outputs", STEPS, ids=str)
+def test_masked_sgd(kernels, order, tokens, width, outputs):
+    dtypes = DTYPES[(order + tokens) % 5]
+    x, gradient = normal(tokens, width, seed=1, dtype=dtypes[1]), normal(tokens, outputs, seed=2, dtype=dtypes[2])
+    masks, base = random_masks(width, outputs, seed=3), normal(width, outputs, seed=4, dtype=dtypes[0])
+    if tokens > 8:
+        x[2, 1], gradient[3, 2], gradient[4, outputs - 1] = torch.inf, -torch.inf, torch.nan
+    scratch = emulate.scratch(kernels, "masked_sgd", tokens, width, outputs, x.dtype, gradient.dtype)
+    for frozen, decay, decay_masked, limit in ((None, 0.0, 0, torch.inf), (base, 0.1, 0, 0.9), (base, 0.1, 1, 0.9)):
+        delta = normal(width, outputs, seed=5)
+        before = delta.clone()
+        wide = delta.double(), x.double(), gradient.double()
+        free = reference.unpack_mask(masks, outputs)
+        step = torch.where(free, 0.5 * wide[1].T @ wide[2], 0.0)
+        whole = decay * (wide[0] + (0 if frozen is None else frozen.double()))
+        expected = (wide[0] - step - (torch.where(free, whole, 0.0) if decay_masked else whole)).clamp(-limit, limit)
+        floats = delta, x, x.dtype, gradient, gradient.dtype, masks, frozen, base.dtype
+        options = 0.5, decay, decay_masked, limit
+        emulate.call(kernels, "masked_sgd", *floats, *options, tokens, width, outputs, scratch)
+        assert torch.equal(delta.isinf(), expected.isinf())
+        assert_as_close(delta, expected)
+        if decay == 0:
+            assert same_bits(delta[~free], before[~free])
+
+
+# tokens, D, d, bounds of the sequences: the gather, and tiles of 16, 64 and 128 tokens.
+SIDES = [
+    (0, 8, 5, (0, 0)),
+    (1, 33, 5, (0, 1)),
+    (7, 70, 264, (0, 3, 3, 7)),
+    (11, 64, 40, (1, 9)),
+    (70, 33, 8, (0, 2, 70)),
+    (130, 20, 130, (0, 129, 130)),
+]
+
+
+@pytest.mark.parametrize("tokens, width, outputs, bounds", SIDES, ids=str)
+def test_delta_linear(kernels, order, tokens, width, outputs, bounds):
+    dtypes = DTYPES[(order + tokens) % 5]
+    x, base = normal(tokens, width, seed=1, dtype=dtypes[1]), normal(tokens, outputs, seed=2, dtype=dtypes[0])
+    delta, offsets = normal(width, outputs, seed=3, dtype=dtypes[2]), torch.tensor(bounds, dtype=torch.int32)
+    padding = torch.arange(tokens) % 3 == 1
+    weight = torch.where(padding, 0.0, normal(tokens, seed=4).abs())
+    if tokens > 8:
+        x[padding] = torch.inf
+    for given, activated, longest in ((weight, 1, 100), (weight, 0, 1), (None, 0, 100)):
+        outcome = (
+            torch.full((tokens, outputs), -77.0),
+            torch.full((tokens,), -77.0),
+            torch.full((len(bounds) - 1,), -77.0),
+        )
+        floats = x, x.dtype, base, base.dtype, delta, delta.dtype, offsets, given
+        sizes = tokens, width, outputs, len(bounds) - 1
+        scratch = emulate.scratch(kernels, "delta_linear", *sizes[:3])
+        emulate.call(kernels, "delta_linear", *floats, activated, longest, *sizes, *outcome, scratch)
+        expected = reference.delta_linear(*doubles(x, base, delta), offsets, given, bool(activated), longest)
+        for actual, wanted in zip(outcome, expected, strict=True):
+            assert_as_close(actual, wanted.double())
 
 
 def run_merge(kernels, deltas, weights, densities, sampled_from):

@@ -48,6 +48,11 @@ def arguments(op, tokens=TOKENS):
         "associative_read_": (y, *read, None),
         "associative_read_backward": (y, *read, [True, False, True]),
         "ties_merge": (dyadic(2, 4, tokens, seed=8), torch.ones(2), [0.5, 0.7]),
+        "masked_sgd_": (
+            *(normal(WIDTH, OUTPUTS, seed=9), x, y, random_masks(WIDTH, OUTPUTS, seed=10)),
+            *(normal(WIDTH, OUTPUTS, seed=11), 0.5, 1e-3, False, 1.0),
+        ),
+        "delta_linear": (x, y, normal(WIDTH, OUTPUTS, seed=9), bound, torch.ones(tokens), True, 100),
     }[op]
 
 
@@ -88,7 +93,7 @@ def test_gradients_compile_whole(op, floats, dynamic):
         assert torch.equal(expected, actual)
 
 
-@pytest.mark.parametrize("op", ["masked_linear_", "associative_read_"])
+@pytest.mark.parametrize("op", ["masked_linear_", "associative_read_", "masked_sgd_"])
 def test_in_place_compiles_among_other_ops(op):
     """The write must stay between what comes before and after it, and unrouted rows keep their bits."""
 

@@ -146,6 +146,9 @@ GUARDED = """
     call(ops.associative_read, normal(3, 5, seed=4), x, torch.tensor([False, True, False]), *arguments)
     call(ops.associative_read_backward, normal(3, 5, seed=4), x, torch.tensor([False, True, False]), *arguments)
     call(ops.ties_merge, normal(3, 77, seed=5), torch.ones(3), [0.2, 0.5, 1.0])
+    delta, upstream = normal(45, 5, seed=6), normal(3, 5, seed=7)
+    call(ops.masked_sgd_, delta, x, upstream, random_masks(45, 5, 1), normal(45, 5, seed=8), 0.1, 0.1)
+    call(ops.delta_linear, x, upstream, delta, int32(0, 2, 3), torch.rand(3), True)
     print("within bounds", flush=True)
     os._exit(0)  # tensors outlive their memory
 """

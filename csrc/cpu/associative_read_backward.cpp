@@ -125,13 +125,6 @@ void gradient_of_page(const AssociativeReadBackward& op, int64_t page, int64_t w
   }
 }
 
-// Rows from .. to of a page that are rows 1 .. of an edit: [first, last) within the page.
-struct LaterRows {
-  int64_t first, last;
-  LaterRows(int64_t place, int64_t rows)
-      : first(place == 0), last(rows - place < page_rows ? rows - place : page_rows) {}
-};
-
 int64_t most_tokens(const AssociativeReadBackward& op, int64_t begin, int64_t end) {
   int64_t most = 0;
   for (int64_t owner = op.page_begin[begin]; owner < op.page_begin[end]; ++owner) {
@@ -139,6 +132,31 @@ int64_t most_tokens(const AssociativeReadBackward& op, int64_t begin, int64_t en
     if (run.end - run.begin > most) most = run.end - run.begin;
   }
   return most;
+}
+
+// Gradients of pages [begin, end) of a bank whose elements are of `type`.
+template <class Contributions>
+void gradients_of_pages(const AssociativeReadBackward& op, int64_t begin, int64_t end, Type type, int64_t width,
+                        const float* vectors, int64_t vector_stride, void* gradient, Contributions&& contributions) {
+  const int64_t most = most_tokens(op, begin, end);
+  static thread_local Buffer<float> sums_memory, weights_memory;
+  float* sums = sums_memory.reserve(page_rows * block);
+  float* weights = weights_memory.reserve(4 * most);
+  static thread_local Buffer<const float*> inputs_memory;
+  const float** inputs = inputs_memory.reserve(most);
+  with_float(type, [&](auto element) {
+    for (int64_t page = begin; page < end; ++page)
+      gradient_of_page<decltype(element)>(op, page, width, vectors, vector_stride, gradient, sums, inputs, weights,
+                                          contributions);
+  });
+}
+
+// What a run's later tokens add to the page that begins at row `place` of their edit: to rows 1 .. of the edit.
+template <class Add>
+void add_later(const AssociativeReadBackward& op, const ReadRun& run, int64_t place, const float* table, Add&& add) {
+  const int64_t rows = op.bank.rows[run.edit], first = place == 0;
+  const int64_t last = rows - place < page_rows ? rows - place : page_rows;
+  if (run.later < run.end) add(first, last - first, run.later, run.end, table + place + first);
 }
 
 }  // namespace
@@ -171,41 +189,19 @@ void associative_read_scores(const AssociativeReadBackward& op, int64_t begin, i
 }
 
 void associative_read_dkeys(const AssociativeReadBackward& op, int64_t begin, int64_t end) {
-  const int64_t most = most_tokens(op, begin, end);
-  static thread_local Buffer<float> sums_memory, weights_memory;
-  float* sums = sums_memory.reserve(page_rows * block);
-  float* weights = weights_memory.reserve(4 * most);
-  static thread_local Buffer<const float*> inputs_memory;
-  const float** inputs = inputs_memory.reserve(most);
-  with_float(op.bank.key_type, [&](auto key) {
-    for (int64_t page = begin; page < end; ++page)
-      gradient_of_page<decltype(key)>(
-          op, page, op.bank.width, op.directions, op.width_stride, op.dkeys, sums, inputs, weights,
-          [&](const ReadRun& run, int64_t place, auto&& add) {
-            const LaterRows rows(place, op.bank.rows[run.edit]);
-            if (run.later < run.end)
-              add(rows.first, rows.last - rows.first, run.later, run.end, op.dscores + place + rows.first);
-          });
+  const ReadBank& bank = op.bank;
+  gradients_of_pages(op, begin, end, bank.key_type, bank.width, op.directions, op.width_stride, op.dkeys,
+                     [&](const ReadRun& run, int64_t place, auto&& add) {
+    add_later(op, run, place, op.dscores, add);
   });
 }
 
 void associative_read_dvalues(const AssociativeReadBackward& op, int64_t begin, int64_t end) {
-  const int64_t most = most_tokens(op, begin, end);
-  static thread_local Buffer<float> sums_memory, weights_memory;
-  float* sums = sums_memory.reserve(page_rows * block);
-  float* weights = weights_memory.reserve(4 * most);
-  static thread_local Buffer<const float*> inputs_memory;
-  const float** inputs = inputs_memory.reserve(most);
-  with_float(op.bank.value_type, [&](auto value) {
-    for (int64_t page = begin; page < end; ++page)
-      gradient_of_page<decltype(value)>(
-          op, page, op.bank.outputs, op.upstream, op.output_stride, op.dvalues, sums, inputs, weights,
-          [&](const ReadRun& run, int64_t place, auto&& add) {
-            const LaterRows rows(place, op.bank.rows[run.edit]);
-            if (place == 0 && run.begin < run.later) add(0, 1, run.begin, run.later, nullptr);
-            if (run.later < run.end)
-              add(rows.first, rows.last - rows.first, run.later, run.end, op.shares + place + rows.first);
-          });
+  const ReadBank& bank = op.bank;
+  gradients_of_pages(op, begin, end, bank.value_type, bank.outputs, op.upstream, op.output_stride, op.dvalues,
+                     [&](const ReadRun& run, int64_t place, auto&& add) {
+    if (place == 0 && run.begin < run.later) add(0, 1, run.begin, run.later, nullptr);
+    add_later(op, run, place, op.shares, add);
   });
 }
 

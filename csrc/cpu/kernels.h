@@ -1,7 +1,7 @@
 // The CPU kernels: plain C++, no torch. Arguments are what kernels/ops.py documents, contiguous, checked by the caller.
 //
-// Every kernel file is compiled once per instruction set, in a namespace of that name; `kernels()` picks a table by what
-// the processor has. A kernel does a part of the work, so that the caller can share it among threads.
+// Every kernel file is compiled once per instruction set, in a namespace of that name; `kernels()` picks a table by
+// what the processor has. A kernel does a part of the work, so that the caller can share it among threads.
 #pragma once
 
 #include <cstdint>
@@ -72,34 +72,32 @@ struct Routes {
   int64_t count;
 };
 
-// Strides are in elements. Work items are blocks of columns of y.
-struct MaskedLinear {
-  Type y_type, x_type, memory_type;
-  void* y;  // [tokens, outputs]
-  int64_t y_row, y_column, outputs;
+// What routed tokens read of a memory, and by which features. Strides are in elements.
+struct MaskedMemory {
+  Type x_type, memory_type;
   const void* x;  // [tokens, width]
   int64_t x_row, x_column, width;
   const void* memory;  // [width, outputs], its columns adjacent
-  int64_t memory_row;
+  int64_t memory_row, outputs;
   const int32_t* masks;  // [M, words]
   int64_t words;
   Routes routes;
+};
+
+// Work items are blocks of columns of y.
+struct MaskedLinear : MaskedMemory {
+  Type y_type;
+  void* y;  // [tokens, outputs]
+  int64_t y_row, y_column;
   int64_t block;  // columns of a work item
 };
 
-// Strides are in elements. `masked_linear_upstream` goes first and fills `upstream`: its work items are routed tokens.
-// Those of `masked_linear_dx` are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
-struct MaskedLinearBackward {
-  Type grad_type, x_type, memory_type;
+// `masked_linear_upstream` goes first and fills `upstream`: its work items are routed tokens. Those of
+// `masked_linear_dx` are blocks of `mask_rows` rows of memory, those of `masked_linear_dmemory` mask words.
+struct MaskedLinearBackward : MaskedMemory {
+  Type grad_type;
   const void* grad;  // [tokens, outputs]
-  int64_t grad_row, grad_column, outputs;
-  const void* x;  // [tokens, width]
-  int64_t x_row, x_column, width;
-  const void* memory;  // [width, outputs], its columns adjacent
-  int64_t memory_row;
-  const int32_t* masks;  // [M, words]
-  int64_t words;
-  Routes routes;
+  int64_t grad_row, grad_column;
   float* upstream;  // [routes.count, stride]: the gradients of routed tokens
   int64_t stride;   // outputs, rounded up to `row_multiple`
   void* dx;         // [tokens, width], zero
@@ -194,6 +192,31 @@ struct TiesMerge {
 
 constexpr int64_t merge_block = 8192;
 
+// Work items are rows of delta, from `first` on.
+struct MaskedSgd {
+  float* delta;           // [width, outputs], its columns adjacent
+  int64_t delta_row, outputs;
+  const float* gradient;  // [rows from `first` on, outputs]
+  int64_t first;
+  const int32_t* masks;   // [width, words]
+  int64_t words;
+  Type base_type;
+  const void* base;       // [width, outputs], or null
+  float learning_rate, decay;
+  bool decay_masked;
+  float limit;
+};
+
+// Work items are tokens.
+struct DeltaLinear {
+  const float* side;  // [tokens, outputs]
+  int64_t outputs;
+  Type base_type;
+  const void* base;   // [tokens, outputs]
+  bool activated;
+  float* distance;    // [tokens]
+};
+
 struct Kernels {
   // False, with nothing written, if the permutation has an entry outside 0 .. width - 1.
   bool (*topk_mask)(const TopkMask&, int64_t begin, int64_t end);
@@ -210,6 +233,8 @@ struct Kernels {
   void (*associative_read_dvalues)(const AssociativeReadBackward&, int64_t begin, int64_t end);
   void (*count_magnitudes)(MagnitudeCount&, int64_t begin, int64_t end);
   void (*ties_merge)(const TiesMerge&, int64_t begin, int64_t end);
+  void (*masked_sgd)(const MaskedSgd&, int64_t begin, int64_t end);
+  void (*delta_linear)(const DeltaLinear&, int64_t begin, int64_t end);
 };
 
 namespace baseline {

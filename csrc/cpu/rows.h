@@ -1,6 +1,6 @@
 // Sums of scattered rows, and dot products with them: what masked_linear and associative_read spend their time on.
 //
-// Float32 operands beside the rows are kept in the rows' own lane order. Two vectors of bfloat16 come out of one load by
+// Float32 operands beside the rows are kept in the rows' own lane order. Two vectors of bfloat16 come of one load by
 // a shift and a mask, even entries then odd ones, which halves the work of widening them in order; such a buffer is
 // reordered once (`arrange`, `restore`) and used with many rows. It is padded with zeros to whole steps.
 #pragma once
@@ -31,9 +31,7 @@ inline Pair load_pair(const BFloat16* from) {
 // The first `count` < step entries, zeros beyond.
 template <class T>
 inline Pair load_pair_some(const T* from, int64_t count) {
-  T all[step] = {};
-  __builtin_memcpy(all, from, static_cast<size_t>(count) * sizeof(T));
-  return load_pair(all);
+  return load_pair(Beginning<step, T>(from, count).elements);
 }
 
 // In place, entries in order -> the lane order of rows of T, and back; `count` is a multiple of `step`.

@@ -1,7 +1,7 @@
 // Vectors as wide as the instruction set has them, and the four element types as float32 lanes.
 //
 // GCC's vector types, so that one source serves every width: + - * & | << and comparisons (-1 where true) work on them,
-// `a * b + c` becomes a fused multiply-add where there is one. Everything here lives in the instruction set's namespace.
+// `a * b + c` becomes a fused multiply-add where there is one. Everything here is in the instruction set's namespace.
 // Do not call templates of the standard library that may stay out of line: the linker keeps one copy of each for all
 // instruction sets, and might keep one that this processor cannot run.
 #pragma once
@@ -75,7 +75,7 @@ inline Vector select(Ints condition, Vector then, Vector otherwise) {
   return condition ? then : otherwise;
 }
 
-// `lanes` 16-bit numbers, zero-extended; by intrinsics, as GCC 12 makes three instructions of a conversion to wider lanes.
+// `lanes` 16-bit numbers, zero-extended; by intrinsics, as GCC 12 makes three instructions of a conversion.
 inline Words widen(const uint16_t* from) {
 #if defined(__AVX512F__)
   return bit_cast<Words>(_mm512_cvtepu16_epi32(load_vector<__m256i>(from)));
@@ -154,12 +154,18 @@ inline void store(Float16* to, Floats value) {
   __builtin_memcpy(to, &halves, sizeof halves);
 }
 
-// The first `count` lanes, zero beyond: for the end of a row. Nothing beyond them is touched in memory.
+// The first `count` of `size` elements, zeros beyond: for the end of a row. Nothing beyond them is touched in memory.
+template <int64_t size, class T>
+struct Beginning {
+  T elements[size] = {};
+  Beginning(const T* from, int64_t count) {
+    __builtin_memcpy(elements, from, static_cast<size_t>(count) * sizeof(T));
+  }
+};
+
 template <class T>
 inline Floats load_some(const T* from, int64_t count) {
-  T all[lanes] = {};
-  __builtin_memcpy(all, from, static_cast<size_t>(count) * sizeof(T));
-  return load(all);
+  return load(Beginning<lanes, T>(from, count).elements);
 }
 
 template <class T>

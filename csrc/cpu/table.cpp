@@ -16,6 +16,8 @@ void associative_read_dkeys(const AssociativeReadBackward&, int64_t begin, int64
 void associative_read_dvalues(const AssociativeReadBackward&, int64_t begin, int64_t end);
 void count_magnitudes(MagnitudeCount&, int64_t begin, int64_t end);
 void ties_merge(const TiesMerge&, int64_t begin, int64_t end);
+void masked_sgd(const MaskedSgd&, int64_t begin, int64_t end);
+void delta_linear(const DeltaLinear&, int64_t begin, int64_t end);
 
 const Kernels table = {
     topk_mask,
@@ -31,6 +33,8 @@ const Kernels table = {
     associative_read_dvalues,
     count_magnitudes,
     ties_merge,
+    masked_sgd,
+    delta_linear,
 };
 
 }  // namespace corrigenda::CORRIGENDA_INSTRUCTIONS

@@ -88,7 +88,8 @@ class TokenTable {
       if (i && !any(tokens >= 0)) continue;  // one long row makes all rows wide
       const Words slot = bit_cast<Words>(tokens) >> shift_;
       for (int64_t layer = 0; layer < layers_; ++layer) {
-        const Ints held = load_vector<Ints>(tokens_ + layer * slots), weights = load_vector<Ints>(weights_ + layer * slots);
+        const Ints held = load_vector<Ints>(tokens_ + layer * slots);
+        const Ints weights = load_vector<Ints>(weights_ + layer * slots);
 #if defined(__AVX512F__)
         const __m512i at = bit_cast<__m512i>(slot), sum = bit_cast<__m512i>(total);
         const __mmask16 same =

@@ -134,7 +134,7 @@ bool scored_apart(std::int64_t width, std::int64_t max_pages) {
 
 template <typename T>
 cudaError_t run(const AssociativeRead& op, float* scratch, cudaStream_t stream) {
-  const bool keys_packed = in_packs(op.keys, op.width) && in_packs(op.x, op.width) && is_aligned(op.background);
+  const bool keys_packed = keys_in_packs(op);
   const bool values_packed = op.outputs % COUNT == 0 && is_aligned(op.values.data, sizeof(T) * COUNT);
   const bool y_packed = in_packs(op.y, op.outputs) && is_aligned(op.out.data);
   const unsigned tokens = static_cast<unsigned>(op.tokens);
@@ -165,21 +165,8 @@ extern "C" cudaError_t corrigenda_associative_read(
     const std::int32_t* route, const float* background, float beta, const float* scales, std::int64_t tokens,
     std::int64_t width, std::int64_t outputs, std::int64_t max_pages, void* out, void* scratch, cudaStream_t stream) {
   if (tokens == 0 || outputs == 0) return cudaSuccess;
-  const AssociativeRead op{{y, y_dtype},
-                           {x, x_dtype},
-                           first,
-                           {keys, keys_dtype},
-                           {values, values_dtype},
-                           pages,
-                           rows,
-                           route,
-                           background,
-                           beta,
-                           scales,
-                           tokens,
-                           width,
-                           outputs,
-                           max_pages,
+  const AssociativeRead op{{y, y_dtype}, {x, x_dtype}, first, {keys, keys_dtype}, {values, values_dtype},
+                           pages, rows, route, background, beta, scales, tokens, width, outputs, max_pages,
                            {out, y_dtype}};
   float* scores = static_cast<float*>(scratch);
   switch (values_dtype) {

@@ -1,8 +1,6 @@
 // associative_read: what the forward and the backward pass share.
 #pragma once
 
-#include <type_traits>
-
 #include "elements.cuh"
 
 constexpr int PAGE_ROWS = 8;
@@ -42,58 +40,15 @@ __device__ __forceinline__ Span rows_read(const AssociativeRead& op, std::int64_
   return opens ? Span{edit, 0, min(count, 1)} : Span{edit, 1, max(count, 1)};
 }
 
-// COUNT neighbours of an array of any format, as float32; in one load where `packed` says that they are aligned so.
-template <int COUNT>
-__device__ __forceinline__ void load_floats(const Elements& array, std::int64_t place, bool packed,
-                                            float (&out)[COUNT]) {
-  if (!packed) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) out[i] = array[place + i];
-  } else if (array.dtype == FLOAT32) {
-    const float* source = static_cast<const float*>(array.data) + place;
-#pragma unroll
-    for (int i = 0; i < COUNT; i += 4) {
-      const Vector<float, 4> part = load_vector<float, 4>(source + i);
-#pragma unroll
-      for (int j = 0; j < 4; j++) out[i + j] = part.values[j];
-    }
-  } else if (array.dtype == BFLOAT16) {
-    const auto part = load_vector<__nv_bfloat16, COUNT>(static_cast<const __nv_bfloat16*>(array.data) + place);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) out[i] = to_float(part.values[i]);
-  } else {
-    const auto part = load_vector<__half, COUNT>(static_cast<const __half*>(array.data) + place);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) out[i] = to_float(part.values[i]);
-  }
-}
-
-template <int COUNT>
-__device__ __forceinline__ void store_floats(const MutableElements& array, std::int64_t place,
-                                             const float (&value)[COUNT]) {
-  const auto store = [&](auto* target) {
-    using T = std::remove_reference_t<decltype(*target)>;
-    constexpr int PACK = COUNT < VECTOR_WIDTH<T> ? COUNT : VECTOR_WIDTH<T>;
-#pragma unroll
-    for (int i = 0; i < COUNT; i += PACK) {
-      Vector<T, PACK> part;
-#pragma unroll
-      for (int j = 0; j < PACK; j++) part.values[j] = from_float<T>(value[i + j]);
-      *reinterpret_cast<Vector<T, PACK>*>(target + place + i) = part;
-    }
-  };
-  switch (array.dtype) {
-    case BFLOAT16: store(static_cast<__nv_bfloat16*>(array.data)); break;
-    case FLOAT16: store(static_cast<__half*>(array.data)); break;
-    default: store(static_cast<float*>(array.data));
-  }
-}
-
 constexpr int SCORE_COUNT = 8;  // neighbours that a lane takes at once
 
 // Whether `length` elements can be read SCORE_COUNT at a time.
 inline bool in_packs(const Elements& array, std::int64_t length) {
   return length % SCORE_COUNT == 0 && is_aligned(array.data);
+}
+
+inline bool keys_in_packs(const AssociativeRead& op) {
+  return in_packs(op.keys, op.width) && in_packs(op.x, op.width) && is_aligned(op.background);
 }
 
 // By a warp: row `slot` of the values . y, in every lane.

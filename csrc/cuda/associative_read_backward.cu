@@ -137,26 +137,13 @@ extern "C" cudaError_t corrigenda_associative_read_backward(
   if (status == cudaSuccess) status = clear(dkeys, banks * PAGE_ROWS * width, keys_dtype, stream);
   if (status == cudaSuccess) status = clear(dvalues, banks * PAGE_ROWS * outputs, values_dtype, stream);
   if (status != cudaSuccess || tokens == 0 || edits == 0 || max_pages == 0) return status;
-  const AssociativeRead op{{grad, grad_dtype},
-                           {x, x_dtype},
-                           first,
-                           {keys, keys_dtype},
-                           {values, values_dtype},
-                           pages,
-                           rows,
-                           route,
-                           background,
-                           beta,
-                           nullptr,
-                           tokens,
-                           width,
-                           outputs,
-                           max_pages,
+  const AssociativeRead op{{grad, grad_dtype}, {x, x_dtype}, first, {keys, keys_dtype}, {values, values_dtype},
+                           pages, rows, route, background, beta, nullptr, tokens, width, outputs, max_pages,
                            {dx, x_dtype}};
   const std::int64_t room = max_pages * PAGE_ROWS;
   float* share = static_cast<float*>(scratch);
   const Shares shares{share, share + tokens * room, share + 2 * tokens * room, share + 3 * tokens * room, room};
-  const bool keys_packed = in_packs(op.keys, width) && in_packs(op.x, width) && is_aligned(background);
+  const bool keys_packed = keys_in_packs(op);
   const bool values_packed = in_packs(op.values, outputs) && in_packs(op.y, outputs);
   status = launch(token_gradient, dim3(static_cast<unsigned>(tokens)), dim3(TOKEN_THREADS), 0, stream, op, shares,
                   dx != nullptr, keys_packed, values_packed);

@@ -14,20 +14,20 @@ namespace {
 
 // Where the parts of the scratch begin: the best rows, the query masks, the pooled features, at 16 bytes each.
 struct Parts {
-    std::size_t masks, pooled, end;
+  std::size_t masks, pooled, end;
 };
 
 Parts scratch_parts(std::int64_t tokens, std::int64_t batch, std::int64_t width) {
-    const std::size_t masks = ceil_div(overlap_scratch_bytes(batch), 16) * 16;
-    const std::size_t pooled = masks + ceil_div(batch * ceil_div(width, 32) * 4, 16) * 16;
-    return {masks, pooled, pooled + fingerprint_scratch_bytes(tokens, batch, width)};
+  const std::size_t masks = ceil_div(overlap_scratch_bytes(batch), 16) * 16;
+  const std::size_t pooled = masks + ceil_div(batch * ceil_div(width, 32) * 4, 16) * 16;
+  return {masks, pooled, pooled + fingerprint_scratch_bytes(tokens, batch, width)};
 }
 
 }  // namespace
 
 extern "C" std::size_t corrigenda_mask_route_scratch_bytes(std::int64_t tokens, std::int64_t batch,
                                                            std::int64_t width) {
-    return scratch_parts(tokens, batch, width).end;
+  return scratch_parts(tokens, batch, width).end;
 }
 
 extern "C" cudaError_t corrigenda_mask_route(const void* x, int dtype, const std::int32_t* offsets,
@@ -39,18 +39,18 @@ extern "C" cudaError_t corrigenda_mask_route(const void* x, int dtype, const std
                                              const std::int32_t* stored_group, std::int32_t* nearest,
                                              std::int32_t* overlap, std::int32_t* route, void* scratch,
                                              cudaStream_t stream) {
-    const Parts parts = scratch_parts(tokens, batch, width);
-    auto* bytes = static_cast<unsigned char*>(scratch);
-    auto* best = reinterpret_cast<unsigned long long*>(bytes);
-    auto* finished = reinterpret_cast<unsigned*>(best + batch);
-    auto* masks = reinterpret_cast<std::uint32_t*>(bytes + parts.masks);
-    auto* pooled = reinterpret_cast<float*>(bytes + parts.pooled);
-    const cudaError_t status =
-        launch_fingerprint({x, dtype, offsets, tokens, batch, width, k, weight, background, permutation, pooled, masks,
-                            best, finished},
-                           stream);
-    if (status != cudaSuccess) return status;
-    return launch_overlap({masks, reinterpret_cast<const std::uint32_t*>(stored), batch, rows, ceil_div(width, 32),
-                           valid, query_group, stored_group, best, finished, nearest, overlap, minimum, route, 0},
-                          true, stream);
+  const Parts parts = scratch_parts(tokens, batch, width);
+  auto* bytes = static_cast<unsigned char*>(scratch);
+  auto* best = reinterpret_cast<unsigned long long*>(bytes);
+  auto* finished = reinterpret_cast<unsigned*>(best + batch);
+  auto* masks = reinterpret_cast<std::uint32_t*>(bytes + parts.masks);
+  auto* pooled = reinterpret_cast<float*>(bytes + parts.pooled);
+  const cudaError_t status =
+      launch_fingerprint({x, dtype, offsets, tokens, batch, width, k, weight, background, permutation, pooled, masks,
+                          best, finished},
+                         stream);
+  if (status != cudaSuccess) return status;
+  return launch_overlap({masks, reinterpret_cast<const std::uint32_t*>(stored), batch, rows, ceil_div(width, 32),
+                         valid, query_group, stored_group, best, finished, nearest, overlap, minimum, route, 0},
+                        true, stream);
 }

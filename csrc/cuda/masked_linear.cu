@@ -156,16 +156,8 @@ extern "C" cudaError_t corrigenda_masked_linear(const void* y, int y_dtype, cons
                                                 std::int64_t outputs, void* out, void* scratch,
                                                 cudaStream_t stream) {
   if (tokens == 0 || outputs == 0) return cudaSuccess;
-  const MaskedLinear op{{y, y_dtype},
-                        {x, x_dtype},
-                        {memory, memory_dtype},
-                        reinterpret_cast<const unsigned*>(masks),
-                        route,
-                        tokens,
-                        width,
-                        outputs,
-                        ceil_div(width, 32),
-                        {out, y_dtype}};
+  const MaskedLinear op = masked_linear_of({y, y_dtype}, {x, x_dtype}, {memory, memory_dtype}, masks, route, tokens,
+                                           width, outputs, {out, y_dtype});
   Splits splits = plan(tokens, width, outputs);
   splits.partial = static_cast<float*>(scratch);
   cudaError_t status = cudaSuccess;

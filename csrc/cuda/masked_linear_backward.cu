@@ -50,9 +50,14 @@ __global__ void __launch_bounds__(Tile::THREADS, 1) input_gradient(MaskedLinear 
   typename Tile::Sums sums = {};
   const InputGradient<typename Tile::T> problem{op, op.memory, b_in_packs, token, routes, list, count};
   multiply<Tile>(problem, static_cast<int>(op.outputs), shared, sums);
-  // No product is taken that the mask leaves out: what is not finite is so by right.
-  const auto as_it_is = [](int, int, float sum) { return sum; };
-  hand_out<Tile>(sums, shared, as_it_is, [&](int m, int n, float sum) {
+  const auto exact = [&](int m, int n, float sum) {
+    sum = 0;
+    for (std::int64_t k = 0; routes[m] >= 0 && n < count && k < op.outputs; k++) {
+      sum += op.y[(token + m) * op.outputs + k] * op.memory[list[n] * op.outputs + k];
+    }
+    return sum;
+  };
+  hand_out<Tile>(sums, shared, exact, [&](int m, int n, float sum) {
     if (n < count && routes[m] >= 0 && op.has(routes[m], list[n])) op.out.set((token + m) * op.width + list[n], sum);
   });
 }
@@ -140,16 +145,8 @@ extern "C" cudaError_t corrigenda_masked_linear_backward(const void* grad, int g
                                                          const std::int32_t* masks, const std::int32_t* route,
                                                          std::int64_t tokens, std::int64_t width, std::int64_t outputs,
                                                          void* dx, void* dmemory, cudaStream_t stream) {
-  MaskedLinear op{{grad, grad_dtype},
-                  {x, x_dtype},
-                  {memory, memory_dtype},
-                  reinterpret_cast<const unsigned*>(masks),
-                  route,
-                  tokens,
-                  width,
-                  outputs,
-                  ceil_div(width, 32),
-                  {}};
+  MaskedLinear op = masked_linear_of({grad, grad_dtype}, {x, x_dtype}, {memory, memory_dtype}, masks, route, tokens,
+                                     width, outputs, {});
   if (dx != nullptr && tokens > 0 && width > 0) {
     cudaError_t status = cudaMemsetAsync(dx, 0, tokens * width * (x_dtype == FLOAT32 ? 4 : 2), stream);
     if (status != cudaSuccess) return status;

@@ -23,9 +23,10 @@ struct Tile {
   static constexpr int DEPTH = 64 / sizeof(T);         // of A and B in one stage
   static constexpr int BLOCKS = ROWS / WARP_ROWS_ / 16;  // of 16 rows, a warp
   static constexpr int PACK = 16 / sizeof(T);
-  // Rows are padded by 16 bytes: eight of them, 16 bytes each, then lie in different banks.
-  static constexpr int A_STRIDE = DEPTH + PACK;
-  static constexpr int B_STRIDE = (B_BY_COLUMN ? DEPTH : TILE_COLUMNS) + PACK;
+  // Padded so that what a warp reads at once lies in different banks: eight rows of 16 bytes, or of four pairs of
+  // float32; along rows of float32, eight columns of four pairs of rows.
+  static constexpr int A_STRIDE = DEPTH + 8;
+  static constexpr int B_STRIDE = B_BY_COLUMN ? DEPTH + 8 : TILE_COLUMNS + PACK;
   static constexpr int B_ROWS = B_BY_COLUMN ? TILE_COLUMNS : DEPTH;
   static constexpr int B_LENGTH = B_BY_COLUMN ? DEPTH : TILE_COLUMNS;
   static constexpr int A_SIZE = ROWS * A_STRIDE, B_SIZE = B_ROWS * B_STRIDE;
@@ -69,29 +70,34 @@ __device__ __forceinline__ void multiply_stage(const typename Tile::T* a, const 
       }
     }
   } else {
-    const int group = lane / 4, pair = lane % 4;
-#pragma unroll 4
-    for (int k = 0; k < Tile::DEPTH; k++) {
-      float b_part[4][2];
+    static_assert(Tile::DEPTH == 16);
+    const int group = lane / 4, k = lane % 4 * 2;
+    std::uint32_t b_high[4][2], b_low[4][2];
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < 4; j++) {
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-          const int n = column + 8 * j + 2 * pair + e;
-          b_part[j][e] = Tile::B_BY_COLUMN ? b[n * Tile::B_STRIDE + k] : b[k * Tile::B_STRIDE + n];
-        }
+      for (int half = 0; half < 2; half++) {
+        const int n = column + 8 * j + group, from = k + 8 * half;
+        const float* pair = b + (Tile::B_BY_COLUMN ? n * Tile::B_STRIDE + from : from * Tile::B_STRIDE + n);
+        const SplitPair split(pair[0], pair[Tile::B_BY_COLUMN ? 1 : Tile::B_STRIDE]);
+        b_high[j][half] = split.high, b_low[j][half] = split.low;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::BLOCKS; i++) {
+      std::uint32_t a_high[4], a_low[4];
+#pragma unroll
+      for (int r = 0; r < 4; r++) {
+        const auto pair =
+            load_vector<float, 2>(a + (row + 16 * i + r % 2 * 8 + group) * Tile::A_STRIDE + k + r / 2 * 8);
+        const SplitPair split(pair.values[0], pair.values[1]);
+        a_high[r] = split.high, a_low[r] = split.low;
       }
 #pragma unroll
-      for (int i = 0; i < 2 * Tile::BLOCKS; i++) {
-        const float a_part = a[(row + 8 * i + group) * Tile::A_STRIDE + k];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            float& sum = sums[i / 2][j][i % 2 * 2 + e];
-            sum = __fmaf_rn(a_part, b_part[j][e], sum);
-          }
-        }
+      for (int j = 0; j < 4; j++) {
+        multiply_add<__nv_bfloat16>(sums[i][j], a_low, b_high[j][0], b_high[j][1]);
+        multiply_add<__nv_bfloat16>(sums[i][j], a_high, b_low[j][0], b_low[j][1]);
+        multiply_add<__nv_bfloat16>(sums[i][j], a_high, b_high[j][0], b_high[j][1]);
       }
     }
   }
@@ -196,14 +202,10 @@ __device__ __forceinline__ void multiply(const Problem& problem, int inner, unsi
   __syncthreads();
 }
 
-// Hand every sum to `take(m, n, sum)`, neighbouring threads neighbouring columns.
-//
-// A product with zero is not nothing where the other factor is infinite or not a number; so a sum that is not finite
-// may hold a factor that its own mask leaves out, and `exact(m, n, sum)` makes it anew, factor by factor.
-template <typename Tile, typename Exact, typename Take>
-__device__ __forceinline__ void hand_out(const typename Tile::Sums& sums, unsigned char* shared, Exact exact,
-                                         Take take) {
-  float* const result = reinterpret_cast<float*>(shared);  // [ROWS, TILE_COLUMNS]
+// The sums as [ROWS, TILE_COLUMNS] in shared memory, for all threads.
+template <typename Tile>
+__device__ __forceinline__ float* lay_out(const typename Tile::Sums& sums, unsigned char* shared) {
+  float* const result = reinterpret_cast<float*>(shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row = warp / 4 * (Tile::BLOCKS * 16) + lane / 4, column = warp % 4 * 32 + lane % 4 * 2;
 #pragma unroll
@@ -217,10 +219,23 @@ __device__ __forceinline__ void hand_out(const typename Tile::Sums& sums, unsign
     }
   }
   __syncthreads();
+  return result;
+}
+
+__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= 3.4028235e38f; }
+
+// Hand every sum to `take(m, n, sum)`, neighbouring threads neighbouring columns.
+//
+// A product with zero is not nothing where the other factor is infinite or not a number; so a sum that is not finite
+// may hold a factor that its own mask leaves out, and `exact(m, n, sum)` makes it anew, factor by factor.
+template <typename Tile, typename Exact, typename Take>
+__device__ __forceinline__ void hand_out(const typename Tile::Sums& sums, unsigned char* shared, Exact exact,
+                                         Take take) {
+  const float* const result = lay_out<Tile>(sums, shared);
 #pragma unroll 1
   for (int i = threadIdx.x; i < Tile::ROWS * TILE_COLUMNS; i += Tile::THREADS) {
     const int m = i / TILE_COLUMNS, n = i % TILE_COLUMNS;
     const float sum = result[i];
-    take(m, n, fabsf(sum) <= 3.4028235e38f ? sum : exact(m, n, sum));
+    take(m, n, is_finite(sum) ? sum : exact(m, n, sum));
   }
 }

@@ -11,8 +11,8 @@
 #include <cstdint>
 
 struct dim3 {
-    unsigned x, y, z;
-    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 using uint3 = dim3;
 
@@ -24,10 +24,10 @@ enum class State { ready, at_warp_barrier, at_block_barrier, done };
 
 // What a kernel sees of the thread and the block that it runs in.
 struct Here {
-    uint3 thread, block, block_size, grid_size;
-    unsigned lane;
-    const std::uint64_t* received;  // of the last warp collective: what every lane of the mask sent
-    int votes;                      // of the last block barrier: how many sent something but 0
+  uint3 thread, block, block_size, grid_size;
+  unsigned lane;
+  const std::uint64_t* received;  // of the last warp collective: what every lane of the mask sent
+  int votes;                      // of the last block barrier: how many sent something but 0
 };
 
 const Here& here();

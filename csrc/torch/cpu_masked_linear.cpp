@@ -1,3 +1,5 @@
+#include "cpu_masked_linear.h"
+
 #include "../cpu/kernels.h"
 #include "cpu_routes.h"
 
@@ -9,29 +11,40 @@ Tensor adjacent_columns(const Tensor& matrix) {
   return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
 }
 
+// `memory` has adjacent columns, `masks` is contiguous.
+MaskedMemory masked_memory(const Tensor& x, const Tensor& memory, const Tensor& masks, const SortedRoutes& routes) {
+  MaskedMemory op = {};
+  op.x_type = type(x), op.memory_type = type(memory);
+  op.x = x.const_data_ptr(), op.x_row = x.stride(0), op.x_column = x.stride(1), op.width = x.size(1);
+  op.memory = memory.const_data_ptr(), op.memory_row = memory.stride(0), op.outputs = memory.size(1);
+  op.masks = data<int32_t>(masks), op.words = masks.size(1);
+  op.routes = routes.view();
+  return op;
+}
+
 // Columns of a work item: 8 KB of sums a token, which the first cache holds, or less where threads would idle.
 int64_t block_of(int64_t outputs) {
   const int64_t share = (outputs + torch::stable::get_num_threads() - 1) / torch::stable::get_num_threads();
   return std::clamp<int64_t>((share + 63) / 64 * 64, 256, 2048);
 }
 
+}  // namespace
+
 void masked_linear_(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) {
   const SortedRoutes routes(route, masks.size(0));
   if (routes.tokens.empty() || y.size(1) == 0) return;
   memory = adjacent_columns(memory);
   masks = torch::stable::contiguous(masks);
-  MaskedLinear op = {};
-  op.y_type = type(y), op.x_type = type(x), op.memory_type = type(memory);
-  op.y = y.mutable_data_ptr(), op.y_row = y.stride(0), op.y_column = y.stride(1), op.outputs = y.size(1);
-  op.x = x.const_data_ptr(), op.x_row = x.stride(0), op.x_column = x.stride(1), op.width = x.size(1);
-  op.memory = memory.const_data_ptr(), op.memory_row = memory.stride(0);
-  op.masks = data<int32_t>(masks), op.words = masks.size(1);
-  op.routes = routes.view();
+  MaskedLinear op = {masked_memory(x, memory, masks, routes)};
+  op.y_type = type(y);
+  op.y = y.mutable_data_ptr(), op.y_row = y.stride(0), op.y_column = y.stride(1);
   op.block = block_of(op.outputs);
   const int64_t items = (op.outputs + op.block - 1) / op.block;
   torch::stable::parallel_for(0, items, 1,
                               [&](int64_t begin, int64_t end) { kernels().masked_linear(op, begin, end); });
 }
+
+namespace {
 
 Tensor masked_linear(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) {
   Tensor out = torch::stable::new_empty(y, y.sizes());
@@ -45,14 +58,9 @@ std::tuple<Tensor, Tensor> masked_linear_backward(Tensor grad, Tensor x, Tensor 
   const SortedRoutes routes(route, masks.size(0));
   memory = adjacent_columns(memory);
   masks = torch::stable::contiguous(masks);
-  MaskedLinearBackward op = {};
-  op.grad_type = type(grad), op.x_type = type(x), op.memory_type = type(memory);
+  MaskedLinearBackward op = {masked_memory(x, memory, masks, routes)};
+  op.grad_type = type(grad);
   op.grad = grad.const_data_ptr(), op.grad_row = grad.stride(0), op.grad_column = grad.stride(1);
-  op.outputs = grad.size(1);
-  op.x = x.const_data_ptr(), op.x_row = x.stride(0), op.x_column = x.stride(1), op.width = x.size(1);
-  op.memory = memory.const_data_ptr(), op.memory_row = memory.stride(0);
-  op.masks = data<int32_t>(masks), op.words = masks.size(1);
-  op.routes = routes.view();
   op.stride = (op.outputs + row_multiple - 1) / row_multiple * row_multiple;
   Tensor upstream = torch::stable::new_empty(grad, {op.routes.count, op.stride}, ScalarType::Float);
   op.upstream = upstream.mutable_data_ptr<float>();

@@ -21,7 +21,8 @@ inline int64_t seen(int64_t rows, const std::optional<Tensor>& valid) {
 template <class Best, class Scan, class Merge>
 std::vector<Best> search(int64_t batch, int64_t rows, int64_t row_bytes, int64_t queries_at_once, const Scan& scan,
                          const Merge& merge) {
-  const int64_t block = std::clamp<int64_t>(block_bytes / std::max<int64_t>(row_bytes, 1), 1, std::max<int64_t>(rows, 1));
+  const int64_t most = std::max<int64_t>(rows, 1);
+  const int64_t block = std::clamp<int64_t>(block_bytes / std::max<int64_t>(row_bytes, 1), 1, most);
   const int64_t blocks = (rows + block - 1) / block;
   const int64_t chunks = (batch + queries_at_once - 1) / queries_at_once;
   std::vector<Best> best(std::max<int64_t>(blocks, 1) * batch);

@@ -12,7 +12,7 @@ inline Type type(const Tensor& tensor) {
     case ScalarType::BFloat16: return Type::bfloat16;
     case ScalarType::Half: return Type::float16;
     case ScalarType::Char: return Type::int8;
-    default: STD_TORCH_CHECK(false, "the native kernels take float32, bfloat16, float16 and int8 tensors"); std::abort();
+    default: STD_TORCH_CHECK(false, "the CPU kernels take float32, bfloat16, float16 and int8 tensors"); std::abort();
   }
 }
 

@@ -1,9 +1,11 @@
-// masked_linear, associative_read and ties_merge on CUDA tensors.
+// masked_linear, associative_read, ties_merge, masked_sgd and delta_linear on CUDA tensors.
 #include <algorithm>
 #include <vector>
 
 #include "../cuda/associative_read.h"
+#include "../cuda/delta_linear.h"
 #include "../cuda/masked_linear.h"
+#include "../cuda/masked_sgd.h"
 #include "../cuda/ties_merge.h"
 #include "cuda_tensors.h"
 
@@ -166,6 +168,49 @@ Tensor ties_merge(Tensor deltas, Tensor weights, std::vector<double> densities) 
   return merged;
 }
 
+void masked_sgd_(Tensor delta, Tensor x, Tensor gradient, Tensor masks, Optional base, double learning_rate,
+                 double decay, bool decay_masked, double limit) {
+  const OnDeviceOf device(delta);
+  x = contiguous_of(x);
+  gradient = contiguous_of(gradient);
+  masks = contiguous_of(masks);
+  base = contiguous(base);
+  const int64_t tokens = x.size(0), width = delta.size(0), outputs = delta.size(1);
+  const Tensor parted = scratch(
+      delta, corrigenda_masked_sgd_scratch_bytes(tokens, width, outputs, dtype_code(x), dtype_code(gradient)));
+  in_place(delta, [&](const Tensor&, Tensor& out) {
+    check_launch(corrigenda_masked_sgd(out.mutable_data_ptr<float>(), x.const_data_ptr(), dtype_code(x),
+                                       gradient.const_data_ptr(), dtype_code(gradient), data<int32_t>(masks),
+                                       base ? base->const_data_ptr() : nullptr, base ? dtype_code(*base) : FLOAT32,
+                                       static_cast<float>(learning_rate), static_cast<float>(decay), decay_masked,
+                                       static_cast<float>(limit), tokens, width, outputs, parted.mutable_data_ptr(),
+                                       device.stream()),
+                 "masked_sgd");
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> delta_linear(Tensor x, Tensor base, Tensor delta, Tensor offsets, Optional weight,
+                                                bool activated, int64_t longest) {
+  const OnDeviceOf device(x);
+  x = contiguous_of(x);
+  base = contiguous_of(base);
+  delta = contiguous_of(delta);
+  offsets = contiguous_of(offsets);
+  weight = contiguous(weight);
+  const int64_t tokens = x.size(0), width = x.size(1), outputs = delta.size(1), sequences = offsets.size(0) - 1;
+  Tensor side = torch::stable::new_empty(x, {tokens, outputs}, ScalarType::Float);
+  Tensor distance = torch::stable::new_empty(x, {tokens}, ScalarType::Float);
+  Tensor score = torch::stable::new_empty(x, {sequences}, ScalarType::Float);
+  const Tensor memory = scratch(x, corrigenda_delta_linear_scratch_bytes(tokens, width, outputs));
+  check_launch(corrigenda_delta_linear(x.const_data_ptr(), dtype_code(x), base.const_data_ptr(), dtype_code(base),
+                                       delta.const_data_ptr(), dtype_code(delta), data<int32_t>(offsets),
+                                       data<float>(weight), activated, longest, tokens, width, outputs, sequences,
+                                       side.mutable_data_ptr<float>(), distance.mutable_data_ptr<float>(),
+                                       score.mutable_data_ptr<float>(), memory.mutable_data_ptr(), device.stream()),
+               "delta_linear");
+  return {side, distance, score};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(corrigenda_native, CUDA, m) {
@@ -176,6 +221,8 @@ STABLE_TORCH_LIBRARY_IMPL(corrigenda_native, CUDA, m) {
   m.impl("associative_read_", TORCH_BOX(&associative_read_));
   m.impl("associative_read_backward", TORCH_BOX(&associative_read_backward));
   m.impl("ties_merge", TORCH_BOX(&ties_merge));
+  m.impl("masked_sgd_", TORCH_BOX(&masked_sgd_));
+  m.impl("delta_linear", TORCH_BOX(&delta_linear));
 }
 
 }  // namespace corrigenda

@@ -30,6 +30,12 @@ STABLE_TORCH_LIBRARY(corrigenda_native, m) {
       "associative_read_backward(Tensor grad, Tensor x, Tensor first, Tensor keys, Tensor values, Tensor pages,"
       " Tensor rows, Tensor route, Tensor background, float beta, bool[] needed) -> (Tensor, Tensor, Tensor)");
   m.def("ties_merge(Tensor deltas, Tensor weights, float[] densities) -> Tensor");
+  m.def(
+      "masked_sgd_(Tensor(a!) delta, Tensor x, Tensor gradient, Tensor masks, Tensor? base, float learning_rate,"
+      " float decay, bool decay_masked, float limit) -> ()");
+  m.def(
+      "delta_linear(Tensor x, Tensor base, Tensor delta, Tensor offsets, Tensor? weight, bool activated, int longest)"
+      " -> (Tensor, Tensor, Tensor)");
   // For tests and reports: which instruction set the CPU kernels use, and choosing one by name (false: not here).
   m.def("cpu_instructions() -> str");
   m.def("select_cpu_instructions(str name) -> bool");
