@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import FieldError
@@ -113,7 +113,7 @@ class Edit:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Edit:
         """The edit that `to_dict` wrote; a field that no edit has is an error."""
-        unknown = [name for name in data if name not in {field.name for field in fields(cls)}]
+        unknown = sorted(data.keys() - cls.__dataclass_fields__.keys())
         if unknown:
             raise FieldError(unknown[0], "is not a field of an edit")
         localities = [Locality(item.get("prompt"), item.get("answer")) for item in data.get("localities", ())]

@@ -82,8 +82,7 @@ class MaskRouter:
     def add(self, masks: Tensor) -> None:
         """Store the masks of new edits, in order."""
         needed = self.size + len(masks)
-        if needed > len(self._masks):
-            self.reserve(max(needed, 2 * len(self._masks)))
+        self.reserve(needed)
         self._masks[self.size : needed] = masks.to(self.device)
         self.size = needed
         self._count.fill_(needed)
@@ -92,7 +91,7 @@ class MaskRouter:
     def reserve(self, edits: int) -> None:
         """Room for this many edits: until it is used up, the buffers keep their addresses."""
         if edits > len(self._masks):
-            grown = self._masks.new_zeros(edits, self._masks.shape[1])
+            grown = self._masks.new_zeros(max(edits, 2 * len(self._masks)), self._masks.shape[1])
             grown[: self.size] = self.masks
             self._masks = grown
 

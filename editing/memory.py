@@ -91,8 +91,9 @@ class RowBanks:
         self._used_pages += fresh
         for place, page in enumerate(pages):
             rows = slice(place * PAGE, (place + 1) * PAGE)
-            self._keys[page, : len(keys[rows])] = keys[rows].to(self._keys)
-            self._values[page, : len(values[rows])] = values[rows].to(self._values)
+            for bank, of_edit in ((self._keys, keys[rows]), (self._values, values[rows])):
+                bank[page, : len(of_edit)] = of_edit.to(bank)
+                bank[page, len(of_edit) :] = 0
         self._pages[self.size] = -1
         self._pages[self.size, :count] = torch.tensor(pages, dtype=torch.int32)
         self._rows[self.size] = len(keys)
@@ -128,10 +129,11 @@ class RowBanks:
 
     def _reserve(self, edits: int, pages: int, pages_of_one: int) -> None:
         if pages > len(self._keys):
+            # Pages are not filled before they are used: at 10,000 edits that is a gigabyte that nobody touches twice.
             self._keys = _grown(self._keys, max(pages, 2 * len(self._keys)))
             self._values = _grown(self._values, max(pages, 2 * len(self._values)))
         if edits > len(self._rows):
-            self._rows = _grown(self._rows, max(edits, 2 * len(self._rows)))
+            self._rows = _grown(self._rows, max(edits, 2 * len(self._rows)), fill=0)
             self._pages = _grown(self._pages, len(self._rows), fill=-1)
         if pages_of_one > self._pages.shape[1]:
             self._pages = torch.nn.functional.pad(self._pages, (0, pages_of_one - self._pages.shape[1]), value=-1)
@@ -171,7 +173,9 @@ class RowBanks:
         }
 
 
-def _grown(tensor: Tensor, length: int, fill: float = 0) -> Tensor:
-    grown = tensor.new_full((length, *tensor.shape[1:]), fill)
+def _grown(tensor: Tensor, length: int, fill: float | None = None) -> Tensor:
+    grown = tensor.new_empty((length, *tensor.shape[1:]))
     grown[: len(tensor)] = tensor
+    if fill is not None:
+        grown[len(tensor) :] = fill
     return grown

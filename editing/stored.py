@@ -245,10 +245,13 @@ class StoredEdits:
         """Within, on this thread: answers by the edits as they are now, whatever others write meanwhile."""
         return self._versions.pin()
 
-    def reserve(self, edits: int, rows: int = 8) -> None:
-        """Make room for this many edits of `rows` answer positions: their buffers then keep their addresses."""
+    def reserve(self, edits: int, rows: int = 8, prompt_tokens: int = 64) -> None:
+        """Make room for this many edits of `rows` answer positions: their buffers then keep their addresses.
+
+        prompt_tokens: how many distinct tokens their prompts have.
+        """
         with self._versions.lock:
-            self.method.reserve(edits, rows)
+            self.method.reserve(edits, rows, prompt_tokens)
 
     def close(self) -> None:
         """Give the store's folder back to other writers; answering goes on, editing does not."""

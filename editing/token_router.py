@@ -91,22 +91,18 @@ class TokenRouter:
         self._stale = True
 
     def _append(self, row: list[int]) -> None:
-        if self.size == len(self._stored) or len(row) > self._stored.shape[1]:
-            rows = len(self._stored) * (2 if self.size == len(self._stored) else 1)
-            width = max(self._stored.shape[1], _WIDTH * math.ceil(len(row) / _WIDTH))
-            grown = self._stored.new_full((rows, width), -1)
-            grown[: self.size, : self._stored.shape[1]] = self._stored[: self.size]
-            self._stored = grown
+        self.reserve(self.size + 1, len(row))
         self._stored[self.size, : len(row)] = torch.tensor(row, dtype=torch.int32)
         self._frequency[row] += 1
         self.size += 1
 
-    def reserve(self, edits: int, tokens: int = 4 * _WIDTH) -> None:
+    def reserve(self, edits: int, tokens: int) -> None:
         """Room for this many edits of that many tokens: until it is used up, the buffers keep their addresses."""
-        rows, width = max(edits, len(self._stored)), max(tokens, self._stored.shape[1])
-        if (rows, width) != tuple(self._stored.shape):
-            grown = self._stored.new_full((rows, width), -1)
-            grown[: self.size, : self._stored.shape[1]] = self.stored
+        rows, width = self._stored.shape
+        if edits > rows or tokens > width:
+            rows = rows if edits <= rows else max(edits, 2 * rows)
+            grown = self._stored.new_full((rows, max(width, _WIDTH * math.ceil(tokens / _WIDTH))), -1)
+            grown[: self.size, :width] = self.stored
             self._stored = grown
 
     def view(self) -> TokenRouter:

@@ -103,6 +103,7 @@ class MemoryView:
         if not added:
             return
         edits = self.history.edits
+        self.method.reserve(len(self.order) + len(added), 1, 1)
         for _, batch in itertools.groupby(added, key=lambda seq: edits[seq].batch):
             numbers = list(batch)
             self.method.apply([self._record(seq) for seq in numbers])

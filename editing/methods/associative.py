@@ -136,8 +136,8 @@ class Associative(Method):
     def reset(self) -> None:
         self.remove(set(range(self.memory.size)))
 
-    def reserve(self, edits: int, rows: int) -> None:
-        super().reserve(edits, rows)
+    def reserve(self, edits: int, rows: int, prompt_tokens: int) -> None:
+        super().reserve(edits, rows, prompt_tokens)
         self.memory.reserve(edits, rows)
 
     def ground(self) -> dict[str, Tensor]:

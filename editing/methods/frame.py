@@ -69,9 +69,15 @@ class Method:
         """Forget every edit; the ground stays."""
         raise NotImplementedError
 
-    def reserve(self, edits: int, rows: int) -> None:
-        """Room for this many edits of `rows` answer positions: until it is used up, buffers keep their addresses."""
-        self.router.reserve(edits)
+    def reserve(self, edits: int, rows: int, prompt_tokens: int) -> None:
+        """Room for this many edits of `rows` answer positions, whose prompts have `prompt_tokens` distinct tokens.
+
+        Until it is used up, buffers keep their addresses.
+        """
+        if isinstance(self.router, TokenRouter):
+            self.router.reserve(edits, prompt_tokens)
+        else:
+            self.router.reserve(edits)
 
     def ground(self) -> dict[str, Tensor]:
         """What answers depend on besides the edits: set before the first one, and never changed after."""
@@ -96,7 +102,7 @@ class Method:
             fits = fingerprint.shape == self.router.bank.shape[1:]
         else:
             ids = fingerprint.tolist()
-            fits = ids == sorted(set(ids)) and all(0 <= token < self.router.vocabulary for token in ids)
+            fits = ids == sorted(set(ids)) and (not ids or 0 <= ids[0] <= ids[-1] < self.router.vocabulary)
         if not fits:
             raise CorrigendaError("its fingerprint is not one of this router's")
 

@@ -181,10 +181,11 @@ class Ledger:
         size = expected.get("bytes")
         if not isinstance(size, int) or not 0 <= size <= LARGEST_TENSORS:
             raise self._damaged(f"the tensors of entry {entry} have no possible size")
-        found = list(self._rows("SELECT length(data) FROM tensors WHERE seq = ?", (entry,)))
-        if found != [(size,)]:
+        # The length first: what is not the size that was written is not read.
+        found = list(self._rows("SELECT data FROM tensors WHERE seq = ? AND length(data) = ?", (entry, size)))
+        if not found:
             raise self._damaged(f"the tensors of entry {entry} are missing or cut")
-        ((data,),) = self._rows("SELECT data FROM tensors WHERE seq = ?", (entry,))
+        ((data,),) = found
         if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != expected.get("sha256"):
             raise self._damaged(f"the tensors of entry {entry} do not match their checksum")
         return data
