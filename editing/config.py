@@ -187,7 +187,7 @@ class WiseConfig(EditingConfig):
     alone, or "none" (the paper)."""
     norm_constraint: float = 1.0
     """The largest difference to a frozen weight."""
-    mask_ratio: float = 0.2
+    mask_ratio: float | None = None
     """Share of a shard's entries that its edits may write (rho)."""
     alpha: float | None = None
     """The margin loss asks of the irrelevant prompt's distance to stay below alpha,"""
@@ -195,12 +195,22 @@ class WiseConfig(EditingConfig):
     """of the edit's to exceed beta,"""
     gamma: float | None = None
     """and of their difference to exceed gamma."""
+    margin_weight: float | None = None
+    """What the margin loss counts beside the cross-entropy: 1 as published."""
+    irrelevant_prompts: int | None = None
+    """How many irrelevant prompts take part in an edit's margin loss, each edit's own: 1 as published."""
+    spared: float | None = None
+    """How much less an edit writes along a direction of the inputs that background prompts use as much as the mean of
+    all directions: by 1 + this, and along others in proportion to their use; 0, for none, as published."""
+    background_prompts: int = 400
+    """How many background prompts tell of that use."""
     distance: str = "activated"
     """What is measured of an output: its change "raw" (the paper), or after the model's "activated" form (the code)."""
-    distance_tokens: str = "row"
+    distance_tokens: str | None = None
     """Over which tokens an edit's distance is taken in training: the whole "row" (published), or the "prompt"."""
-    reduction: str = "published"
-    """A prompt's distance: "published" (mean over tokens, maximum beyond 100 of them) or always the "mean"."""
+    reduction: str | None = None
+    """A prompt's distance where it is routed: "published" (mean over tokens, maximum beyond 100 of them), or always the
+    "mean" or the "max"."""
     act_ratio: float | None = None
     """A memory answers from this share of the smallest distance at which one of its edits was left."""
     save_every: int = 500
@@ -234,14 +244,17 @@ class WiseConfig(EditingConfig):
         self._require(self.threshold is None, "threshold", "left out (WISE learns its own: set `act_ratio`)")
         self._require(self.decay in ("all", "masked", "none"), "decay", '"all", "masked" or "none"')
         self._require(self.distance in ("raw", "activated"), "distance", '"raw" or "activated"')
-        self._require(self.distance_tokens in ("row", "prompt"), "distance_tokens", '"row" or "prompt"')
-        self._require(self.reduction in ("published", "mean"), "reduction", '"published" or "mean"')
+        self._require(self.distance_tokens in ("row", "prompt", None), "distance_tokens", '"row" or "prompt"')
+        self._require(self.reduction in ("published", "mean", "max", None), "reduction", '"published", "mean" or "max"')
         self._require(self.merge in MERGES, "merge", f"one of {', '.join(MERGES)}")
         for name in ("mask_ratio", "merge_density"):
-            self._require(0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
+            self._require(getattr(self, name) is None or 0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
+        for name in ("margin_weight", "spared"):
+            value = getattr(self, name)
+            self._require(value is None or (_is_number(value) and value >= 0), name, "a number from 0 on")
         for name in ("contexts", "save_every"):
             self._require_positive(name)
-        for name in ("steps", "record_rank"):
+        for name in ("steps", "record_rank", "irrelevant_prompts"):
             if getattr(self, name) is not None:
                 self._require_positive(name)
         self._require(not self.replay or self.variant == "retrieve", "replay", 'False for "merge"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from .config import AssociativeConfig, EditingConfig, MemoirConfig, WiseConfig
 from .decoder import Decoder
@@ -26,6 +27,12 @@ _WISE_PUBLISHED = {
     "alpha": 5.0,
     "beta": 20.0,
     "gamma": 10.0,
+    "margin_weight": 1.0,
+    "irrelevant_prompts": 1,
+    "spared": 0.0,
+    "mask_ratio": 0.2,
+    "distance_tokens": "row",
+    "reduction": "published",
     "act_ratio": 0.88,
 }
 """For WISE, as published for LLaMA-2-7B, Mistral-7B and LLaMA-3.2-3B."""
@@ -33,7 +40,7 @@ _WISE_PUBLISHED = {
 # Where a model's published layer or settings differ: (model type, layers, FFN width, context) -> settings. A context
 # of None is any: it tells LLaMA-3-8B from 3.1. LLaMA-3.2-3B is published at its last layer, 27, above which nothing
 # would carry an edit on.
-_WISE_KNOWN: dict[tuple[str, int, int, int | None], dict[str, float]] = {
+_WISE_KNOWN: dict[tuple[str, int, int, int | None], dict[str, Any]] = {
     ("llama", 32, 11008, None): {"layer": 27},
     ("mistral", 32, 14336, None): {"layer": 27},
     ("llama", 28, 8192, None): {"layer": 26},
@@ -42,6 +49,16 @@ _WISE_KNOWN: dict[tuple[str, int, int, int | None], dict[str, float]] = {
     },
     ("llama", 32, 14336, 131072): {
         **{"layer": 29, "learning_rate": 0.9, "steps": 30, "alpha": 5.0, "beta": 10.0, "gamma": 10.0},
+    },
+    # SmolLM2-135M, ZsRE. The margin's gradient is seven times the cross-entropy's, and at a learning rate that learns
+    # an answer its steps overshoot: hence its weight. Inputs of unrelated prompts have most in common with those of
+    # edits: after 30 edits as published Rel is .59 with routing forced right, and unrelated prompts are moved as far as
+    # edits; with `spared`, all entries free and 8 steps, .97 to 1.00. A mask of .2 or .5 brings back, as noise, what is
+    # spared. Told by the largest distance of a token, not the mean, 90 % of 40 rephrasings and not 70 % stand above
+    # 99 % of unrelated prompts: names tell.
+    ("llama", 30, 1536, None): {
+        **{"layer": 24, "learning_rate": 6.0, "steps": 8, "margin_weight": 0.03, "spared": 3.0, "mask_ratio": 1.0},
+        **{"distance_tokens": "prompt", "reduction": "max", "act_ratio": 1.22},
     },
 }
 
@@ -99,7 +116,7 @@ def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
     return dataclasses.replace(config, **changes)
 
 
-def _wise_defaults(decoder: Decoder) -> dict[str, float]:
+def _wise_defaults(decoder: Decoder) -> dict[str, Any]:
     """WISE's settings for the model: what is published for all, then for its family and size."""
     config = decoder.model.config
     shape = (config.model_type, len(decoder), decoder.widths(0)[0])

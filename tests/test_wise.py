@@ -1,6 +1,7 @@
 """WISE's fast path against the dense loop as published; its memories, its routing, and what its options do."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import tiny_tokenizer
 
 from corrigenda.editing import CorrigendaError, Edit, EditedModel, WiseConfig
 from corrigenda.editing.background import background_prompts
+from corrigenda.editing.methods.margin import Margin
 from corrigenda.editing.random_bits import random_bits
 from corrigenda.kernels.reference import unpack_mask
 
@@ -267,6 +269,69 @@ def test_replay_keeps_earlier_edits_out_of_the_shard_in_use(sharp_model, wrap):
     assert far[True] < 0.9 * far[False]
 
 
+def test_directions_that_background_prompts_use_are_spared(sharp_model, wrap):
+    """The preconditioner against its dense form; and edits then move unrelated prompts less, for their own distance."""
+    far = {}
+    for spared in (0.0, 30.0):
+        config = WiseConfig(spared=spared, background_prompts=40, mask_ratio=1.0, **{**LEARNT, "norm_constraint": 10.0})
+        edited = wrap(sharp_model(), tiny_tokenizer(), config)
+        method = edited.method
+        found = method.prompt_features(edited.config.layer, background_prompts()[:40])
+        used = torch.cat([prompt.inputs for prompt in found]).double()
+        second = used.T @ used / len(used)
+        dense = torch.eye(160).double() + spared * second / second.diagonal().mean()
+        x = found[0].inputs
+        expected = torch.linalg.solve(dense, x.double().T).T
+        torch.testing.assert_close(method._written_along(x).double(), expected, rtol=1e-3, atol=1e-5)
+        edited.edit(TWENTY[:2])
+        own = method.routes([edit.prompt for edit in TWENTY[:2]]).score.mean()
+        far[spared] = float(method.routes(UNRELATED).score.mean() / own)
+    assert far[30.0] < 0.8 * far[0.0]
+
+
+def test_the_largest_distance_of_a_prompts_tokens_can_route(sharp_model, wrap):
+    edited = wrap(sharp_model(), tiny_tokenizer(), WiseConfig(reduction="max", distance_tokens="prompt", **LEARNT))
+    edited.edit(TWENTY[:2])
+    (prompt,) = edited.method.prompt_features(edited.config.layer, [TWENTY[0].prompt])
+    base, delta = edited.method._base_output(prompt.inputs), edited.method.memory.current.delta
+    tokens = (torch.nn.functional.silu(base + prompt.inputs @ delta) - torch.nn.functional.silu(base)).norm(dim=1)
+    assert edited.method.routes([TWENTY[0].prompt]).score.item() == pytest.approx(tokens.max().item(), rel=1e-4)
+    minima = [edited.store.history.edits[seq].body["numbers"]["minimum"] for seq in edited._view.order]
+    assert edited.method.memory.current.minimum.item() == pytest.approx(min(minima))
+    assert min(minima) > tokens.mean()
+
+
+def test_the_margin_loss_by_hand(sharp_model, wrap):
+    """Two edits of two rows, two irrelevant prompts each, and two replayed edits."""
+    config = WiseConfig(variant="retrieve", replay=True, **{**LEARNT, "margin_weight": 0.5, "irrelevant_prompts": 2})
+    config = wrap(sharp_model(), tiny_tokenizer(), config).config
+    lengths = [2, 3, 1, 2, 3, 2, 1, 2, 3, 1]
+    row = torch.arange(10).repeat_interleave(torch.tensor(lengths))
+    batch = SimpleNamespace(row=row[:8], owner=row[:8] // 2, edits=2, in_prompt=torch.ones(8, dtype=torch.bool))
+    base, side = torch.randn(20, 64), torch.randn(20, 64)
+    margin = Margin(base, batch, lengths[4:], True, config)
+    loss, gradient, edited = margin(side)
+    silu, distances = torch.nn.functional.silu, []
+    for b, s in zip(base.split(lengths), side.split(lengths)):
+        distances.append(float((silu(b + s) - silu(b)).norm(dim=1).mean()))
+
+    def positive(values):
+        above = [value for value in values if value > 0]
+        return sum(above) / max(1, len(above))
+
+    for e in (0, 1):
+        own, other = distances[2 * e : 2 * e + 2], distances[4 + 2 * e : 6 + 2 * e]
+        parts = [d - config.alpha for d in other], [config.beta - d for d in own]
+        parts = *parts, [config.gamma - (d - sum(other) / 2) for d in own]
+        replayed = positive([config.beta - distances[9]]) + positive([distances[8] - config.alpha])
+        assert loss[e].item() == pytest.approx(0.5 * (sum(map(positive, parts)) + replayed / 2), rel=1e-4)
+        assert edited[e].item() == pytest.approx(sum(own) / 2, rel=1e-4)
+    assert gradient.shape == side.shape
+    running = torch.tensor([True, False])
+    goes_on = [True, True, False, False, True, True, False, False, True, True]
+    assert margin.goes_on(running).tolist() == [goes_on[r] for r in row.tolist()]
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -279,6 +344,9 @@ def test_replay_keeps_earlier_edits_out_of_the_shard_in_use(sharp_model, wrap):
         {"mask_ratio": 0.0},
         {"steps": 0},
         {"replay": True},
+        {"margin_weight": -1},
+        {"spared": "much"},
+        {"reduction": "sum"},
     ],
 )
 def test_settings_that_cannot_be_are_named(changed):

@@ -24,11 +24,12 @@ from ..random_bits import random_bits
 from ..routing import Decision
 from ..side_memory import SideMemories
 from .frame import Method
+from .margin import Margin
 from .record import Record, Solved, check_shapes, of_rank
 from .steps import EditRows, Progress
 
-PUBLISHED_LONGEST = 100
-"""Tokens up to which the published code takes a prompt's mean distance, and beyond which the maximum."""
+_LONGEST = {"published": 100, "mean": 1 << 30, "max": 0}
+"""Tokens up to which a prompt's distance is the mean of theirs, and beyond which the maximum."""
 
 
 class Wise(Method):
@@ -43,10 +44,11 @@ class Wise(Method):
 
         delta <- alpha delta - (1 - alpha) W - mask * (X^T H)
 
-    (W only where it decays too). The record of an edit is its (X, H), at the tokens where H is not 0, and its alpha,
-    shard and distance; `solve` takes the published steps on a copy, and the memory is written from the records, by
-    one such sum each. `solve` clamps at every step, as published, and `apply` once: where an entry runs into
-    `norm_constraint` and back within one edit, they differ. The published limit of 1 is never met.
+    (W only where it decays too). With `spared`, X stands for the inputs less what background prompts have in common
+    with them (`_written_along`), a preconditioned gradient; what is read is always the plain input. The record of an
+    edit is its (X, H), at the tokens where H is not 0, and its alpha, shard and distance; `solve` takes the published
+    steps on a copy, and the memory is written from the records, by one such sum each. `solve` clamps at every step, as
+    published, and `apply` once: where an entry runs into `norm_constraint` and back within one edit, they differ.
 
     The memory is the recorded updates of the edits that are in, each in the shard of its writing; an edit that was
     written while another was in and is out now keeps its update.
@@ -66,11 +68,12 @@ class Wise(Method):
             self.device,
             act_ratio=config.act_ratio,
             activated=config.distance == "activated",
-            longest=PUBLISHED_LONGEST if config.reduction == "published" else 1 << 30,
+            longest=_LONGEST[config.reduction],
             shared_minimum=config.variant == "merge",
         )
         self._irrelevant = [tuple(prompts.encode(prompts.wrap(prompt))) for prompt in background_prompts()]
         self._mask: tuple[int, Tensor] | None = None
+        self._background: tuple[Tensor, Tensor] | None = None
         self._frozen_weight: Tensor | None = None
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
@@ -119,13 +122,14 @@ class Wise(Method):
         """Take the steps of edits that the current shard has room for, on a copy of it."""
         config, contexts, shard = self.config, self.prepare(), memory.current
         rows = [row for edit in edits for row in self.rows(edit, contexts)]
-        irrelevant = [self._irrelevant[(shard.end + e) % len(self._irrelevant)] for e in range(len(edits))]
-        apart = irrelevant + self._replayed(memory)
+        numbers = range(shard.end * config.irrelevant_prompts, (shard.end + len(edits)) * config.irrelevant_prompts)
+        apart = [self._irrelevant[number % len(self._irrelevant)] for number in numbers] + self._replayed(memory)
         features = frozen_features(self.decoder, self.layer, [*(row.tokens for row in rows), *apart])
         batch = EditRows(self.decoder, self.layer, rows, features[: len(rows)], [0] * len(rows), len(contexts))
         x = torch.cat([batch.inputs, *(f.inputs for f in features[len(rows) :])])
         lengths = [len(f.inputs) for f in features[len(rows) :]]
-        margin = _Margin(self._base_output(x), batch, lengths, bool(shard.edits), config)
+        written = self._written_along(x)
+        margin = Margin(self._base_output(x), batch, lengths, bool(shard.edits), config)
         progress = Progress(len(edits), config.stop_loss, config.stop_change, self.device)
         least = torch.full((len(edits),), torch.inf, device=self.device)
         decay = 0.0 if config.decay == "none" else config.learning_rate * config.weight_decay
@@ -139,7 +143,7 @@ class Wise(Method):
                 break
             gradient = margin_gradient + F.pad(gradient, (0, 0, 0, len(x) - len(gradient)))
             gradient = torch.where(margin.goes_on(progress.running)[:, None], gradient, 0.0)
-            self._step(delta, x, gradient, shard.number, config.learning_rate, decay)
+            self._step(delta, written, gradient, shard.number, config.learning_rate, decay)
             alpha *= 1 - decay
             steps_sum = (1 - decay) * steps_sum + config.learning_rate * gradient
         if not all(found.isfinite().all() for found in (progress.loss, least, steps_sum)):
@@ -150,7 +154,7 @@ class Wise(Method):
         solved = []
         for e, (result, minimum) in enumerate(zip(progress.written(), least.tolist())):
             used = (margin.owner == e) & steps_sum.any(1)
-            tensors = {"x": x[used], "h": steps_sum[used]}
+            tensors = {"x": written[used], "h": steps_sum[used]}
             if config.record_rank is not None:
                 tensors = of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
             numbers = {"alpha": alpha, "minimum": minimum, "shard": shard.number}
@@ -173,6 +177,23 @@ class Wise(Method):
             masked,
             config.norm_constraint,
         )
+
+    def _written_along(self, x: Tensor) -> Tensor:
+        """Inputs `[tokens, D]`, their parts along directions that background prompts use much made small.
+
+        (I + spared C / mean(diag C))^-1 x, for C the second moment of background inputs B `[n, D]`, by Woodbury's
+        identity: x - B^T (B B^T + n mean(diag C) / spared)^-1 B x.
+        """
+        if not self.config.spared:
+            return x
+        if self._background is None:
+            prompts = background_prompts()[: self.config.background_prompts]
+            used = torch.cat([prompt.inputs for prompt in self.prompt_features(self.layer, prompts)]).float()
+            gram = used @ used.T
+            gram.diagonal().add_(gram.trace() / self.width / self.config.spared)
+            self._background = used, torch.linalg.cholesky(gram)
+        used, factor = self._background
+        return (x.float() - torch.cholesky_solve(used @ x.float().T, factor).T @ used).to(x.dtype)
 
     @torch.no_grad()
     def _base_output(self, x: Tensor) -> Tensor:
@@ -271,63 +292,6 @@ class Wise(Method):
 
     def state(self) -> dict[str, Tensor]:
         return self.memory.state()
-
-
-class _Margin:
-    """The margin loss of a batch: each edit's own, and that of the replayed ones shared out among them.
-
-    La = relu(D_irrelevant - alpha) + relu(beta - D_edit) + relu(gamma - (D_edit - D_irrelevant)), each the mean over
-    the rows where it is above 0; D is the mean distance of a row's tokens. Rows are the edits', then one irrelevant
-    prompt each, then the replayed ones, the last of them of the shard in use where `own`; `lengths` are those of all
-    rows after the edits'.
-
-    owner `[tokens]`: the edit that a token was taken in for; the last, for replayed ones
-    """
-
-    def __init__(self, base: Tensor, batch: EditRows, lengths: Sequence[int], own: bool, config: WiseConfig) -> None:
-        device = base.device
-        self.own = own
-        self.base = base
-        self.config = config
-        self.edits = batch.edits
-        self.in_edits = int(batch.row.max()) + 1
-        self.rows = self.in_edits + len(lengths)
-        row_apart = torch.arange(self.in_edits, self.rows, device=device)
-        row_apart = row_apart.repeat_interleave(torch.tensor(lengths, device=device))
-        self.row = torch.cat([batch.row, row_apart])
-        self.owner = torch.cat([batch.owner, (row_apart - self.in_edits).clamp(max=self.edits - 1)])
-        counted = torch.ones(len(self.row), device=device)
-        if config.distance_tokens == "prompt":
-            counted[: len(batch.row)] = batch.in_prompt.float()
-        self.share = counted / counted.new_zeros(self.rows).index_add_(0, self.row, counted)[self.row]
-
-    def __call__(self, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss `[edits]`, gradient of the sum by `side` `[tokens, d]`, mean distance of each edit's rows `[edits]`."""
-        side = side.detach().requires_grad_()
-        change = F.silu(self.base + side) - F.silu(self.base) if self.config.distance == "activated" else side
-        distance = torch.linalg.vector_norm(change, dim=1) * self.share
-        distance = distance.new_zeros(self.rows).index_add(0, self.row, distance)
-        edited = distance[: self.in_edits].view(self.edits, -1)
-        irrelevant = distance[self.in_edits : self.in_edits + self.edits, None]
-        alpha, beta, gamma = self.config.alpha, self.config.beta, self.config.gamma
-        loss = sum(map(_mean_of_positive, (irrelevant - alpha, beta - edited, gamma - (edited - irrelevant))))
-        replayed = distance[self.in_edits + self.edits :]
-        if len(replayed):
-            earlier = len(replayed) - self.own
-            own, earlier = beta - replayed[earlier:], replayed[:earlier] - alpha
-            loss = loss + (_mean_of_positive(own[None]) + _mean_of_positive(earlier[None])) / self.edits
-        (gradient,) = torch.autograd.grad(loss.sum(), side)
-        return loss.detach(), gradient, edited.detach().mean(1)
-
-    def goes_on(self, running: Tensor) -> Tensor:
-        """bool `[tokens]`: whether the edit that a token was taken in for still runs."""
-        replayed = self.row >= self.in_edits + self.edits
-        return torch.where(replayed, running.any(), running[self.owner])
-
-
-def _mean_of_positive(values: Tensor) -> Tensor:
-    positive = values.clamp(min=0)
-    return positive.sum(1) / (values > 0).sum(1).clamp(min=1)
 
 
 def _is_count(value: object) -> bool:
