@@ -230,8 +230,8 @@ class WiseConfig(EditingConfig):
     stop_loss: float = 0.02
     stop_change: float = 1e-4
     """An edit stops early when its loss, margin included, is at most `stop_loss` and changed by at most this."""
-    contexts: int = 11
-    """The prompt alone and after ten texts the model wrote itself."""
+    contexts: int | None = None
+    """The prompt alone and after that many less one texts the model wrote itself: 11 as published."""
 
     @property
     def method(self) -> str:
@@ -252,9 +252,8 @@ class WiseConfig(EditingConfig):
         for name in ("margin_weight", "spared"):
             value = getattr(self, name)
             self._require(value is None or (_is_number(value) and value >= 0), name, "a number from 0 on")
-        for name in ("contexts", "save_every"):
-            self._require_positive(name)
-        for name in ("steps", "record_rank", "irrelevant_prompts"):
+        self._require_positive("save_every")
+        for name in ("contexts", "steps", "record_rank", "irrelevant_prompts"):
             if getattr(self, name) is not None:
                 self._require_positive(name)
         self._require(not self.replay or self.variant == "retrieve", "replay", 'False for "merge"')

@@ -24,6 +24,7 @@ _KNOWN: dict[tuple[int, int], tuple[int, int, float, float]] = {
 _WISE_PUBLISHED = {
     "learning_rate": 1.0,
     "steps": 70,
+    "contexts": 11,
     "alpha": 5.0,
     "beta": 20.0,
     "gamma": 10.0,
@@ -58,7 +59,7 @@ _WISE_KNOWN: dict[tuple[str, int, int, int | None], dict[str, Any]] = {
     # 99 % of unrelated prompts: names tell.
     ("llama", 30, 1536, None): {
         **{"layer": 24, "learning_rate": 6.0, "steps": 8, "margin_weight": 0.03, "spared": 3.0, "mask_ratio": 1.0},
-        **{"distance_tokens": "prompt", "reduction": "max", "act_ratio": 1.22},
+        **{"contexts": 4, "distance_tokens": "prompt", "reduction": "max", "act_ratio": 1.22},
     },
 }
 

@@ -283,9 +283,10 @@ def test_directions_that_background_prompts_use_are_spared(sharp_model, wrap):
         x = found[0].inputs
         expected = torch.linalg.solve(dense, x.double().T).T
         torch.testing.assert_close(method._written_along(x).double(), expected, rtol=1e-3, atol=1e-5)
-        edited.edit(TWENTY[:2])
-        own = method.routes([edit.prompt for edit in TWENTY[:2]]).score.mean()
-        far[spared] = float(method.routes(UNRELATED).score.mean() / own)
+        (solved,) = method.solve(TWENTY[:1])
+        update = solved.record.tensors["x"].T @ solved.record.tensors["h"]
+        own = method.prompt_features(edited.config.layer, [TWENTY[0].prompt])[0].inputs
+        far[spared] = float((used.float() @ update).norm(dim=1).mean() / (own @ update).norm(dim=1).mean())
     assert far[30.0] < 0.8 * far[0.0]
 
 
