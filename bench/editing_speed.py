@@ -1,9 +1,10 @@
-"""Edits a second: the published dense MEMOIR loop, MEMOIR's fast path, and the associative method, in one process.
+"""Edits a second: the published dense loops of MEMOIR and WISE, their fast paths, and associative, in one process.
 
     OMP_NUM_THREADS=1 python bench/editing_speed.py --edits zsre.jsonl
 
-One thread, thread time (wall time on a GPU), the same edits for all, MEMOIR's variants at one layer; beside each time
-the floating-point operations of its matrix products and attention, counted by torch, and the ratio to the dense loop.
+One thread, thread time (wall time on a GPU), the same edits for all, a method's variants at one layer; beside each time
+the floating-point operations of its matrix products and attention, counted by torch, and the ratio to the method's
+dense loop (for *associative*, MEMOIR's).
 Models are set up (contexts, background) before the clock starts; the dense loop gets both ready-made too.
 """
 
@@ -17,11 +18,14 @@ import torch
 from record import ROOT, provenance, results_folder, seconds, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
-from corrigenda.editing import AssociativeConfig, EditedModel, MemoirConfig, load_edits
+from corrigenda.editing import AssociativeConfig, EditedModel, MemoirConfig, WiseConfig, load_edits
 from corrigenda.editing.base import load_base
+from corrigenda.editing.random_bits import random_bits
+from corrigenda.kernels.reference import unpack_mask
 
 sys.path.insert(0, str(ROOT / "tests"))
 from dense_memoir import DenseMemoir
+from dense_wise import DenseWise
 
 
 def arguments():
@@ -29,9 +33,9 @@ def arguments():
     parser.add_argument("--edits", type=Path, required=True)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--template", default="Question: {prompt}\\nAnswer:")
-    parser.add_argument("--layer", type=int, default=None, help="MEMOIR's; by default its own")
+    parser.add_argument("--layer", type=int, default=None, help="MEMOIR's and WISE's; by default their own")
     parser.add_argument("--dense", type=int, default=2, help="edits for the dense loop")
-    parser.add_argument("--memoir", type=int, default=8, help="edits for each MEMOIR variant")
+    parser.add_argument("--memoir", type=int, default=8, help="edits for each MEMOIR and WISE variant")
     parser.add_argument("--device", default=None)
     parser.add_argument("--associative", type=int, default=32)
     parser.add_argument("--results", type=Path, default=results_folder() / "editing-speed.json")
@@ -55,12 +59,27 @@ def timed(edited, edits, count_on):
     }
 
 
-def dense(model, edited, edits, irrelevant, layer):
-    method = edited.method
+def dense_memoir(model, edited):
+    method, config = edited.method, edited.config
     contexts, permutation, background = method.prepare(), method.router.permutation, method.router.background
-    top_k = edited.config.top_k
     edited.detach()
-    loop = DenseMemoir(model, edited.prompts, contexts, layer, top_k, permutation, background)
+    return DenseMemoir(model, edited.prompts, contexts, config.layer, config.top_k, permutation, background)
+
+
+def dense_wise(model, edited):
+    method, config = edited.method, edited.config
+    contexts = method.prepare()
+    edited.detach()
+
+    def mask_of(shard):
+        bits = random_bits(config.seed, shard, method.width, method.out_width, config.mask_ratio, method.device)
+        return unpack_mask(bits, method.out_width)
+
+    return DenseWise(model, edited.prompts, contexts, config.layer, config, mask_of)
+
+
+def dense(loop, edits, irrelevant):
+    """The same for a dense loop over plain edits."""
     start = seconds()
     steps = [len(loop.edit(edit, irrelevant)) for edit in edits]
     each = (seconds() - start) / len(edits)
@@ -81,6 +100,9 @@ def dense(model, edited, edits, irrelevant, layer):
     }
 
 
+METHODS = (("memoir", MemoirConfig, dense_memoir), ("wise", WiseConfig, dense_wise))
+
+
 def main():
     args = arguments()
     torch.set_num_threads(1)
@@ -93,26 +115,29 @@ def main():
     def variant(config):
         return EditedModel.wrap(model, tokenizer, config, template=args.template)
 
-    rows = {}
-    edited = variant(MemoirConfig(layer=args.layer))
-    layer = edited.config.layer
-    rows["memoir, one by one"] = timed(edited, edits[: args.memoir], spare[:1])
-    rows["memoir, dense loop as published"] = dense(model, edited, edits[: args.dense], irrelevant, layer)
-    edited = variant(MemoirConfig(layer=layer, batch_size=8))
-    rows["memoir, batches of 8"] = timed(edited, edits[: args.memoir], spare[:1])
-    edited.detach()
+    rows, layers = {}, {}
+    for name, config_class, dense_loop in METHODS:
+        edited = variant(config_class(layer=args.layer))
+        layers[name] = edited.config.layer
+        rows[f"{name}, one by one"] = timed(edited, edits[: args.memoir], spare[:1])
+        text = irrelevant if name == "memoir" else edited.prompts.encode(edited.prompts.wrap(irrelevant[0]))
+        loop = dense_loop(model, edited)
+        rows[f"{name}, dense loop as published"] = dense(loop, edits[: args.dense], text)
+        model.requires_grad_(True)
+        edited = variant(config_class(layer=args.layer, batch_size=8))
+        rows[f"{name}, batches of 8"] = timed(edited, edits[: args.memoir], spare[:1])
+        edited.detach()
     edited = variant(AssociativeConfig())
     rows["associative, default"] = timed(edited, edits[: args.associative], spare[:8])
     edited.detach()
 
-    reference = rows["memoir, dense loop as published"]["seconds_per_edit"]
-    for row in rows.values():
+    for name, row in rows.items():
+        of_method = f"{name.split(',')[0]}, dense loop as published"
+        reference = rows.get(of_method, rows["memoir, dense loop as published"])["seconds_per_edit"]
         row["times_the_dense_loop"] = round(reference / row["seconds_per_edit"], 2)
     for name, row in rows.items():
         print(f"{name:34}", row)
-    write_json(
-        args.results, {**provenance(), "threads": 1, "memoir_layer": layer, "edits": args.edits.name, "rows": rows}
-    )
+    write_json(args.results, {**provenance(), "threads": 1, "layers": layers, "edits": args.edits.name, "rows": rows})
 
 
 if __name__ == "__main__":

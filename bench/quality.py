@@ -20,7 +20,7 @@ import torch
 from record import provenance, results_folder, seconds, write_json
 
 from corrigenda.editing import EditedModel, Evaluator, load_edits
-from corrigenda.editing.config import CONFIGS
+from corrigenda.editing.config import CONFIGS, config_for
 
 QUESTION = "Question: {prompt}\\nAnswer:"
 
@@ -29,7 +29,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--edits", type=Path, required=True)
     parser.add_argument("--at", type=int, nargs="+", required=True, help="numbers of edits to score at")
-    parser.add_argument("--method", default="associative", choices=[name for name in CONFIGS if name])
+    parser.add_argument("--method", default="associative", choices=list(CONFIGS))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--template", default=QUESTION)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the method")
@@ -49,7 +49,7 @@ def main():
     torch.set_num_threads(args.threads)
     settings = dict(item.split("=", 1) for item in args.set)
     settings = {name: _value(text) for name, text in settings.items()}
-    config = CONFIGS[args.method](**settings)
+    config = config_for(args.method, **settings)
     edits = load_edits(args.edits, unique_subject=True, limit=max(args.at))
     name = args.name or f"quality-{args.edits.stem}-{args.method}"
     work = args.work / name

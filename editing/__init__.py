@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import AssociativeConfig, EditingConfig, MemoirConfig
+    from .config import AssociativeConfig, EditingConfig, MemoirConfig, WiseConfig
     from .edits import Edit, Locality
     from .errors import CorrigendaError
     from .evaluate import Evaluator, Scores
@@ -29,6 +29,7 @@ _HOME = {
     "Provenance": "model",
     "Scores": "evaluate",
     "Template": "template",
+    "WiseConfig": "config",
     "load_edits": "loading",
 }
 
@@ -47,6 +48,7 @@ __all__ = [
     "Provenance",
     "Scores",
     "Template",
+    "WiseConfig",
     "load_edits",
 ]
 

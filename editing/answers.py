@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .edits import Edit
-from .methods import Written
+from .methods import Method, Written
 from .routing import Decision
 
 
@@ -16,15 +16,22 @@ class Provenance:
     """Which edit was applied to a sequence, if any, and how clearly.
 
     edit     the applied edit, or None
-    score    how well the best-matching edit fits the prompt, 0 to 1
+    score    how well the best-matching edit fits the prompt, 0 to 1; for WISE, the distance that routes
     margin   how far that stands above what it takes to be applied; below 0 nothing was
     nearest  the best-matching edit, applied or not; None where there is none
+    memory   the applied memory, where several edits share one and none of them is named
     """
 
     edit: Edit | None
     score: float
     margin: float
     nearest: Edit | None
+    memory: str | None = None
+
+    @property
+    def applied(self) -> bool:
+        """Whether the answer is an edit's."""
+        return self.edit is not None or self.memory is not None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: `edit` and `nearest` are ids."""
@@ -34,6 +41,7 @@ class Provenance:
             "score": round(self.score, 6),
             "margin": round(self.margin, 6),
             "nearest": None if self.nearest is None else self.nearest.id,
+            **({} if self.memory is None else {"memory": self.memory}),
         }
 
 
@@ -67,14 +75,15 @@ class Progress:
         return sum(result.loss for result in self.written) / max(1, len(self.written))
 
 
-def provenance_of(decision: Decision, margin: Sequence[float], edits: Sequence[Edit]) -> list[Provenance]:
+def provenance_of(decision: Decision, method: Method, edits: Sequence[Edit]) -> list[Provenance]:
     """One for each row of a decision; `edits` by the router's places."""
 
     def edit(place: int) -> Edit | None:
-        return edits[place] if 0 <= place < len(edits) else None
+        return edits[place] if method.names_edits and 0 <= place < len(edits) else None
 
+    margin = method.router.margin(decision).tolist()
     return [
-        Provenance(edit(route), score, above, edit(nearest))
+        Provenance(edit(route), score, above, edit(nearest), method.memory_name(route))
         for route, nearest, score, above in zip(
             decision.route.tolist(), decision.nearest.tolist(), decision.score.tolist(), margin
         )

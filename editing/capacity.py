@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .background import background_prompts
 from .memory import SharedMatrix
-from .routing import Decision
+from .side_memory import SideMemories
 
 if TYPE_CHECKING:
+    from .methods import Method
     from .model import EditedModel
 
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def report(edited: EditedModel) -> dict[str, Any]:
     """The state of router and memory, from the stored prompts, their rephrasings and the background prompts.
 
-    hit_rate           share of stored prompts that reach their own edit; `_rephrased`: of their rephrasings
+    hit_rate           share of stored prompts that reach their own edit, or the memory that holds it; `_rephrased`: of
+                       their rephrasings
     margin_p05, _p50   of those prompts, how far the match stands above the threshold
     misfires           share of background prompts that some edit is applied to
     background_p99     their best scores, to be seen beside the threshold
@@ -31,41 +33,41 @@ def report(edited: EditedModel) -> dict[str, Any]:
     found: dict[str, Any] = {"edits": len(edits)}
     if not edits:
         return found
-    router = edited.method.router
-    own = _asked(edited, [edit.prompt for edit in edits])
-    places = torch.arange(len(edits))
+    method, router = edited.method, edited.method.router
+    own = method.routes([edit.prompt for edit in edits])
     rephrased = [(place, text) for place, edit in enumerate(edits) for text in edit.rephrases]
-    background = _asked(edited, background_prompts())
+    background = method.routes(background_prompts())
     margin = router.margin(own).float()
     found |= {
         "threshold": router.threshold,
-        "hit_rate": float((own.route.cpu() == places).float().mean()),
+        "hit_rate": _share_held(method, enumerate(own.route.tolist())),
         "hit_rate_rephrased": None,
         "margin_p05": float(margin.quantile(0.05)),
         "margin_p50": float(margin.quantile(0.5)),
         "misfires": float((background.route >= 0).float().mean()),
         "background_p99": float(background.score.float().quantile(0.99)),
-        "collisions": int(((own.nearest.cpu() != places) | (own.runner_up >= own.score).cpu()).sum()),
+        "collisions": None,
     }
+    if method.names_edits:
+        others = own.nearest.cpu() != torch.arange(len(edits))
+        found["collisions"] = int((others | (own.runner_up >= own.score).cpu()).sum())
     if rephrased:
-        routes = _asked(edited, [text for _, text in rephrased]).route.cpu()
-        wanted = torch.tensor([place for place, _ in rephrased])
-        found["hit_rate_rephrased"] = float((routes == wanted).float().mean())
+        routes = method.routes([text for _, text in rephrased]).route.tolist()
+        found["hit_rate_rephrased"] = _share_held(method, zip([place for place, _ in rephrased], routes))
     return found | _norms(edited)
 
 
-def _asked(edited: EditedModel, prompts: Sequence[str]) -> Decision:
-    """What the router decides about prompts, as `generate` would ask them."""
-    method = edited.method
-    ids = [edited.prompts.encode(edited.prompts.wrap(prompt)) for prompt in prompts]
-    known = method.decide(ids)
-    return method.router.decide(method.fingerprints(prompts)) if known is None else known
+def _share_held(method: Method, routes: Iterable[tuple[int, int]]) -> float:
+    """How often a prompt about the edit at a place has a route that answers for it."""
+    held = [method.holds(route, place) for place, route in routes]
+    return sum(held) / len(held)
 
 
 def _norms(edited: EditedModel) -> dict[str, Any]:
     memory = edited.method.memory
-    if isinstance(memory, SharedMatrix):
-        rows = memory.weight.norm(dim=1)
+    if isinstance(memory, (SharedMatrix, SideMemories)):
+        matrices = [memory.weight] if isinstance(memory, SharedMatrix) else [s.delta for s in memory.shards if s.edits]
+        rows = torch.cat(matrices).norm(dim=1)
         used = rows > 0
         return {
             "norm": float(rows.norm()),

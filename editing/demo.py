@@ -188,7 +188,7 @@ def answers_table(shown: Sequence[Asked]) -> Table:
             Text(row.question.prompt),
             Text(_shown(row.before), "dim"),
             Text(_shown(row.after), "green" if row.right else "red"),
-            Text(row.after.edit.target if row.after.edit else "none"),
+            Text(row.after.edit.target if row.after.edit else row.after.provenance.memory or "none"),
         )
     return table
 

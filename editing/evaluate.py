@@ -30,7 +30,8 @@ class Scores:
     loc         share of the locality answer's tokens at which the edited model's argmax is the unedited model's
     free_rel    greedy generation to its natural stop equals the target, after normalisation: the prompt
     free_gen    the same for rephrasings
-    routed, routed_gen, routed_loc   share of prompts, rephrasings (the right edit), locality prompts (any edit)
+    routed, routed_gen, routed_loc   share of prompts, rephrasings (the right edit, or memory that holds it), locality
+                prompts (any)
     """
 
     n: int
@@ -107,14 +108,15 @@ class Evaluator:
         slot = {edit.id: place for place, edit in enumerate(self.edited.edits)}
         same = {(edit.prompt, edit.target): place for place, edit in enumerate(self.edited.edits)}
         own = [slot.get(edit.id, same.get((edit.prompt, edit.target), -2)) for edit in edits]
+        holds = self.edited.method.holds
         values = {
             "rel": _by_edit(asked, rel),
             "gen": _by_edit(rephrased, gen),
             "loc": _by_edit(local, loc),
             "free_rel": self._free(asked, edits),
             "free_gen": self._free(rephrased, edits),
-            "routed": _by_edit(asked, [float(r == own[a.edit]) for a, r in zip(asked, rel_routes)]),
-            "routed_gen": _by_edit(rephrased, [float(r == own[a.edit]) for a, r in zip(rephrased, gen_routes)]),
+            "routed": _by_edit(asked, [float(holds(r, own[a.edit])) for a, r in zip(asked, rel_routes)]),
+            "routed_gen": _by_edit(rephrased, [float(holds(r, own[a.edit])) for a, r in zip(rephrased, gen_routes)]),
             "routed_loc": _by_edit(local, [float(r >= 0) for r in loc_routes]),
         }
         self.by_edit = [{name: found[i] for name, found in values.items() if i in found} for i in range(len(edits))]

@@ -139,7 +139,7 @@ class EditedModel(StoredEdits):
             return (output, self._provenance(session.decision, edits)) if provenance else output
 
     def _provenance(self, decision: Decision, edits: Sequence[Edit]) -> list[Provenance]:
-        return provenance_of(decision, self.method.router.margin(decision).tolist(), edits)
+        return provenance_of(decision, self.method, edits)
 
     def answer(
         self,

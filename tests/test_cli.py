@@ -126,7 +126,7 @@ class TestWrongInputs:
     @pytest.mark.parametrize(
         ("option", "value", "part"),
         [
-            ("--method", "magic", 'Unknown editing method "magic": use one of associative, memoir'),
+            ("--method", "magic", 'Unknown editing method "magic": use one of associative, memoir, wise-merge'),
             ("--template", "Question:", 'must contain "{prompt}" once'),
             ("--threshold", "high", 'not "high"'),
             ("--threshold", "1.5", "a number from 0 to 1"),

@@ -202,3 +202,20 @@ def test_provenance_of_generated_answers(edits, tiny, tmp_path) -> None:
     assert first["edit_prompt"] == RECORDS[0]["prompt"]
     assert second["edit"] is None and second["margin"] < 0
     assert "margin +" in works("generate", *options)
+
+
+def test_edits_that_share_memories_on_the_command_line(tiny, tmp_path) -> None:
+    """WISE: which memory answered is told, not which edit; undo, resume and capacity are as for any method."""
+    options = ("--method", "wise-merge")
+    edit_with(tiny, tmp_path / "edits", *RECORDS, options=options)
+    config = EditedModel.from_pretrained(tiny, tmp_path / "edits").config
+    assert (config.method, config.variant) == ("wise-merge", "merge")
+    found = printed("why", tmp_path / "edits", RECORDS[0]["prompt"], "--model", tiny, "--json")
+    assert found["edit"] is None and found["nearest"] == []
+    line = works("why", tmp_path / "edits", RECORDS[0]["prompt"], "--model", tiny)
+    assert ("One of the edits in shard 0 applies" in line) == (found["memory"] == "shard 0") == (found["margin"] >= 0)
+    found = printed("capacity", tmp_path / "edits", "--model", tiny, "--json")
+    assert found["edits"] == 3 and found["norm"] > 0 and found["collisions"] is None
+    assert "Took out 1 edits: author" in works("undo", tmp_path / "edits", "author")
+    assert "capital" in works("log", tmp_path / "edits")
+    assert works("verify", tmp_path / "edits")

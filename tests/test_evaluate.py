@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
-from corrigenda.editing import AssociativeConfig, Edit, EditedModel, Evaluator, Locality, MemoirConfig
+from corrigenda.editing import AssociativeConfig, Edit, EditedModel, Evaluator, Locality, MemoirConfig, WiseConfig
 from corrigenda.editing.evaluate import normalised
 from corrigenda.kernels.reference import unpack_mask
 
@@ -40,6 +40,7 @@ CONFIGS = {
     "associative": AssociativeConfig(contexts=1, steps=12),
     "memoir": MemoirConfig(contexts=1, steps=12, threshold=0.6),
     "causal memoir": MemoirConfig(contexts=1, steps=12, threshold=0.6, scope="causal", eos=True),
+    "wise": WiseConfig(contexts=1, steps=12, learning_rate=0.3, alpha=0.5, beta=8.0, gamma=4.0, save_every=2),
 }
 every_method = pytest.mark.parametrize("method", CONFIGS)
 tokenizer = functools.cache(tiny_tokenizer)
@@ -76,10 +77,28 @@ class Slow:
         handle = self.module.register_forward_pre_hook(lambda _m, args: taken.append(args[0][0]))
         self.model(torch.tensor([prompt]))
         handle.remove()
+        if not method.names_edits:
+            return self.shard(taken[0])
         router = method.router
         overlap = router.unpack(router.mask(taken[0].mean(0, keepdim=True))) @ router.unpack(router.masks).T
         best, place = (overlap / router.top_k)[0].max(0)
         return place.item() if best >= 0.6 else -1
+
+    def holds(self, route, place):
+        if self.edited.method.names_edits:
+            return route == place
+        shards = self.edited.method.memory.shards
+        return route >= 0 and shards[route].first <= place < shards[route].end
+
+    @torch.no_grad()
+    def shard(self, x):
+        """For WISE-Merge: of two memories over the least threshold, the one that moves the output further."""
+        shards, silu = self.edited.method.memory.shards, torch.nn.functional.silu
+        base = self.module(x)
+        far = [float((silu(base + x @ shard.delta) - silu(base)).norm(dim=1).mean()) for shard in shards]
+        best = max(range(len(shards)), key=far.__getitem__)
+        least = min(float(shard.minimum) for shard in shards)
+        return best if far[best] >= self.edited.config.act_ratio * least else -1
 
     def added(self, x, route, last):
         """What the memory says of inputs `x` `[tokens, D]` of a sequence whose last prompt token is `last`."""
@@ -89,6 +108,8 @@ class Slow:
             mask = unpack_mask(method.router.masks[route], x.shape[1])
             out[start:] = (x[start:] * mask) @ method.memory.weight
             return out
+        if not method.names_edits:
+            return x @ method.memory.shards[route].delta
         keys, values = method.memory.rows_of(route)
         out[last] = values[0]
         for t in range(last + 1, len(x)):
@@ -142,7 +163,7 @@ def slow_scores(slow, edits):
             if not asked:
                 continue
             rows[forced].append(mean([share(slow.forced(*pair), pair[1]) for pair in asked]))
-            rows[routed].append(mean([slow.route(prompt) == own.get(edit.id, -2) for prompt, _ in asked]))
+            rows[routed].append(mean([slow.holds(slow.route(prompt), own.get(edit.id, -2)) for prompt, _ in asked]))
             texts = [slow.free(prompt, len(answer) + 4) for prompt, answer in asked]
             rows[free].append(mean([normalised(text) == normalised(edit.target) for text in texts]))
         if edit.localities:
@@ -159,7 +180,7 @@ def test_scores_equal_the_slow_ones(method):
     scores = Evaluator(edited).score(EDITS).to_dict()
     assert scores.pop("n") == 4
     assert scores == pytest.approx(slow_scores(Slow(edited), EDITS))
-    assert 0 < scores["routed"] == 0.75
+    assert 0 < scores["routed"] <= 0.75 and (method == "wise" or scores["routed"] == 0.75)
     assert 0 < scores["rel"] < 1 and 0 < scores["gen"] < 1
     if method == "associative":
         # By hand: of the prompts, those written are answered; of the rephrasings, only the one in the same words.

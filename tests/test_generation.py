@@ -9,7 +9,7 @@ import torch
 from cases import same_bits
 from tiny import tiny_model, tiny_tokenizer
 
-from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig
+from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig, WiseConfig
 
 EDITS = [
     Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka"),
@@ -18,13 +18,36 @@ EDITS = [
 ]
 UNROUTED = ["Why is the sky blue?", "Name three sorts of cheese and a wine that goes well with one of them.", "Hm"]
 PROMPTS = [EDITS[0].prompt, UNROUTED[0], EDITS[2].prompt, UNROUTED[1], EDITS[1].prompt, UNROUTED[2]]
-ROUTES = [0, -1, 2, -1, 1, -1]
+
 CONFIGS = {
     "associative": AssociativeConfig(contexts=1, steps=60),
     "mask router": AssociativeConfig(contexts=1, steps=60, router="mask", router_layer=1),
     "memoir": MemoirConfig(contexts=1, steps=30, eos=True, batch_size=3),
     "causal memoir": MemoirConfig(contexts=1, steps=30, eos=True, batch_size=3, scope="causal"),
+    "wise": WiseConfig(
+        contexts=1,
+        steps=40,
+        learning_rate=2.0,
+        margin_weight=0.1,
+        alpha=0.5,
+        beta=4.0,
+        gamma=2.0,
+        mask_ratio=1.0,
+        spared=30.0,
+        norm_constraint=10.0,
+        reduction="max",
+        distance_tokens="prompt",
+        act_ratio=0.7,
+        eos=True,
+    ),
 }
+
+
+def expected_routes(method):
+    """For PROMPTS: the edit's place, or the one memory that WISE's edits share."""
+    return [0, -1, 0, -1, 0, -1] if method == "wise" else [0, -1, 2, -1, 1, -1]
+
+
 every_kind = pytest.mark.parametrize("kind", ["llama", "mistral"])
 every_method = pytest.mark.parametrize("method", CONFIGS)
 every_case = pytest.mark.parametrize(
@@ -95,7 +118,7 @@ def test_unrouted_prompts_get_the_base_models_logits(kind, method):
         inputs = padded(prompts)
         ours, theirs = edited.generate(**inputs, **options), base.generate(**inputs, **options)
         routes = edited.context.route[: len(prompts)]
-        assert routes.tolist() == [ROUTES[PROMPTS.index(prompt)] for prompt in prompts]
+        assert routes.tolist() == [expected_routes(method)[PROMPTS.index(prompt)] for prompt in prompts]
         assert len(ours.logits) > 1
         for step, (a, b) in enumerate(zip(ours.logits, theirs.logits)):
             assert same_bits(a[routes < 0], b[routes < 0])
@@ -120,7 +143,7 @@ def test_a_plain_forward_is_the_base_models(kind, method):
 def test_a_mixed_batch_answers_as_each_prompt_alone(kind, method):
     edited = edited_model(kind, method)
     routes, tokens = alone_greedily(kind, method)
-    assert routes == ROUTES
+    assert routes == expected_routes(method)
     assert generated(edited, padded(PROMPTS)) == (routes, tokens)
     assert generated(edited, padded(PROMPTS, extra=7)) == (routes, tokens)
     assert generated(edited, padded(PROMPTS), cache_implementation="static") == (routes, tokens)
@@ -135,11 +158,11 @@ def test_beams(kind, method):
     edited = edited_model(kind, method)
     routes, tokens = alone(edited, num_beams=3)
     _, together = generated(edited, padded(PROMPTS), num_beams=3)
-    assert together == tokens and routes == ROUTES
-    assert edited.context.route[: 3 * len(PROMPTS)].tolist() == [route for route in ROUTES for _ in range(3)]
+    assert together == tokens and routes == expected_routes(method)
+    assert edited.context.route[: 3 * len(PROMPTS)].tolist() == [route for route in routes for _ in range(3)]
     if method != "associative":  # every beam's fingerprint is that of its own prompt
         scores = edited.context.decision.score.view(len(PROMPTS), 3)
-        assert torch.equal(scores, scores[:, :1].expand(-1, 3)) and scores[::2].min() > 0.95
+        assert torch.equal(scores, scores[:, :1].expand(-1, 3)) and (method == "wise" or scores[::2].min() > 0.95)
     assert generated(edited, padded(PROMPTS), num_beams=3, num_return_sequences=2)[1][::2] == tokens
 
 
@@ -147,7 +170,7 @@ def test_beams(kind, method):
 def test_each_step_reads_the_memory_as_one_forward_over_the_whole_text_does(kind, method):
     edited = edited_model(kind, method)
     options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    for prompt, route in zip(PROMPTS, ROUTES):
+    for prompt, route in zip(PROMPTS, expected_routes(method)):
         inputs = padded([prompt])
         output = edited.generate(**inputs, **options)
         length = inputs["input_ids"].shape[1]
@@ -162,7 +185,7 @@ def test_each_step_reads_the_memory_as_one_forward_over_the_whole_text_does(kind
 def test_sampling(kind, method):
     edited, base = edited_model(kind, method), unedited_model(kind)
     options = {"do_sample": True, "temperature": 1.5, "top_k": 0}
-    for prompt, route in zip(PROMPTS[:3], ROUTES):
+    for prompt, route in zip(PROMPTS[:3], expected_routes(method)):
         runs = []
         for inputs, more in (
             (padded([prompt]), {}),
@@ -205,7 +228,7 @@ def test_chunked_prefill(kind, chunk):
     assert alone(edited, prefill_chunk_size=chunk) == expected
 
 
-@pytest.mark.parametrize("method", ["mask router", "memoir"])
+@pytest.mark.parametrize("method", ["mask router", "memoir", "wise"])
 def test_a_chunked_prefill_is_refused_where_features_decide(method):
     edited = edited_model("llama", method)
     with pytest.raises(CorrigendaError, match=r'^[^.]*prefill_chunk_size[^.]*router="tokens"\.$') as raised:
@@ -262,7 +285,7 @@ def stop_generation(_ids, _scores):
     raise RuntimeError("stopped")
 
 
-@every_method
+@pytest.mark.parametrize("method", [method for method in CONFIGS if method != "wise"])
 def test_an_edit_between_two_calls_is_seen(method, wrap):
     edited = wrap(base_model("llama"), tokenizer(), replace(CONFIGS[method], steps=3))
     assert generated(edited, padded(PROMPTS))[0] == [-1] * 6

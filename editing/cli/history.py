@@ -159,9 +159,13 @@ def why(
         return
     applied = next((row for row in found["nearest"] if row["applies"]), None)
     answer = "No edit applies" if applied is None else f'Edit "{applied["id"]}" applies'
+    if found.get("memory") is not None:
+        answer = f"One of the edits in {found['memory']} applies"
     output.print(
         Text(f"{answer}: margin {found['margin']:+.3f} to the threshold {found['threshold']:.3f}."), soft_wrap=True
     )
+    if not found["nearest"]:
+        return
     table = Table()
     for heading in ("id", "score", "prompt", "target"):
         table.add_column(heading)

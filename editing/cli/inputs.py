@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import CONFIGS, EditingConfig
+from ..config import EditingConfig, config_for
 from ..edits import Edit, required_text
 from ..errors import CorrigendaError, FieldError
 from ..loading import read_text, records
@@ -20,9 +20,7 @@ from ..template import Template
 
 def make_config(method: str, **settings: Any) -> EditingConfig:
     """The configuration of `method`; a setting that is None keeps its default."""
-    if method not in CONFIGS:
-        raise CorrigendaError(f'Unknown editing method "{method}": use one of {", ".join(map(str, CONFIGS))}.')
-    return CONFIGS[method](**{name: value for name, value in settings.items() if value is not None})
+    return config_for(method, **{name: value for name, value in settings.items() if value is not None})
 
 
 def parse_threshold(text: str | None) -> float | str | None:

@@ -47,7 +47,8 @@ Method = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="`associative` (rows of its own for every edit) or `memoir` (one shared matrix).",
+        help="`associative` (rows of its own for every edit), `memoir` (one shared matrix), `wise-merge` or "
+        "`wise-retrieve` (side memories, merged or chosen from).",
         rich_help_panel=METHOD,
     ),
 ]

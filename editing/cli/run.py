@@ -162,11 +162,12 @@ def generate(
         return
     for prompt, answer in zip(prompts, answers):
         line = Text.assemble((one_line(prompt), "bold"), "\n  ", one_line(answer.text))
-        if answer.edit is not None:
-            line.append(f"  [{answer.edit.id}]", "dim")
-        if provenance and answer.provenance.nearest is not None:
-            source = answer.provenance
-            line.append(f"  {source.nearest.id} {source.score:.3f}, margin {source.margin:+.3f}", "dim")
+        source = answer.provenance
+        if source.applied:
+            line.append(f"  [{source.memory or source.edit.id}]", "dim")
+        nearest = source.memory if source.nearest is None else source.nearest.id
+        if provenance and nearest is not None:
+            line.append(f"  {nearest} {source.score:.3f}, margin {source.margin:+.3f}", "dim")
         console.print(line, soft_wrap=True)
 
 

@@ -4,7 +4,13 @@ from .associative import Associative
 from .frame import Method
 from .memoir import Memoir
 from .record import Record, Solved, Written
+from .wise import Wise
 
-METHODS: dict[str, type[Method]] = {method.config_class.method: method for method in (Associative, Memoir)}
+METHODS: dict[str, type[Method]] = {
+    "associative": Associative,
+    "memoir": Memoir,
+    "wise-merge": Wise,
+    "wise-retrieve": Wise,
+}
 
-__all__ = ["METHODS", "Associative", "Memoir", "Method", "Record", "Solved", "Written"]
+__all__ = ["METHODS", "Associative", "Memoir", "Method", "Record", "Solved", "Wise", "Written"]

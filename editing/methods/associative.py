@@ -33,7 +33,6 @@ class Associative(Method):
     Adam on the cross-entropy of the target with keys fixed. One value serves a position in all contexts.
     """
 
-    config_class = AssociativeConfig
     record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
     config: AssociativeConfig
     memory: RowBanks

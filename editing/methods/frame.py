@@ -19,6 +19,7 @@ from ..layer import Memory
 from ..mask_router import MaskRouter
 from ..prompts import PromptFormat
 from ..routing import Decision
+from ..side_memory import SideMemories
 from ..token_router import TokenRouter
 from .record import Record, Solved, check_shapes
 
@@ -37,11 +38,12 @@ class Method:
     records. The memory is a function of the records applied since `reset`, in order.
     """
 
-    config_class: ClassVar[type[EditingConfig]]
     record_shapes: ClassVar[dict[str, tuple[str, ...]]]
     """The shape of each tensor of a record, in letters: "D" and "d" are the layer's widths, "k" is `top_k`."""
+    names_edits: ClassVar[bool] = True
+    """Whether a route is an edit, by its place; else it is a memory that several share."""
     memory: Memory
-    router: TokenRouter | MaskRouter
+    router: TokenRouter | MaskRouter | SideMemories
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: EditingConfig) -> None:
         self.decoder = decoder
@@ -145,6 +147,20 @@ class Method:
         """The routes of tokenised prompts, where token ids suffice; None where features must decide, in the pass."""
         if isinstance(self.router, TokenRouter):
             return self.router.decide([self.prompts.question(ids) for ids in prompts])
+        return None
+
+    def routes(self, prompts: Sequence[str]) -> Decision:
+        """What the router decides about prompts, as `generate` would ask them."""
+        ids = [self.prompts.encode(self.prompts.wrap(prompt)) for prompt in prompts]
+        known = self.decide(ids)
+        return self.router.decide(self.fingerprints(prompts)) if known is None else known
+
+    def holds(self, route: int, edit: int) -> bool:
+        """Whether what a route names answers for the edit at this place."""
+        return route == edit
+
+    def memory_name(self, route: int) -> str | None:
+        """What a user is told of the memory that a route names, where it names no edit."""
         return None
 
     def rows(self, edit: Edit, contexts: Sequence[str]) -> list[Row]:

@@ -13,15 +13,13 @@ from ..config import MemoirConfig
 from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
-from ..frozen import Features, Row, Suffix, frozen_features, length_groups, pass_tokens
+from ..frozen import Features, Row, frozen_features
 from ..mask_router import MaskRouter
 from ..memory import SharedMatrix
 from ..prompts import PromptFormat
 from .frame import Method
-from .record import Record, Solved, Written
-
-_STEP_TOKENS = 192
-"""Padded tokens in one pass on a CPU: splits an edit's 11 rows by length, so short contexts do not pay for long."""
+from .record import Record, Solved, of_rank
+from .steps import EditRows, Progress
 
 
 class Memoir(Method):
@@ -39,7 +37,6 @@ class Memoir(Method):
     update.
     """
 
-    config_class = MemoirConfig
     record_shapes: ClassVar = {"x": ("tokens", "k"), "h": ("tokens", "d")}
     config: MemoirConfig
     memory: SharedMatrix
@@ -57,11 +54,10 @@ class Memoir(Method):
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         contexts = self.prepare()
         rows = [row for edit in edits for row in self.rows(edit, contexts)]
-        owner = torch.arange(len(edits)).repeat_interleave(len(contexts))
         features = frozen_features(self.decoder, self.layer, [row.tokens for row in rows])
         alone = range(0, len(rows), len(contexts))
         masks = self.router.mask(torch.stack([self.pooled(features[i].inputs, rows[i].prompt) for i in alone]))
-        return self._solve(rows, features, owner, masks)
+        return self._solve(rows, features, masks)
 
     def apply(self, records: Sequence[Record]) -> None:
         self.make_known(records)
@@ -84,60 +80,33 @@ class Memoir(Method):
         pooled = torch.stack([prompt.pooled for prompt in background])
         self.router.set_background(pooled, self.config.background_prompts)
 
-    def _solve(self, rows: list[Row], features: list[Features], owner: Tensor, masks: Tensor) -> list[Solved]:
+    def _solve(self, rows: list[Row], features: list[Features], masks: Tensor) -> list[Solved]:
         config = self.config
         active = self.router.unpack(masks)
         starts = [0 if config.scope == "full" else len(row.prompt) - 1 for row in rows]
-        groups = list(length_groups([len(row.tokens) for row in rows], pass_tokens(self.device, _STEP_TOKENS)))
-        order = [i for group in groups for i in group]
-        suffixes = [
-            Suffix(
-                self.decoder,
-                self.layer,
-                [features[i].hidden for i in group],
-                [rows[i] for i in group],
-                [starts[i] for i in group],
-            )
-            for group in groups
-        ]
-        inputs = [features[i].inputs[starts[i] :].float() * active[owner[i]] for i in order]
-        sizes = [sum(len(features[i].inputs) - starts[i] for i in group) for group in groups]
-        token_owner = torch.cat([owner[i].expand(len(x)) for i, x in zip(order, inputs)]).to(self.device)
-        # The published loss divides by one more than the target's tokens, and is a mean over an edit's rows.
-        scale = torch.tensor([1 / ((len(rows[i].labels) + 1) * len(self._contexts)) for i in order])
-        scale, row_owner = scale.to(self.device), owner[order].to(self.device)
-        edits = len(active)
-
-        x = torch.cat(inputs)
+        edits = EditRows(self.decoder, self.layer, rows, features, starts, len(rows) // len(active))
+        x = edits.inputs.float() * active[edits.owner]
         gram = x @ x.T
         start = x @ self.memory.weight
         steps_sum = torch.zeros_like(start)
         keep = 1.0 if config.decay == "none" else 1 - config.learning_rate * config.weight_decay
         alpha = 1.0
-        previous = torch.full((edits,), torch.inf, device=self.device)
-        running = torch.ones(edits, dtype=torch.bool, device=self.device)
-        steps = torch.zeros(edits, dtype=torch.long, device=self.device)
-        final = previous.clone()
+        progress = Progress(edits.edits, config.stop_loss, config.stop_change, self.device)
         for _ in range(config.steps):
-            delta = alpha * start - gram @ steps_sum
-            loss, gradient = _loss_and_gradient(suffixes, delta, sizes, scale, row_owner, edits)
-            final = torch.where(running, loss, final)
-            running &= ~(((loss - previous).abs() <= config.stop_change) & (loss <= config.stop_loss))
-            if not running.any():
+            loss, gradient = edits.loss_and_gradient(alpha * start - gram @ steps_sum)
+            if not progress.goes_on(loss):
                 break
-            previous = loss
-            norm = _gradient_norms(gradient, gram, token_owner, edits)
-            clip = (config.clip_norm / (norm + 1e-6)).clamp(max=1.0) * running
+            norm = _gradient_norms(gradient, gram, edits.owner, edits.edits)
+            clip = (config.clip_norm / (norm + 1e-6)).clamp(max=1.0) * progress.running
             alpha *= keep
-            steps_sum = keep * steps_sum + config.learning_rate * clip[token_owner, None] * gradient
-            steps += running
+            steps_sum = keep * steps_sum + config.learning_rate * clip[edits.owner, None] * gradient
         solved = []
-        for e, result in enumerate(zip(final.tolist(), steps.tolist())):
-            tokens, columns = token_owner == e, active[e].nonzero()[:, 0].to(x.device)
-            tensors = {"x": x[tokens][:, columns].to(features[0].inputs.dtype), "h": steps_sum[tokens]}
+        for e, result in enumerate(progress.written()):
+            tokens, columns = edits.owner == e, active[e].nonzero()[:, 0]
+            tensors = {"x": x[tokens][:, columns].to(edits.inputs.dtype), "h": steps_sum[tokens]}
             if config.record_rank is not None:
-                tensors = _of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
-            solved.append(Solved(Written(*result), Record(tensors, {"alpha": alpha}, masks[e])))
+                tensors = of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
+            solved.append(Solved(result, Record(tensors, {"alpha": alpha}, masks[e])))
         return solved
 
     def check(self, record: Record) -> None:
@@ -168,32 +137,6 @@ class Memoir(Method):
 
     def state(self) -> dict[str, Tensor]:
         return {"memory.weight": self.memory.weight, **self.router.state()}
-
-
-def _loss_and_gradient(
-    suffixes: list[Suffix], delta: Tensor, sizes: list[int], scale: Tensor, owner: Tensor, edits: int
-) -> tuple[Tensor, Tensor]:
-    """Each edit's loss `[edits]`, and the gradient of their sum by `delta` `[tokens, d]`, group after group."""
-    loss = torch.zeros(edits, device=delta.device)
-    gradients, row = [], 0
-    for suffix, part in zip(suffixes, delta.split(sizes)):
-        part = part.detach().requires_grad_()
-        of_group = slice(row, row + len(suffix.hidden))
-        per_row = suffix.losses(part).sum(1) * scale[of_group]
-        gradients += torch.autograd.grad(per_row.sum(), part)
-        loss.index_add_(0, owner[of_group], per_row.detach())
-        row = of_group.stop
-    return loss, torch.cat(gradients)
-
-
-def _of_rank(rank: int, x: Tensor, h: Tensor) -> dict[str, Tensor]:
-    """The record of `rank` rows whose update is the best approximation of `x^T h`."""
-    left, left_rest = torch.linalg.qr(x.T)
-    right, right_rest = torch.linalg.qr(h.T)
-    u, singular, v = torch.linalg.svd(left_rest @ right_rest.T)
-    rank = min(rank, len(singular))
-    root = singular[:rank].sqrt()
-    return {"x": (left @ (u[:, :rank] * root)).T, "h": (right @ (v[:rank].T * root)).T}
 
 
 def _gradient_norms(gradient: Tensor, gram: Tensor, owner: Tensor, edits: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import CorrigendaError
@@ -22,7 +23,8 @@ class Record(NamedTuple):
 
     tensors      what the edit adds to the memory; names and shapes are the method's `record_shapes`
     numbers      what else the writing needs; floats survive JSON exactly
-    fingerprint  int32 `[n]`: what the router knows the edit by (token ids, or the words of a mask)
+    fingerprint  int32 `[n]`: what the router knows the edit by (token ids, or the words of a mask); empty where
+                 several edits share what a route names
     """
 
     tensors: dict[str, Tensor]
@@ -35,6 +37,16 @@ class Solved(NamedTuple):
 
     written: Written
     record: Record
+
+
+def of_rank(rank: int, x: Tensor, h: Tensor) -> dict[str, Tensor]:
+    """The tensors "x" and "h" of `rank` rows whose update is the best approximation of `x^T h`."""
+    left, left_rest = torch.linalg.qr(x.T)
+    right, right_rest = torch.linalg.qr(h.T)
+    u, singular, v = torch.linalg.svd(left_rest @ right_rest.T)
+    rank = min(rank, len(singular))
+    root = singular[:rank].sqrt()
+    return {"x": (left @ (u[:, :rank] * root)).T, "h": (right @ (v[:rank].T * root)).T}
 
 
 def check_shapes(

@@ -36,9 +36,9 @@ def same_facts(
     """For each edit of a batch, the edits that are about the same fact.
 
     order: the stored edits that the router knows now, by its places. By the router's score only the nearest one is
-    looked at, and nothing within the batch.
+    looked at, and nothing within the batch; where routes name no edits, it says nothing of facts.
     """
-    nearest = _nearest(method, batch) if order else []
+    nearest = _nearest(method, batch) if order and method.names_edits else []
     known = set(order)
     earlier: dict[str, list[int]] = {}
     found = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..answers import provenance_of
 from ..base import PACKAGED, load_base, load_tokenizer, tokenizer_digest
 from ..config import EditingConfig
 from ..errors import CorrigendaError
@@ -15,6 +18,9 @@ from ..routing import Decision
 from ..token_router import TokenRouter
 from .codec import fingerprint_of, unpacked
 from .store import EditStore
+
+if TYPE_CHECKING:
+    from ..model import EditedModel
 
 
 def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most: int = 5) -> dict[str, Any]:
@@ -27,10 +33,11 @@ def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most:
     order = history.applied()
     edits = [history.edits[seq] for seq in order]
     if store.header["config"].get("router") == "tokens":
-        router, query = _by_tokens(store, edits, prompt, name)
-    else:
-        router, query = _by_masks(store, prompt, name)
-    return explained(router, query, edits, most)
+        return explained(*_by_tokens(store, edits, prompt, name), edits, most)
+    with _loaded(store, name) as edited, torch.no_grad():
+        if not edited.method.names_edits:
+            return _by_memory(edited, prompt)
+        return explained(edited.method.router, edited.method.fingerprints([prompt]), edits, most)
 
 
 def _recorded_model(store: EditStore) -> str:
@@ -84,13 +91,21 @@ def _by_tokens(store: EditStore, edits: list[Any], prompt: str, name: str) -> tu
     return router, [router.fingerprint(question)]
 
 
-def _by_masks(store: EditStore, prompt: str, name: str) -> tuple[Any, Any]:
+def _by_memory(edited: EditedModel, prompt: str) -> dict[str, Any]:
+    """The answer where edits share the memories that a prompt is answered from."""
+    (source,) = provenance_of(edited.method.routes([prompt]), edited.method, edited.edits)
+    threshold = source.score - source.margin
+    return {"edit": None, "memory": source.memory, "margin": source.margin, "threshold": threshold, "nearest": []}
+
+
+@contextlib.contextmanager
+def _loaded(store: EditStore, name: str) -> Iterator[EditedModel]:
+    """Within: the model with the edits of a store."""
     from ..model import EditedModel
 
     model, tokenizer = load_base(name)
     edited = EditedModel.from_pretrained(model, store.directory, tokenizer=tokenizer)
     try:
-        with torch.no_grad():
-            return edited.method.router, edited.method.fingerprints([prompt])
+        yield edited
     finally:
         edited.detach()

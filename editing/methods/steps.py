@@ -1,0 +1,95 @@
+"""What methods that write by gradient steps share: an edit's rows above the memory, and when an edit has had enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..decoder import Decoder
+from ..frozen import Features, Row, Suffix, length_groups, pass_tokens
+from .record import Written
+
+_STEP_TOKENS = 192
+"""Padded tokens in one pass on a CPU: splits an edit's 11 rows by length, so short contexts do not pay for long."""
+
+
+class EditRows:
+    """A batch of edits, each in all its contexts: their loss as a function of what the memory adds at their tokens.
+
+    Rows of like length pass the layers above the memory side by side; tokens stand in the order of those passes.
+
+    inputs `[tokens, D]`   the edited layer's input, in the model's dtype, from each row's start on
+    row, owner `[tokens]`  the row (as given) and the edit that a token belongs to
+    in_prompt `[tokens]`   whether it is a prompt's token, not a target's
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layer: int,
+        rows: Sequence[Row],
+        features: Sequence[Features],
+        starts: Sequence[int],
+        contexts: int,
+    ) -> None:
+        device = features[0].inputs.device
+        groups = list(length_groups([len(row.tokens) for row in rows], pass_tokens(device, _STEP_TOKENS)))
+        order = [i for group in groups for i in group]
+        self.edits = len(rows) // contexts
+        self.inputs = torch.cat([features[i].inputs[starts[i] :] for i in order])
+        lengths = torch.tensor([len(features[i].inputs) - starts[i] for i in order])
+        self.row = torch.tensor(order).repeat_interleave(lengths).to(device)
+        self.owner = self.row // contexts
+        prompts = [torch.arange(starts[i], len(features[i].inputs)) < len(rows[i].prompt) for i in order]
+        self.in_prompt = torch.cat(prompts).to(device)
+        self._suffixes = [
+            Suffix(
+                decoder,
+                layer,
+                [features[i].hidden for i in group],
+                [rows[i] for i in group],
+                [starts[i] for i in group],
+            )
+            for group in groups
+        ]
+        self._sizes = [sum(len(features[i].inputs) - starts[i] for i in group) for group in groups]
+        # The published loss divides by one more than the target's tokens, and is a mean over an edit's rows.
+        scale = torch.tensor([1 / ((len(rows[i].labels) + 1) * contexts) for i in order])
+        self._scale, self._row_owner = scale.to(device), torch.tensor(order, device=device) // contexts
+
+    def loss_and_gradient(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Each edit's loss `[edits]`, and the gradient of their sum by `delta` `[tokens, d]`, group after group."""
+        loss = torch.zeros(self.edits, device=delta.device)
+        gradients, row = [], 0
+        for suffix, part in zip(self._suffixes, delta.split(self._sizes)):
+            part = part.detach().requires_grad_()
+            of_group = slice(row, row + len(suffix.hidden))
+            per_row = suffix.losses(part).sum(1) * self._scale[of_group]
+            gradients += torch.autograd.grad(per_row.sum(), part)
+            loss.index_add_(0, self._row_owner[of_group], per_row.detach())
+            row = of_group.stop
+        return loss, torch.cat(gradients)
+
+
+class Progress:
+    """Which edits of a batch go on: one stops when its loss is low and has hardly changed. Kept on the device."""
+
+    def __init__(self, edits: int, stop_loss: float, stop_change: float, device: torch.device) -> None:
+        self.stop_loss, self.stop_change = stop_loss, stop_change
+        self.running = torch.ones(edits, dtype=torch.bool, device=device)
+        self.steps = torch.zeros(edits, dtype=torch.long, device=device)
+        self.loss = torch.full((edits,), torch.inf, device=device)
+
+    def goes_on(self, loss: Tensor) -> bool:
+        """Take in the losses `[edits]` before a step; whether any edit is to take it. Counts the steps taken."""
+        stops = ((loss - self.loss).abs() <= self.stop_change) & (loss <= self.stop_loss)
+        self.loss = torch.where(self.running, loss, self.loss)
+        self.running &= ~stops
+        self.steps += self.running
+        return bool(self.running.any())
+
+    def written(self) -> list[Written]:
+        """How each edit ended."""
+        return [Written(*pair) for pair in zip(self.loss.tolist(), self.steps.tolist())]
