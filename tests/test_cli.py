@@ -350,6 +350,11 @@ class TestDemo:
         with pytest.raises(CorrigendaError, match="is not empty"):
             demo.check_out(out, overwrite=False)
 
+    def test_with_memories_that_edits_share(self, tiny, facts, tmp_path) -> None:
+        arguments = ("--method", "wise-merge", "--out", tmp_path / "demo-out", "--threads", 1)
+        screen = works("demo", "--model", tiny, "--edits", facts, *arguments)
+        assert "answers are the same as before the reload" in screen and "Taking one edit out" in screen
+
     def test_overwrite_replaces_the_folder(self, run, tiny, facts, tmp_path, monkeypatch) -> None:
         out = tmp_path / "demo-out"
         out.mkdir()
