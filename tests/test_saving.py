@@ -260,7 +260,7 @@ def test_a_damaged_file_is_named(saved, sharp_model, name):
     flipped = whole[:inside] + bytes([whole[inside] ^ 2]) + whole[inside + 1 :]
     for content in (whole[: len(whole) // 2], b"", flipped):
         file.write_bytes(content)
-        with refusal(file):
+        with refusal(file.name):
             load(saved, model)
     file.write_bytes(whole)
     load(saved, model)
