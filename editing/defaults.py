@@ -53,13 +53,13 @@ _WISE_KNOWN: dict[tuple[str, int, int, int | None], dict[str, Any]] = {
     },
     # SmolLM2-135M, ZsRE. The margin's gradient is seven times the cross-entropy's, and at a learning rate that learns
     # an answer its steps overshoot: hence its weight. Inputs of unrelated prompts have most in common with those of
-    # edits: after 30 edits as published Rel is .59 with routing forced right, and unrelated prompts are moved as far
-    # as edits; with `spared`, all entries free and 8 steps, .97 to 1.00. A mask of .2 or .5 brings back, as noise,
+    # edits: after 30 edits under a mask of .2 Rel is .59 even without a threshold, and unrelated prompts are moved as
+    # far as edits; with `spared`, all entries free and 8 steps, .97 to 1.00. A mask of .2 or .5 brings back, as noise,
     # what is spared. Told by the largest distance of a token, not the mean, 90 % of 40 rephrasings and not 70 % stand
     # above 99 % of unrelated prompts: names tell. After 100 edits in one shard, 2 % of unrelated prompts stand above
-    # 1.4 times the least distance; in shards of 25 each, 1.22 times. Such shards are written over each other's
-    # entries, and merging them costs: routing forced, Rel .96 of four shards apart is .88 when each two are merged,
-    # .68 when all are.
+    # 1.4 times the least distance; in shards of 25 each, above 1.22 times. With all entries free, shards use the same
+    # ones, and merging costs: without a threshold, Rel .96 of four shards apart is .88 with each two merged by TIES,
+    # .68 with all four.
     ("llama", 30, 1536, None): {
         **{"layer": 24, "learning_rate": 6.0, "steps": 8, "margin_weight": 0.03, "spared": 3.0, "mask_ratio": 1.0},
         **{"contexts": 4, "distance_tokens": "prompt", "reduction": "max", "act_ratio": 1.4},
