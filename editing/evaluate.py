@@ -74,7 +74,7 @@ class Evaluator:
     immediate: list[Scores] = field(default_factory=list)
     by_edit: list[dict[str, float]] = field(default_factory=list)
     provenance: list[dict[str, Any]] = field(default_factory=list)
-    _unedited: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+    _unedited: dict[tuple[tuple[int, ...], ...], list[list[int]]] = field(default_factory=dict)
 
     def score_batch(self, edits: Sequence[Edit]) -> None:
         """Score edits right after they were written; `immediate_scores` averages these."""
@@ -139,11 +139,12 @@ class Evaluator:
         return [_agreement(p, a.answer) for p, a in zip(predictions, asked)], routes
 
     def _locality_agreement(self, asked: Sequence[_Asked]) -> tuple[list[float], list[int]]:
-        keys = [(*a.prompt, -1, *a.answer) for a in asked]
-        new = {key: a for key, a in zip(keys, asked) if key not in self._unedited}
-        self._unedited.update(zip(new, self._predict(list(new.values()), edited=False)[0]))
+        # Kept for these prompts together: in bf16 a prompt's argmax depends on what else is in its pass, 1 % of them.
+        key = tuple((*a.prompt, -1, *a.answer) for a in asked)
+        if key not in self._unedited:
+            self._unedited[key] = self._predict(asked, edited=False)[0]
         predictions, routes = self._predict(asked, edited=True, kind="locality")
-        return [_agreement(p, self._unedited[key]) for p, key in zip(predictions, keys)], routes
+        return [_agreement(p, base) for p, base in zip(predictions, self._unedited[key])], routes
 
     def _predict(self, asked: Sequence[_Asked], edited: bool, kind: str = "") -> tuple[list[list[int]], list[int]]:
         """Argmax at each answer position, given the answer's earlier tokens; and the edit applied, or -1."""

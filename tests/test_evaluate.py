@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import random
 from dataclasses import replace
 
 import pytest
@@ -206,6 +207,21 @@ def test_the_unedited_answers_are_those_from_before_the_edits(wrap):
     edited.edit(EDITS[:3])
     kept, fresh = evaluator.score(EDITS), Evaluator(edited, free=False).score(EDITS)
     assert kept == fresh and kept.loc < 1
+
+
+def test_growing_streams_compare_like_with_like_in_bf16(wrap):
+    # In bf16 an argmax depends on what else is in a pass: the unedited model must have had the very same passes.
+    words = "sea book red blue bricks who wrote founded museum capital light sky harbour of what does make".split()
+    chance = random.Random(0)
+
+    def asked(number):
+        prompts = [" ".join(chance.choices(words, k=chance.randint(2, 12))) + f" {number}?" for _ in range(3)]
+        return tuple(Locality(prompt, " ".join(chance.choices(words, k=5))) for prompt in prompts)
+
+    edits = [Edit(f"What is {number}?", "thing", localities=asked(number)) for number in range(30)]
+    edited = wrap(base_model().bfloat16(), tokenizer(), CONFIGS["associative"], template=TEMPLATE)
+    evaluator = Evaluator(edited, free=False)
+    assert [evaluator.score(edits[:stop]).loc for stop in (3, 7, 15, 30)] == [1.0] * 4
 
 
 def test_web_texts_go_on_without_a_space_and_without_the_template():
