@@ -211,25 +211,7 @@ def test_the_unedited_answers_are_those_from_before_the_edits(wrap):
 
 def test_growing_streams_compare_like_with_like_in_bf16(wrap):
     # In bf16 an argmax depends on what else is in a pass: the unedited model must have had the very same passes.
-    words = [
-        "sea",
-        "book",
-        "red",
-        "blue",
-        "bricks",
-        "who",
-        "wrote",
-        "founded",
-        "museum",
-        "capital",
-        "light",
-        "sky",
-        "harbour",
-        "of",
-        "what",
-        "does",
-        "make",
-    ]
+    words = ["sea", "book", "red", "blue", "wrote", "founded", "museum", "capital", "light", "harbour", "of", "what"]
     chance = random.Random(0)
 
     def asked(number):
