@@ -1,8 +1,6 @@
-"""The public ops: what each computes, in which shapes, and its schema, checks, fake and gradient.
+"""The public ops: what each computes, in which shapes, and its gradient; `schemas.py` registers them with torch.
 
-Every op is registered once, in the namespace `corrigenda`, as an opaque kernel whose body is the dispatcher;
-so `torch.compile` sees one node, and which backend runs is decided at run time (`dispatch.py`). Outputs are
-new, contiguous tensors. Floats may be float32, bfloat16 or float16, mixed as you like, and accumulate in
+Outputs are new, contiguous tensors. Floats may be float32, bfloat16 or float16, mixed as you like, and accumulate in
 float32 (the reference backend also takes float64). A wrong argument raises ValueError and names itself.
 
 A mask is D bits in W = ceil(D/32) int32 words: entry i is bit i % 32 of word i // 32, bits beyond D are zero
@@ -10,283 +8,8 @@ A mask is D bits in W = ceil(D/32) int32 words: entry i is bit i % 32 of word i 
 its row of the output is then its row of `y`, bit for bit (adding zero would turn -0.0 into 0.0).
 """
 
-import torch
-from torch.library import Library, register_fake
-
-from . import dispatch
+from . import schemas
 from .autograd import AssociativeRead, MaskedLinear, wanted
-from .reference import PAGE_ROWS
-
-FEATURES = (torch.float32, torch.bfloat16, torch.float16)
-FLOATS = (*FEATURES, torch.float64)
-VALUES = (*FLOATS, torch.int8)
-FLOAT32 = (torch.float32,)
-INT32 = (torch.int32,)
-INT64 = (torch.int64,)
-BOOL = (torch.bool,)
-
-# DEF, not FRAGMENT: a second copy of this file raises instead of shadowing.
-library = Library("corrigenda", "DEF")
-
-
-def _register(schema, describe):
-    """Define an op, return it; `describe(*arguments)` checks them and lists the outputs as (shape, dtype)."""
-    name = schema[: schema.index("(")]
-    in_place = name.endswith("_")
-
-    def run(*arguments):
-        describe(*arguments)
-        if in_place and not arguments[0].is_inference():
-            torch.autograd.graph.increment_version(arguments[0])  # kernels write behind autograd's back
-        return dispatch.run(name, *arguments)
-
-    def fake(*arguments):
-        outputs = [arguments[0].new_empty(shape, dtype=dtype) for shape, dtype in describe(*arguments)]
-        if not outputs:
-            return None
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-    library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    library.impl(name, run, "CompositeExplicitAutograd")
-    register_fake(f"corrigenda::{name}", fake, lib=library)
-    return getattr(torch.ops.corrigenda, name).default
-
-
-def _expect(name, tensor, dtypes, shape, device=None):
-    """Return the shape of `tensor`, or raise if it has another dtype, shape (None: any size) or device."""
-    actual = tensor.shape
-    # One comparison where no size is free: masked_linear_ is checked in 4.6 us so, in 10 us size by size.
-    fits = actual == shape or (
-        None in shape
-        and len(actual) == len(shape)
-        and all(want is None or have == want for have, want in zip(actual, shape))
-    )
-    if fits and tensor.dtype in dtypes and (device is None or tensor.device == device):
-        return actual
-    allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    sizes = ", ".join("*" if size is None else str(size) for size in shape)
-    place = "" if device is None else f" on {device}"
-    found = f"{str(tensor.dtype).removeprefix('torch.')} {list(actual)} on {tensor.device}"
-    raise ValueError(f"{name} must be {allowed} [{sizes}]{place}, not {found}")
-
-
-def _words(width):
-    return (width + 31) // 32
-
-
-def _describe_topk_mask(x, offsets, k, weight, background, permutation):
-    tokens, width = _expect("x", x, FEATURES, (None, None))
-    (bounds,) = _expect("offsets", offsets, INT32, (None,), x.device)
-    if bounds < 1:
-        raise ValueError("offsets must hold at least one entry, the start of the first sequence")
-    if not 1 <= k <= width:
-        raise ValueError(f"k must be between 1 and the width of x, {width}, not {k}")
-    if weight is not None:
-        _expect("weight", weight, FLOAT32, (tokens,), x.device)
-    if background is not None:
-        _expect("background", background, FLOAT32, (width,), x.device)
-    if permutation is not None:
-        _expect("permutation", permutation, INT64, (width,), x.device)
-    return [((bounds - 1, _words(width)), torch.int32)]
-
-
-def _expect_visible(batch, rows, device, valid, query_group, stored_group):
-    """Check what says which stored rows a query sees."""
-    if valid is not None:
-        _expect("valid", valid, INT32, (1,), device)
-    if (query_group is None) != (stored_group is None):
-        raise ValueError("query_group and stored_group must be given together or not at all")
-    if query_group is not None:
-        _expect("query_group", query_group, INT32, (batch,), device)
-        _expect("stored_group", stored_group, INT32, (rows,), device)
-
-
-def _describe_mask_overlap(query, stored, valid, query_group, stored_group):
-    batch, words = _expect("query", query, INT32, (None, None))
-    rows, _ = _expect("stored", stored, INT32, (None, words), query.device)
-    _expect_visible(batch, rows, query.device, valid, query_group, stored_group)
-    return [((batch,), torch.int32), ((batch,), torch.int32)]
-
-
-def _describe_mask_route(
-    x, offsets, k, weight, background, permutation, stored, minimum, valid, query_group, stored_group
-):
-    [((batch, words), _)] = _describe_topk_mask(x, offsets, k, weight, background, permutation)
-    rows, _ = _expect("stored", stored, INT32, (None, words), x.device)
-    _expect("minimum", minimum, INT32, (1,), x.device)
-    _expect_visible(batch, rows, x.device, valid, query_group, stored_group)
-    return [((batch,), torch.int32)] * 3
-
-
-def _describe_token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group):
-    batch, _ = _expect("query", query, INT32, (None, None))
-    rows, _ = _expect("stored", stored, INT32, (None, None), query.device)
-    _expect("rarity", rarity, INT32, (None,), query.device)
-    if not extra_weight >= 0:
-        raise ValueError(f"extra_weight must be at least 0, not {extra_weight}")
-    _expect_visible(batch, rows, query.device, valid, query_group, stored_group)
-    return [((batch,), torch.int32), ((batch,), torch.float32), ((batch,), torch.float32)]
-
-
-def _expect_masked_linear(name, y, x, memory, masks, route):
-    tokens, width = _expect("x", x, FLOATS, (None, None))
-    _, outputs = _expect("memory", memory, FLOATS, (width, None), x.device)
-    _expect(name, y, FLOATS, (tokens, outputs), x.device)
-    _expect("masks", masks, INT32, (None, _words(width)), x.device)
-    _expect("route", route, INT32, (tokens,), x.device)
-
-
-def _describe_masked_linear(y, x, memory, masks, route):
-    _expect_masked_linear("y", y, x, memory, masks, route)
-    return [(y.shape, y.dtype)]
-
-
-def _describe_masked_linear_(y, x, memory, masks, route):
-    _expect_masked_linear("y", y, x, memory, masks, route)
-    return []
-
-
-def _gradients(tensors, needed):
-    return [(t.shape if need else (0,) * t.dim(), t.dtype) for t, need in zip(tensors, needed)]
-
-
-def _describe_masked_linear_backward(grad, x, memory, masks, route, needed):
-    _expect_masked_linear("grad", grad, x, memory, masks, route)
-    return _gradients((x, memory), needed)
-
-
-def _expect_associative_read(name, y, x, first, keys, values, pages, rows, route, background, scales=None):
-    tokens, width = _expect("x", x, FLOATS, (None, None))
-    banks, _, _ = _expect("keys", keys, FLOATS, (None, PAGE_ROWS, width), x.device)
-    _, _, outputs = _expect("values", values, VALUES, (banks, PAGE_ROWS, None), x.device)
-    if (values.dtype == torch.int8) != (scales is not None):
-        raise ValueError("scales must be given with int8 values, and with no others")
-    if scales is not None:
-        _expect("scales", scales, FLOAT32, (banks, PAGE_ROWS), x.device)
-    _expect(name, y, FLOATS, (tokens, outputs), x.device)
-    _expect("first", first, BOOL, (tokens,), x.device)
-    edits, _ = _expect("pages", pages, INT32, (None, None), x.device)
-    _expect("rows", rows, INT32, (edits,), x.device)
-    _expect("route", route, INT32, (tokens,), x.device)
-    _expect("background", background, FLOAT32, (width,), x.device)
-
-
-def _describe_associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales):
-    _expect_associative_read("y", y, x, first, keys, values, pages, rows, route, background, scales)
-    return [(y.shape, y.dtype)]
-
-
-def _describe_associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales):
-    _expect_associative_read("y", y, x, first, keys, values, pages, rows, route, background, scales)
-    return []
-
-
-def _describe_associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed):
-    _expect("values", values, FLOATS, (None, PAGE_ROWS, None))
-    _expect_associative_read("grad", grad, x, first, keys, values, pages, rows, route, background)
-    return _gradients((x, keys, values), needed)
-
-
-def _describe_ties_merge(deltas, weights, densities):
-    if deltas.dim() == 0 or deltas.shape[0] == 0:
-        raise ValueError("deltas must hold at least one shard along its first dimension")
-    shards, *shape = _expect("deltas", deltas, FLOATS, deltas.shape)
-    _expect("weights", weights, FLOAT32, (shards,), deltas.device)
-    if len(densities) != shards or not all(0 < density <= 1 for density in densities):
-        raise ValueError(f"densities must be {shards} numbers above 0 and at most 1, not {list(densities)}")
-    return [(shape, deltas.dtype)]
-
-
-def _describe_masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay, decay_masked, limit):
-    width, outputs = _expect("delta", delta, FLOAT32, (None, None))
-    tokens, _ = _expect("x", x, FEATURES, (None, width), delta.device)
-    _expect("gradient", gradient, FEATURES, (tokens, outputs), delta.device)
-    _expect("masks", masks, INT32, (width, _words(outputs)), delta.device)
-    if base is not None:
-        _expect("base", base, FEATURES, (width, outputs), delta.device)
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be at least 0 and below 1, not {decay}")
-    if not limit >= 0:
-        raise ValueError(f"limit must be at least 0, not {limit}")
-    return []
-
-
-def _describe_delta_linear(x, base, delta, offsets, weight, activated, longest):
-    tokens, width = _expect("x", x, FEATURES, (None, None))
-    _, outputs = _expect("delta", delta, FEATURES, (width, None), x.device)
-    _expect("base", base, FEATURES, (tokens, outputs), x.device)
-    (bounds,) = _expect("offsets", offsets, INT32, (None,), x.device)
-    if bounds < 1:
-        raise ValueError("offsets must hold at least one entry, the start of the first sequence")
-    if weight is not None:
-        _expect("weight", weight, FLOAT32, (tokens,), x.device)
-    return [((tokens, outputs), torch.float32), ((tokens,), torch.float32), ((bounds - 1,), torch.float32)]
-
-
-# No defaults in the schemas: torch drops trailing arguments equal to theirs, and the backends take them all.
-_topk_mask = _register(
-    "topk_mask(Tensor x, Tensor offsets, SymInt k, Tensor? weight, Tensor? background, Tensor? permutation) -> Tensor",
-    _describe_topk_mask,
-)
-_mask_overlap = _register(
-    "mask_overlap(Tensor query, Tensor stored, Tensor? valid, Tensor? query_group, Tensor? stored_group)"
-    " -> (Tensor, Tensor)",
-    _describe_mask_overlap,
-)
-_mask_route = _register(
-    "mask_route(Tensor x, Tensor offsets, SymInt k, Tensor? weight, Tensor? background, Tensor? permutation,"
-    " Tensor stored, Tensor minimum, Tensor? valid, Tensor? query_group, Tensor? stored_group)"
-    " -> (Tensor, Tensor, Tensor)",
-    _describe_mask_route,
-)
-_token_overlap = _register(
-    "token_overlap(Tensor query, Tensor stored, Tensor rarity, float extra_weight, Tensor? valid,"
-    " Tensor? query_group, Tensor? stored_group) -> (Tensor, Tensor, Tensor)",
-    _describe_token_overlap,
-)
-_masked_linear = _register(
-    "masked_linear(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) -> Tensor",
-    _describe_masked_linear,
-)
-_masked_linear_ = _register(
-    "masked_linear_(Tensor(a!) y, Tensor x, Tensor memory, Tensor masks, Tensor route) -> ()",
-    _describe_masked_linear_,
-)
-_masked_linear_backward = _register(
-    "masked_linear_backward(Tensor grad, Tensor x, Tensor memory, Tensor masks, Tensor route, bool[2] needed)"
-    " -> (Tensor, Tensor)",
-    _describe_masked_linear_backward,
-)
-_READ = (
-    "Tensor x, Tensor first, Tensor keys, Tensor values, Tensor pages, Tensor rows, Tensor route,"
-    " Tensor background, float beta"
-)
-_associative_read = _register(
-    f"associative_read(Tensor y, {_READ}, Tensor? scales) -> Tensor",
-    _describe_associative_read,
-)
-_associative_read_ = _register(
-    f"associative_read_(Tensor(a!) y, {_READ}, Tensor? scales) -> ()",
-    _describe_associative_read_,
-)
-_associative_read_backward = _register(
-    f"associative_read_backward(Tensor grad, {_READ}, bool[3] needed) -> (Tensor, Tensor, Tensor)",
-    _describe_associative_read_backward,
-)
-_ties_merge = _register(
-    "ties_merge(Tensor deltas, Tensor weights, float[] densities) -> Tensor",
-    _describe_ties_merge,
-)
-_masked_sgd_ = _register(
-    "masked_sgd_(Tensor(a!) delta, Tensor x, Tensor gradient, Tensor masks, Tensor? base, float learning_rate,"
-    " float decay, bool decay_masked, float limit) -> ()",
-    _describe_masked_sgd_,
-)
-_delta_linear = _register(
-    "delta_linear(Tensor x, Tensor base, Tensor delta, Tensor offsets, Tensor? weight, bool activated,"
-    " SymInt longest) -> (Tensor, Tensor, Tensor)",
-    _describe_delta_linear,
-)
 
 
 def _refuse_gradient(op, *tensors):
@@ -319,7 +42,7 @@ def topk_mask(x, offsets, k, weight=None, background=None, permutation=None):
     Source: MEMOIR (arXiv 2506.07899), as its code has it; the weights are ours.
     Cost: O(tokens D) to pool, O(B D) to select.
     """
-    return _topk_mask(x, offsets, k, weight, background, permutation)
+    return schemas.topk_mask(x, offsets, k, weight, background, permutation)
 
 
 def mask_overlap(query, stored, valid=None, query_group=None, stored_group=None):
@@ -344,7 +67,7 @@ def mask_overlap(query, stored, valid=None, query_group=None, stored_group=None)
     Source: MEMOIR (arXiv 2506.07899), as its code has it.
     Cost: O(B N W).
     """
-    return _mask_overlap(query, stored, valid, query_group, stored_group)
+    return schemas.mask_overlap(query, stored, valid, query_group, stored_group)
 
 
 def mask_route(
@@ -367,7 +90,7 @@ def mask_route(
     Source: MEMOIR (arXiv 2506.07899), as its code has it.
     Cost: O(tokens D + B D + B N W).
     """
-    return _mask_route(
+    return schemas.mask_route(
         x, offsets, k, weight, background, permutation, stored, minimum, valid, query_group, stored_group
     )
 
@@ -399,7 +122,7 @@ def token_overlap(query, stored, rarity, extra_weight, valid=None, query_group=N
     Source: ours; the index is Tversky's (Features of similarity, 1977).
     Cost: O(B (V + N L)) in the reference.
     """
-    return _token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group)
+    return schemas.token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group)
 
 
 def masked_linear(y, x, memory, masks, route):
@@ -426,7 +149,7 @@ def masked_linear(y, x, memory, masks, route):
     """
     if wanted(y, x, memory):
         return MaskedLinear.apply(y, x, memory, masks, route)
-    return _masked_linear(y, x, memory, masks, route)
+    return schemas.masked_linear(y, x, memory, masks, route)
 
 
 def masked_linear_(y, x, memory, masks, route):
@@ -435,7 +158,7 @@ def masked_linear_(y, x, memory, masks, route):
     Raises RuntimeError where a gradient would have to be recorded.
     """
     _refuse_gradient("masked_linear_", y, x, memory)
-    _masked_linear_(y, x, memory, masks, route)
+    schemas.masked_linear_(y, x, memory, masks, route)
     return y
 
 
@@ -455,7 +178,7 @@ def masked_linear_backward(grad, x, memory, masks, route, needed=(True, True)):
     Cost: O(k d) per routed token and gradient, and one pass over each output to clear it.
     """
     _refuse_gradient("masked_linear_backward", grad, x, memory)
-    return _masked_linear_backward(grad, x, memory, masks, route, needed)
+    return schemas.masked_linear_backward(grad, x, memory, masks, route, needed)
 
 
 def associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales=None):
@@ -494,7 +217,7 @@ def associative_read(y, x, first, keys, values, pages, rows, route, background, 
         if scales is not None:
             raise RuntimeError("associative_read records no gradient through int8 values: call it under no_grad()")
         return AssociativeRead.apply(y, x, first, keys, values, pages, rows, route, background, beta)
-    return _associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales)
+    return schemas.associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales)
 
 
 def associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales=None):
@@ -503,7 +226,7 @@ def associative_read_(y, x, first, keys, values, pages, rows, route, background,
     Raises RuntimeError where a gradient would have to be recorded.
     """
     _refuse_gradient("associative_read_", y, x, keys, values)
-    _associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales)
+    schemas.associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales)
     return y
 
 
@@ -533,7 +256,7 @@ def associative_read_backward(
     Cost: O(n (D + d)) per routed token, and one pass over each output to clear it.
     """
     _refuse_gradient("associative_read_backward", grad, x, keys, values)
-    return _associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed)
+    return schemas.associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed)
 
 
 def ties_merge(deltas, weights, densities):
@@ -560,7 +283,7 @@ def ties_merge(deltas, weights, densities):
     Cost: a selection per shard and two passes over the shards.
     """
     _refuse_gradient("ties_merge", deltas, weights)
-    return _ties_merge(deltas, weights, [float(density) for density in densities])
+    return schemas.ties_merge(deltas, weights, [float(density) for density in densities])
 
 
 def masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay=0.0, decay_masked=False, limit=float("inf")):
@@ -587,7 +310,7 @@ def masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay=0.0, decay
     Cost: O(tokens D d), and one pass over delta, mask and, for decay, base.
     """
     _refuse_gradient("masked_sgd_", delta, x, gradient)
-    _masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay, decay_masked, limit)
+    schemas.masked_sgd_(delta, x, gradient, masks, base, learning_rate, decay, decay_masked, limit)
     return delta
 
 
@@ -617,4 +340,4 @@ def delta_linear(x, base, delta, offsets, weight=None, activated=False, longest=
     Cost: O(tokens D d).
     """
     _refuse_gradient("delta_linear", x, base, delta)
-    return _delta_linear(x, base, delta, offsets, weight, activated, longest)
+    return schemas.delta_linear(x, base, delta, offsets, weight, activated, longest)

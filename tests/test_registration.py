@@ -9,7 +9,7 @@ from cases import bank, dyadic, normal, random_masks, random_route, same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
-from corrigenda.kernels import dispatch, ops
+from corrigenda.kernels import dispatch, ops, schemas
 
 # No two sizes equal, or a compiled graph would take one for the other and be compiled again.
 TOKENS, WIDTH, OUTPUTS = 7, 40, 5
@@ -134,8 +134,8 @@ def test_tensors_on_two_devices_are_refused():
 
 
 def test_a_second_import_registers_nothing():
-    assert importlib.import_module("corrigenda.kernels.ops") is ops
-    again = importlib.util.spec_from_file_location("corrigenda.kernels.ops_again", ops.__file__)
+    assert importlib.import_module("corrigenda.kernels.schemas") is schemas
+    again = importlib.util.spec_from_file_location("corrigenda.kernels.schemas_again", schemas.__file__)
     copy = importlib.util.module_from_spec(again)
     with pytest.raises(RuntimeError, match="namespace corrigenda"):
         again.loader.exec_module(copy)

@@ -1,5 +1,5 @@
 // The raw ops, in a namespace of their own so that they never contend with the public ones: same names, same arguments
-// (kernels/ops.py). Implementations: cpu_*.cpp here, cuda_*.cpp in the CUDA library.
+// (kernels/schemas.py). Implementations: cpu_*.cpp here, cuda_*.cpp in the CUDA library.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(corrigenda_native, m) {
