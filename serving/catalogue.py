@@ -82,6 +82,11 @@ class Change(NamedTuple):
     added: list[ServedEdit]
     removed: list[ServedEdit]
 
+    def to_dict(self, version: int) -> dict[str, Any]:
+        """What a client is told of it, once it is that version."""
+        added, removed = ([edit.id for edit in edits] for edits in (self.added, self.removed))
+        return {"version": version, "added": added, "removed": removed}
+
 
 class _Seen(NamedTuple):
     """What one tenant's requests are answered by, in one version: the router, and the edits by its places."""
@@ -107,7 +112,7 @@ class Catalogue:
         first = _open(settings.edits[0])
         try:
             self.header = first.header
-            self.config = _served_config(first)
+            self.config = served_config(first)
             self._sample = saving.weight_sample_of(first)
         finally:
             first.close()
@@ -232,7 +237,7 @@ class Catalogue:
 
     def _check(self, store: EditStore, path: Path) -> None:
         """Raise unless a store's edits can be served beside those of the first one."""
-        config, base, prompts = _served_config(store), store.header["base"], store.header["prompts"]
+        config, base, prompts = served_config(store), store.header["base"], store.header["prompts"]
         wanted = self.header["base"]
         for name, what in (("layers", "its layers"), ("widths", "its FFN widths"), ("tokenizer", "its tokenizer")):
             if base[name] != wanted[name]:
@@ -277,6 +282,12 @@ class Catalogue:
         """The edits that a tenant's requests are answered by."""
         return list(self._seen(tenant).edits)
 
+    def listing(self) -> dict[str, Any]:
+        """The version, the tenants, and every edit that is served to somebody."""
+        with self._lock:
+            edits = [edit.to_dict() for edits in self._stores.values() for edit in edits]
+            return {"version": self.version, "tenants": self.tenants(), "edits": edits}
+
     def keys(self) -> set[str]:
         """Of all edits that any request may be answered by from now on."""
         return {edit.key for seen in self._now.values() for edit in seen.edits}
@@ -320,7 +331,7 @@ def _open(path: Path) -> EditStore:
         raise ServingError(str(error), 422) from error
 
 
-def _served_config(store: EditStore) -> AssociativeConfig:
+def served_config(store: EditStore) -> AssociativeConfig:
     """The configuration of a store's edits, if they can be routed when a request is admitted."""
     config = EditingConfig.from_dict(store.header["config"])
     if not isinstance(config, AssociativeConfig) or config.router != "tokens":

@@ -1,4 +1,4 @@
-"""The memory that a server reads: the rows of many stores' edits, each at a place of its own while anyone may ask it."""
+"""The memory that a server reads: the rows of many stores' edits, each at its place while anyone may ask it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..editing.config import EditingConfig
+from ..editing.config import AssociativeConfig
 from ..editing.errors import CorrigendaError
 from ..editing.memory import RowBanks
 from ..editing.methods.associative import Associative
@@ -26,7 +26,7 @@ _LONGEST = 512
 
 
 def edit_key(stored: StoredEdit) -> str:
-    """What an edit is known by in a server: a digest of all that the ledger says of it, its tensors' digest included."""
+    """What an edit is known by in a server: a digest of all that the ledger says of it, its tensors' included."""
     return hashlib.sha256(json.dumps(stored.body, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -38,7 +38,7 @@ class ServedMemory:
     """
 
     def __init__(
-        self, config: EditingConfig, widths: tuple[int, int], device: torch.device, dtype: torch.dtype
+        self, config: AssociativeConfig, widths: tuple[int, int], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config = config
         self.widths = widths
