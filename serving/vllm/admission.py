@@ -59,9 +59,9 @@ class Admissions:
     def admit(self, request: Any) -> None:
         """Decide a request, and write the decision where workers and engine core read it.
 
-        `vllm_xargs`, or a header, names a tenant; what it says under "corrigenda" is overwritten. A tenant's prompts are cached apart
-        from others', so that nobody learns from timing what they ask. No version is part of that salt: what is cached
-        is the base model's under every version (`prefix_cache`).
+        `vllm_xargs`, or a header, names a tenant; what it says under "corrigenda" is overwritten. A tenant's prompts
+        are cached apart from others', so that nobody learns from timing what they ask. No version is part of that
+        salt: what is cached is the base model's under every version (`prefix_cache`).
         """
         params = request.sampling_params
         if params is None or request.prompt_token_ids is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,11 +53,8 @@ class WorkerEdits:
     def _load(self, settings: ServingSettings, widths: tuple[int, int], device: torch.device, vllm_config: Any) -> None:
         self.sample = None
         self.memory: ServedMemory | None = None
-        folders = list(
-            dict.fromkeys([*settings.edits, *(path for paths in settings.tenants.values() for path in paths)])
-        )
-        wanted = {}
-        for path in folders:
+        wanted: dict[Path, dict[str, int]] = {}
+        for path in [*settings.edits, *itertools.chain.from_iterable(settings.tenants.values())]:
             store = saving.read(path).store
             try:
                 if self.memory is None:
@@ -125,7 +124,7 @@ class EditsWorker:
     """vLLM's worker extension: its methods can be called on all workers by `collective_rpc`, between two steps."""
 
     def corrigenda_load(self, folder: str, edits: dict[str, int]) -> dict[str, Any]:
-        """Load edits of a store, keys with their numbers; {"error", "status"} where that fails, nothing being loaded."""
+        """Load edits of a store, by key their numbers; {"error", "status"} where that fails, and nothing was loaded."""
         edits_here = _edits_of(self)
         if edits_here is None:
             return {"loaded": 0}
