@@ -336,8 +336,9 @@ def served_config(store: EditStore) -> AssociativeConfig:
     config = EditingConfig.from_dict(store.header["config"])
     if not isinstance(config, AssociativeConfig) or config.router != "tokens":
         raise ServingError(
-            f"The edits in {store.ledger.name} are routed by features of the whole prompt, which chunked prefill and "
-            f'prefix caching hide: serve edits of the method associative with router="tokens".',
+            f'The edits in {store.ledger.name} ({config.method}, scope="{config.scope}") are found by features of the '
+            "whole prompt, which chunked prefill and prefix sharing hide from a server: serve edits of the method "
+            'associative (scope="causal", router="tokens").',
             422,
         )
     return config

@@ -84,7 +84,7 @@ class Admissions:
         self.metrics.admitted(admission)
         http = asked()
         if http is not None:
-            http.edits.append(None if admission.edit is None else admission.edit.id)
+            http.decided(None if admission.edit is None else admission.edit.id, admission.version)
         if admission.edit is not None:
             logger.info(
                 "Request %s: edit %s (tenant %s, score %.3f, margin %.3f, version %d)",
