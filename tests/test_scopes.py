@@ -39,9 +39,8 @@ def test_a_profile_shows_what_edits_do(kind, wrap):
 def test_nvtx_ranges_are_in_a_domain_of_their_own(kind, monkeypatch):
     kind("nvtx")
     opened = []
-    monkeypatch.setitem(
-        sys.modules, "nvtx", SimpleNamespace(annotate=lambda name, domain: opened.append((name, domain)))
-    )
+    nvtx = SimpleNamespace(annotate=lambda name, domain: opened.append((name, domain)))
+    monkeypatch.setitem(sys.modules, "nvtx", nvtx)
     scopes.scope("edit: swap")
     assert opened == [("edit: swap", "corrigenda")]
 
