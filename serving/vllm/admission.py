@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
 from ...editing.base import load_tokenizer
@@ -71,9 +72,9 @@ class Admissions:
         tenant = extra.get("tenant", http and http.tenant)
         try:
             admission = self.catalogue.admit(request.prompt_token_ids, tenant)
-        except ServingError:
+        except ServingError as error:
             self.metrics.refused()
-            raise
+            raise VLLMValidationError(str(error)) from error  # the only kind that its server answers with a 400
         extra["corrigenda"] = {"edit": admission.key, "version": admission.version}
         params.extra_args = extra
         if tenant is not None:
