@@ -31,7 +31,7 @@ def output(*args, cwd, **env):
 
 def shipped():
     """What a wheel must hold, read from the tree, so that a forgotten subpackage or data file fails."""
-    files = [*(ROOT / "kernels").rglob("*.py"), *(ROOT / "editing").rglob("*.py")]
+    files = [file for folder in ("kernels", "editing", "serving") for file in (ROOT / folder).rglob("*.py")]
     files += [*(ROOT / "kernels/configs").glob("*"), *(ROOT / "editing/data").glob("*")]
     return {f"corrigenda/{file.relative_to(ROOT).as_posix()}" for file in files if file.is_file()}
 
@@ -42,7 +42,7 @@ def copy_tree(folder):
     tree.mkdir()
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    for name in ("csrc", "kernels", "editing"):
+    for name in ("csrc", "kernels", "editing", "serving"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "build.txt"))
     return tree
 

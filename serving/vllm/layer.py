@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -37,31 +38,22 @@ class ShardedSite(Site):
             super().add_(out, whole)
 
 
-class EditedMethod(LinearMethodBase):
+def with_edits(method: LinearMethodBase, site: Site) -> LinearMethodBase:
     """The layer's own way to compute, whatever it is, and the memory's residual.
 
-    Here and not in `forward`, for LoRA's wrapper of the layer calls `quant_method.apply` alone.
+    Here and not in `forward`, for LoRA's wrapper of the layer calls `quant_method.apply` alone. It stays an object of
+    class, by which loaders know how to fill the layer; a copy, for layers may share one.
     """
+    edited = copy.copy(method)
+    inner = edited.apply
 
-    def __init__(self, inner: LinearMethodBase, site: Site) -> None:
-        self.inner = inner
-        self.site = site
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "inner":
-            raise AttributeError(name)
-        return getattr(self.inner, name)
-
-    def create_weights(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inner.create_weights(*args, **kwargs)
-
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        self.inner.process_weights_after_loading(layer)
-
-    def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = self.inner.apply(layer, x, bias)
-        edited_(out, x, self.site.name)
+    def apply(layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = inner(layer, x, bias)
+        edited_(out, x, site.name)
         return out
+
+    edited.site, edited.apply = site, apply
+    return edited
 
 
 class EditedRowParallelLinear(RowParallelLinear):
@@ -80,7 +72,7 @@ class EditedRowParallelLinear(RowParallelLinear):
         self.corrigenda = WorkerEdits(config)
         site = ShardedSite(self.prefix, self.corrigenda.memory.banks, self.corrigenda.context)
         site.rank, site.size = self.tp_rank, self.tp_size
-        self.quant_method = EditedMethod(self.quant_method, site)
+        self.quant_method = with_edits(self.quant_method, site)
         # The residual reads the input as it is, not as a fused activation quantised it.
         self.requires_unquantized_input = True
 
