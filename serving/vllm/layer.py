@@ -42,7 +42,7 @@ def with_edits(method: LinearMethodBase, site: Site) -> LinearMethodBase:
     """The layer's own way to compute, whatever it is, and the memory's residual.
 
     Here and not in `forward`, for LoRA's wrapper of the layer calls `quant_method.apply` alone. It stays an object of
-    class, by which loaders know how to fill the layer; a copy, for layers may share one.
+    its class, by which loaders know how to fill the layer; a copy, for layers may share one.
     """
     edited = copy.copy(method)
     inner = edited.apply
