@@ -161,6 +161,8 @@ def why(
     answer = "No edit applies" if applied is None else f'Edit "{applied["id"]}" applies'
     if found.get("memory") is not None:
         answer = f"One of the edits in {found['memory']} applies"
+    elif found["withdrawn"] is not None:
+        answer = f'No edit applies, for "{_line(found["withdrawn"])}", which was undone, matches better'
     output.print(
         Text(f"{answer}: margin {found['margin']:+.3f} to the threshold {found['threshold']:.3f}."), soft_wrap=True
     )
