@@ -41,8 +41,8 @@ class Withdrawn(NamedTuple):
     """Edits that were taken out, as a router still knows them: their questions are not to get a neighbour's answer.
 
     Where one matches a prompt better than the best applied edit, and that was written before the undo, none is applied.
-    Of several the best match counts, of equals the last undone. Better, not as well: so an applied edit keeps its own
-    question, which nothing matches better, and the prompts that it was nearest to before the undo.
+    Of several the best match counts, of equals the last undone. Better, not as well: an applied edit so keeps its own
+    question, which nothing matches better.
 
     ids    of the edits, the last undone first
     rows   int32 `[edits, width]`: their fingerprints, as the router stores them

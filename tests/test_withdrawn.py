@@ -221,8 +221,9 @@ def test_an_undone_edit_of_a_fact_that_has_another_is_not_withdrawn():
 def test_a_lost_edit_is_not_withdrawn_and_a_fingerprint_is_checked(tmp_path):
     store = stores.new_store(tmp_path / "edits")
     stores.add(store, *map(stores.edit, "ab"))
+    undo(store, "a")
     store.append([New("lost", {"edits": [3]})], dropping=[3])
-    assert marked(store) == {}
+    assert store.history.statuses()[3] == "lost" and marked(store) == {}
     undo(store, "b")
     compact(store, forget_undone=True)
     store.history.edits[4].body["fingerprint"] = "?"
@@ -327,6 +328,13 @@ def test_an_edit_that_an_undone_one_had_superseded_answers(edited):
     assert asked(model).provenance.withdrawn == "taken"
     model.redo("newer")
     assert asked(model).edit == newer and model.method.router.withdrawn is None
+
+
+def test_a_new_edit_in_the_same_words_takes_the_mark_off(edited):
+    model = edited()
+    model.undo("taken")
+    model.edit(Edit("what is the capital of Zubrowka", "Nebelsbad", id="new"))
+    assert model.method.router.withdrawn is None and asked(model).edit.id == "new"
 
 
 def test_a_failed_write_and_all_undone(edited, monkeypatch):

@@ -89,8 +89,8 @@ def undo(
 ) -> None:
     """Take edits out: one, a list, a time range, all by an author.
 
-    The model then answers as if they had never been written; edits that they superseded are in again. It is not
-    unlearning: the ledger keeps them, and `redo` puts them back.
+    Their questions then get the base model's answer; or that of the edits that they superseded, which are in again. It
+    is not unlearning: the ledger keeps them, and `redo` puts them back.
     """
     _change("undo", folder, ids, by, since, until, note, author)
 
