@@ -44,18 +44,21 @@ class Withdrawn(NamedTuple):
     Of several the best match counts, of equals the last undone. Better, not as well: an applied edit so keeps its own
     question, which nothing matches better.
 
-    ids    of the edits, the last undone first
-    rows   int32 `[edits, width]`: their fingerprints, as the router stores them
-    older  int32 `[edits]`: how many of the stored edits were written before the undo; they are the first ones
+    ids      of the edits, the last undone first
+    rows     int32 `[edits, width]`: their fingerprints, as the router stores them
+    undone   int64 `[edits]`: when, in whatever numbers ascend
+    written  int64 `[stored + 1]`: when each stored edit was written; those that came since stand for the last, the end
     """
 
     ids: list[str]
     rows: Tensor
-    older: Tensor
+    undone: Tensor
+    written: Tensor
 
     def hold_back(self, decision: Decision, index: Tensor, score: Tensor) -> Decision:
         """The decision with what is withdrawn unrouted; `index`, `score`: the best of these edits for each prompt."""
-        held = (decision.route >= 0) & (score > decision.score) & (decision.nearest < self.older[index.long()])
+        written = self.written[decision.nearest.clamp(0, len(self.written) - 1).long()]
+        held = (decision.route >= 0) & (score > decision.score) & (written < self.undone[index.long()])
         return decision._replace(
             route=torch.where(held, -1, decision.route),
             margin=torch.where(held, decision.score - score, decision.margin),
@@ -76,11 +79,14 @@ class EditRouter:
         """Fingerprints (at least one) as they are stored, int32 `[edits, width]`."""
         raise NotImplementedError
 
-    def withdraw(self, ids: Sequence[str], fingerprints: Sequence[Tensor], older: Sequence[int]) -> None:
+    def withdraw(
+        self, ids: Sequence[str], fingerprints: Sequence[Tensor], undone: Sequence[int], written: Sequence[int]
+    ) -> None:
         """Know these as the edits that were taken out, and no others; `Withdrawn` says what that means.
 
-        Memory, rarities and threshold do not depend on them. Removing stored edits, which moves the others up, forgets
-        them: name them again after that.
+        undone, written: when each was undone, and each stored edit written, as numbers of one order: a ledger's, say.
+        Edits that are stored later count as newer than every undo. Memory, rarities and threshold do not depend on all
+        this. Removing stored edits, which moves the others up, forgets it: say it again after that.
         """
         for name, fingerprint in zip(ids, fingerprints):
             if not self.fits(fingerprint):
@@ -88,7 +94,13 @@ class EditRouter:
         self.withdrawn = None
         if ids:
             rows = self.rows_of(fingerprints)
-            self.withdrawn = Withdrawn(list(ids), rows, torch.tensor(older, dtype=torch.int32, device=rows.device))
+            since = torch.iinfo(torch.int64).max
+            self.withdrawn = Withdrawn(
+                list(ids),
+                rows,
+                torch.tensor(undone, dtype=torch.int64, device=rows.device),
+                torch.tensor([*written, since], dtype=torch.int64, device=rows.device),
+            )
 
 
 def calibrated(background: Tensor, floor: float, quantile: float = 0.995, margin: float = 0.02) -> float:

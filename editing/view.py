@@ -89,7 +89,7 @@ class MemoryView:
     def _withdraw(self) -> None:
         """Tell the router of the undone edits; one whose routes name no edits knows none."""
         if self.method.names_edits:
-            self.method.router.withdraw(*withdrawn_of(self.history, self.order))
+            self.method.router.withdraw(*withdrawn_of(self.history, self.order), self.order)
 
     def _splits_a_batch(self, kept: Sequence[int], wanted: Sequence[int]) -> bool:
         edits = self.history.edits

@@ -74,7 +74,7 @@ def test_a_decision_beside_withdrawn_edits_is_captured():
     masks = router.mask(features)
     router.add(masks[:2])
     nearer = router.mask(features[:1] + 0.6 * features[2:3])
-    router.withdraw(["x"], list(nearer.cpu()), [2])
+    router.withdraw(["x"], list(nearer.cpu()), [2], [0, 1])
     query = masks[:1].clone()
     graph, decision = capture(lambda: router.decide(query))
     for asked, withdrawn in ((masks[:1], -1), (nearer, 0), (masks[1:2], -1)):

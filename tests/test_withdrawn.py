@@ -36,19 +36,20 @@ tokenizer = functools.cache(tiny_tokenizer)
 @property_test
 @given(
     st.lists(st.tuples(*[st.integers(-1, 3)] * 2, *[st.integers(0, 8)] * 3), max_size=8),
-    st.lists(st.integers(0, 4), min_size=4, max_size=4),
+    st.lists(st.sampled_from((2, 4, 6, 10)), min_size=4, max_size=4),
 )
-def test_what_is_held_back(rows, older):
+def test_what_is_held_back(rows, undone):
     """In eighths, which are exact: an edit that matches as well as the withdrawn one is applied."""
     nearest, index, score, runner_up, withdrawn_score = (torch.tensor([row[i] for row in rows]) for i in range(5))
     index = index.clamp(min=0).int()
     before = decide(nearest.int(), score / 8, runner_up / 8, 0.25, 0.5)
-    withdrawn = Withdrawn(list("abcd"), torch.zeros(4, 1), torch.tensor(older, dtype=torch.int32))
+    written = torch.tensor([5, 3, 9, 1 << 62])
+    withdrawn = Withdrawn(list("abcd"), torch.zeros(4, 1), torch.tensor(undone), written)
     after = withdrawn.hold_back(before, index, withdrawn_score / 8)
     for i, (route, at, other, best) in enumerate(
         zip(*(t.tolist() for t in (before.route, index, withdrawn_score, score)))
     ):
-        held = route >= 0 and other > best and route < older[at]
+        held = route >= 0 and other > best and written[route] < undone[at]
         assert after.route[i] == (-1 if held else route) and after.withdrawn[i] == (at if held else -1)
         assert after.margin[i] == ((best - other) / 8 if held else before.margin[i])
         assert (after.route[i] >= 0) == (after.margin[i] >= 0 and nearest[i] >= 0)
@@ -69,9 +70,10 @@ def token_router(stored=STORED):
     return router
 
 
-def withdraw(router, *texts, older=3):
+def withdraw(router, *texts, undone=9):
+    """The stored edits were written at 0, 1, 2 and so on."""
     rows = [torch.tensor(router.known_by(text), dtype=torch.int32) for text in texts]
-    router.withdraw(list(texts), rows, [older] * len(texts))
+    router.withdraw(list(texts), rows, [undone] * len(texts), range(router.size))
 
 
 def test_a_withdrawn_question_is_not_routed_and_nothing_else_changes():
@@ -95,9 +97,11 @@ def test_a_withdrawn_question_is_not_routed_and_nothing_else_changes():
 
 def test_only_edits_that_were_there_before_are_held_back():
     router = token_router()
-    for older, route in ((1, 1), (2, -1)):
-        withdraw(router, ASKED, older=older)
+    for undone, route in ((1, 1), (2, -1)):
+        withdraw(router, ASKED, undone=undone)
         assert router.decide([ASKED]).route.tolist() == [route]
+    router.add([QUERIES[4], "Who leads Vantrello Foods?"])
+    assert router.decide([ASKED]).route.tolist() == [3]
 
 
 def test_an_applied_edit_keeps_its_question_beside_a_withdrawn_one_of_the_same_words():
@@ -110,7 +114,7 @@ def test_an_applied_edit_keeps_its_question_beside_a_withdrawn_one_of_the_same_w
 def test_of_equals_the_last_undone_counts():
     router = token_router()
     row = torch.tensor(router.known_by(ASKED), dtype=torch.int32)
-    router.withdraw(["late", "early"], [row, row], [3, 0])
+    router.withdraw(["late", "early"], [row, row], [3, 0], range(3))
     assert router.decide([ASKED]).withdrawn.tolist() == [0]
 
 
@@ -129,9 +133,9 @@ def test_a_fingerprint_of_another_router_is_refused():
     router = token_router()
     for row in ([5, 3], [3, 3], [-1, 4], [router.vocabulary]):
         with pytest.raises(CorrigendaError, match='undone edit "x" is not one of this router'):
-            router.withdraw(["x"], [torch.tensor(row, dtype=torch.int32)], [1])
+            router.withdraw(["x"], [torch.tensor(row, dtype=torch.int32)], [1], [])
     with pytest.raises(CorrigendaError, match='undone edit "x" is not one of this router'):
-        MaskRouter(64, 10).withdraw(["x"], [torch.zeros(3, dtype=torch.int32)], [1])
+        MaskRouter(64, 10).withdraw(["x"], [torch.zeros(3, dtype=torch.int32)], [1], [])
 
 
 def test_a_mask_router_holds_back_too_also_within_a_pass():
@@ -141,7 +145,7 @@ def test_a_mask_router_holds_back_too_also_within_a_pass():
     asked = torch.stack([features[1] + 0.2 * features[4], features[1], features[1] + 1.5 * features[4], features[2]])
     before = router.decide(router.mask(asked))
     assert before.route.tolist() == [1, 1, 1, 2]
-    router.withdraw(["x", "y"], list(router.mask(torch.stack([features[5], asked[2]]))), [3, 3])
+    router.withdraw(["x", "y"], list(router.mask(torch.stack([features[5], asked[2]]))), [3, 3], range(3))
     context = RoutingContext(torch.device("cpu"))
     context.start(torch.full((4,), -1))
     context.fill(*[torch.ones(4, 1, dtype=torch.bool)] * 2, torch.ones(4, 1), deciding=True)
@@ -159,9 +163,9 @@ def test_a_mask_router_holds_back_too_also_within_a_pass():
 def marked(store):
     """Ids of the withdrawn edits, with those that each can hold back."""
     order = store.history.applied()
-    names, fingerprints, older = withdrawn_of(store.history, order)
+    names, fingerprints, undone = withdrawn_of(store.history, order)
     assert len(fingerprints) == len(names)
-    return {name: [store.history.edits[seq].id for seq in order[:count]] for name, count in zip(names, older)}
+    return {name: [store.history.edits[s].id for s in order if s < entry] for name, entry in zip(names, undone)}
 
 
 def undo(store, *names):
@@ -384,5 +388,5 @@ def test_on_the_real_model(smollm2, wrap):
     edited.undo("taken")
     answer, kept = edited.answer([taken.prompt, other.prompt], 8)
     assert answer.text == before and answer.provenance.withdrawn == "taken" and kept.text == "1911"
-    edited.method.router.withdraw([], [], [])
+    edited.method.router.withdraw([], [], [], [])
     assert edited.generate_text([taken.prompt], 8) != [before]

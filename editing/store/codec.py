@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,11 +52,10 @@ def fingerprint_of(stored: StoredEdit) -> Tensor:
 
 
 def withdrawn_of(history: History, applied: Sequence[int]) -> tuple[list[str], list[Tensor], list[int]]:
-    """What a router is told (`EditRouter.withdraw`) of the undone edits, beside the applied ones in their order."""
+    """Ids, fingerprints and undos' entries of the withdrawn edits: what a router is told (`EditRouter.withdraw`)."""
     found = history.withdrawn(applied)
     edits = [history.edits[seq] for seq in found]
-    older = [bisect.bisect(applied, entry) for entry in found.values()]
-    return [stored.id for stored in edits], [fingerprint_of(stored) for stored in edits], older
+    return [stored.id for stored in edits], [fingerprint_of(stored) for stored in edits], list(found.values())
 
 
 def record_of(ledger: Ledger, stored: StoredEdit) -> Record:

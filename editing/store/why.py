@@ -86,7 +86,7 @@ def _by_tokens(store: EditStore, order: list[int], prompt: str, name: str) -> tu
     if history.ground is not None:
         router.load_ground(unpacked(store.ledger, history.ground.seq, history.ground.body["tensors"]))
     router.add_rows([fingerprint_of(history.edits[seq]).tolist() for seq in order])
-    router.withdraw(*withdrawn_of(history, order))
+    router.withdraw(*withdrawn_of(history, order), order)
     prompts = PromptFormat(tokenizer, store.header["prompts"]["template"], store.header["prompts"]["chat"])
     question = prompts.question(prompts.encode(prompts.wrap(prompt)))
     return router, [router.fingerprint(question)]
