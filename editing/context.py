@@ -9,8 +9,10 @@ from torch import Tensor
 class RoutingContext:
     """Per-token and per-slot buffers; a *slot* is a sequence, a *route* is the edit applied to it, or -1.
 
-    A provider (for transformers: `generation.py`) writes them before each forward; edited layers only read them, so
-    one layer serves eager, compiled and captured passes. The buffers keep their addresses while the capacity suffices.
+    A provider (for transformers' `generate`: `generation.py`; for continuous batching: `corrigenda.serving`) writes
+    them before each forward; edited layers only read them, so one layer serves eager, compiled and captured passes.
+    The buffers keep their addresses while the capacity suffices. Slot 0 is nobody's and never routed: padding and
+    captured passes belong to it.
 
     Per token, in the order in which the layer sees the tokens:
         slot   int32   the sequence it belongs to
@@ -19,6 +21,10 @@ class RoutingContext:
         weight float32 its weight in the pooled fingerprint of the prompt (0: padding or generated)
     Per slot:
         route  int32   the edit that answers this sequence, -1 for none
+    Per sequence of the pass, in the order of its tokens, where features decide:
+        offsets int32  where its tokens begin, and after the last one where they end
+        members int64  its slot
+        final   bool   its prompt is whole in this pass, so its route is decided here
     """
 
     def __init__(self, device: torch.device, tokens: int = 4096, slots: int = 64) -> None:
@@ -35,30 +41,55 @@ class RoutingContext:
         self.gate = torch.zeros(tokens, dtype=torch.bool, device=self.device)
         self.first = torch.zeros(tokens, dtype=torch.bool, device=self.device)
         self.weight = torch.zeros(tokens, dtype=torch.float32, device=self.device)
-        self.route = torch.full((slots,), -1, dtype=torch.int32, device=self.device)
+        self.route = torch.full((slots + 1,), -1, dtype=torch.int32, device=self.device)
+
+    def reserve(self, tokens: int, slots: int) -> None:
+        """Room for passes of this many tokens and sequences: until it is used up, the buffers keep their addresses."""
+        if tokens > len(self.slot) or slots >= len(self.route):
+            route = self.route
+            self._allocate(max(tokens, len(self.slot)), max(slots, len(route) - 1))
+            self.route[: len(route)].copy_(route)
+
+    @property
+    def routes(self) -> Tensor:
+        """int32 `[slots]`: the routes of the sequences that were started together."""
+        return self.route[1 : self.slots + 1]
 
     def start(self, route: Tensor) -> None:
-        """Begin sequences, one slot each, with the routes already known (-1 where a feature router is to decide)."""
-        if len(route) > len(self.route):
-            self._allocate(len(self.slot), max(len(route), 2 * len(self.route)))
+        """Begin sequences, one slot each from 1 on, with the routes already known (-1 where features are to decide)."""
+        if len(route) >= len(self.route):
+            self.reserve(0, max(len(route), 2 * len(self.route)))
         self.slots = len(route)
-        self.route[: self.slots].copy_(route)
+        self.routes.copy_(route)
 
     def fill(self, gate: Tensor, first: Tensor, weight: Tensor, *, deciding: bool) -> None:
-        """Describe the next pass: `[slots, length]` each, row i belonging to slot i."""
+        """Describe the next pass as `[slots, length]` each, row i being the i-th sequence that was started."""
         rows, length = gate.shape
-        count = rows * length
+        self.members = torch.arange(1, rows + 1, device=self.device)
+        self.offsets = torch.arange(rows + 1, dtype=torch.int32, device=self.device) * length
+        self.final = torch.ones(rows, dtype=torch.bool, device=self.device)
+        slot = self.members.repeat_interleave(length)
+        self.describe(slot, gate.reshape(-1), first.reshape(-1), weight.reshape(-1), deciding=deciding)
+
+    def describe(
+        self, slot: Tensor, gate: Tensor, first: Tensor, weight: Tensor | None = None, *, deciding: bool = False
+    ) -> None:
+        """Describe the tokens of the next pass, `[tokens]` each, packed in any order of sequences."""
+        count = len(slot)
         if count > len(self.slot):
-            route = self.route.clone()
-            self._allocate(max(count, 2 * len(self.slot)), len(route))
-            self.route.copy_(route)
-        self.slot[:count].copy_(torch.arange(rows, device=self.device).repeat_interleave(length))
-        self.gate[:count].copy_(gate.reshape(-1))
-        self.first[:count].copy_(first.reshape(-1))
-        self.weight[:count].copy_(weight.reshape(-1))
+            self.reserve(max(count, 2 * len(self.slot)), 0)
+        for buffer, values in ((self.slot, slot), (self.gate, gate), (self.first, first), (self.weight, weight)):
+            if values is not None:
+                buffer[:count].copy_(values)
+        if count < self.tokens:  # where an earlier pass had tokens, this one may have padding
+            self.gate[count : self.tokens] = False
         self.tokens = count
         self.deciding = deciding
         self.active = True
+
+    def decide(self, route: Tensor) -> None:
+        """Set the routes that features decided, int32 `[sequences]`, of those sequences whose prompt is whole."""
+        self.route[self.members] = torch.where(self.final, route, self.route[self.members])
 
     def token_routes(self, count: int) -> Tensor:
         """int32 `[count]`: the edit to read at each token of the pass, -1 for none."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .context import RoutingContext
+from .scopes import scope
 
 
 class Memory(Protocol):
@@ -15,18 +19,78 @@ class Memory(Protocol):
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None: ...
 
 
+class Site:
+    """A place in a model where a memory acts; compiled code knows it by its name.
+
+    `memory` may be exchanged, and may grow: the op below finds it anew in every pass. What is captured in a CUDA graph
+    keeps the addresses that the memory's and the context's buffers had.
+    """
+
+    def __init__(self, name: str, memory: Memory, context: RoutingContext) -> None:
+        self.name = name
+        self.memory = memory
+        self.context = context
+        _sites[name] = self
+
+    def add_(self, out: Tensor, x: Tensor) -> None:
+        """Add the memory's residual of `x` `[..., D]` to `out` `[..., d]`, in place, on the tokens that are routed."""
+        if not self.context.active:
+            return
+        tokens = self.whole(x.reshape(-1, x.shape[-1]))
+        count = len(tokens)
+        with scope("edit: gather"):
+            route = self.context.token_routes(count)
+        with scope("edit: residual"):
+            self.memory.read_(out.view(-1, out.shape[-1]), tokens, route, self.context.first[:count])
+
+    def whole(self, tokens: Tensor) -> Tensor:
+        """The layer's whole input `[tokens, D]`; a layer that holds a shard of it gathers the others'."""
+        return tokens
+
+
+_sites: weakref.WeakValueDictionary[str, Site] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+_library = torch.library.Library("corrigenda", "FRAGMENT")
+_library.define("edited_(Tensor(a!) out, Tensor x, str site) -> ()")
+
+
+@torch.library.impl(_library, "edited_", "CompositeExplicitAutograd")
+def _edited_(out: Tensor, x: Tensor, site: str) -> None:
+    _sites[site].add_(out, x)
+
+
+@torch.library.register_fake("corrigenda::edited_", lib=_library)
+def _(out: Tensor, x: Tensor, site: str) -> None:
+    return None
+
+
+def edited_(out: Tensor, x: Tensor, site: str) -> None:
+    """Add to `out` `[..., d]`, in place, what the memory at a site says of `x` `[..., D]`; opaque to compilers.
+
+    Rows without a route are never written, so they keep the base layer's bits.
+    """
+    torch.ops.corrigenda.edited_(out, x, site)
+
+
 class EditedLinear(nn.Module):
     """`base(x)`, plus the memory's residual on the tokens that the context routes to an edit.
 
-    Rows without a route are never written, so they carry the base module's bits. `weight` and the widths stay visible
-    for code that inspects linear layers.
+    `weight` and the widths stay visible for code that inspects linear layers.
     """
 
     def __init__(self, base: nn.Module, memory: Memory, context: RoutingContext) -> None:
         super().__init__()
         self.base = base
-        self.memory = memory
-        self.context = context
+        self.site = Site(f"layer {next(_numbers)}", memory, context)
+
+    @property
+    def memory(self) -> Memory:
+        return self.site.memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        self.site.memory = memory
 
     @property
     def weight(self) -> Tensor:
@@ -46,8 +110,5 @@ class EditedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.base(x)
-        if self.context.active:
-            tokens = x.reshape(-1, x.shape[-1])
-            route = self.context.token_routes(len(tokens))
-            self.memory.read_(out.view(-1, out.shape[-1]), tokens, route, self.context.first[: len(tokens)])
+        edited_(out, x, self.site.name)
         return out

@@ -14,6 +14,7 @@ from ..kernels.reference import unpack_mask
 from .context import RoutingContext
 from .errors import CorrigendaError
 from .routing import Decision, EditRouter, calibrated, decide
+from .scopes import scope
 
 
 class MaskRouter(EditRouter):
@@ -151,10 +152,9 @@ class MaskRouter(EditRouter):
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide the routes of a pass that holds whole prompts: `features` `[..., D]` as the tapped layer sees them."""
         rows = features.reshape(-1, self.width)
-        length = len(rows) // context.slots
-        offsets = torch.arange(context.slots + 1, dtype=torch.int32, device=rows.device) * length
-        decision = self.decide(self.mask(rows, offsets, context.weight[: len(rows)]))
-        context.route[: context.slots].copy_(decision.route)
+        with scope("edit: route"):
+            decision = self.decide(self.mask(rows, context.offsets, context.weight[: len(rows)]))
+            context.decide(decision.route)
         context.decision = decision
 
     def ground(self) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ class RowBanks:
 
     keys `[pages, 8, D]`, values `[pages, 8, d]`; row r of edit e is row `r % 8` of page `pages[e, r // 8]`. Row 0
     answers at the last prompt token, the others at generated tokens by the likeness of their keys. The banks grow by
-    doubling, so that storing an edit costs the same however many there are.
+    doubling, so that storing an edit costs the same however many there are. `fixed`: they do not grow, for a CUDA graph
+    that reads them keeps their addresses.
     """
 
     def __init__(
@@ -75,17 +77,37 @@ class RowBanks:
         self._rows = torch.zeros(64, dtype=torch.int32, device=device)
         self.dtype = dtype
         self.size = 0
+        self.fixed = False
         self._used_pages = 0
-        self._free: list[int] = []
+        self._free: list[int] = []  # pages
+        self._free_places: list[int] = []
         self._views: weakref.WeakSet[RowBanks] = weakref.WeakSet()
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Store one more edit: keys `[rows, D]`, values `[rows, d]`."""
+        self._store(self.size, keys, values)
+        self.size += 1
+
+    def put(self, keys: Tensor, values: Tensor) -> int:
+        """The same in a place that `free` gave back, if there is one. The edit's place, which stays its own."""
+        place = self._free_places.pop() if self._free_places else self.size
+        self._store(place, keys, values)
+        self.size = max(self.size, place + 1)
+        return place
+
+    def free(self, place: int) -> None:
+        """Give back an edit's place and pages; the other edits keep theirs."""
+        self._free = sorted([*self._free, *(page for page in self._pages[place].tolist() if page >= 0)])
+        self._pages[place] = -1
+        self._rows[place] = 0
+        self._free_places.append(place)
+
+    def _store(self, edit: int, keys: Tensor, values: Tensor) -> None:
         count = -(-len(keys) // PAGE)
         # A page that an edit left may still be read through a view: it is used again when no view lives.
         reused = [] if self._views or len(self._free) < count else self._free[:count]
         fresh = 0 if reused else count
-        self._reserve(self.size + 1, self._used_pages + fresh, count)
+        self._reserve(edit + 1, self._used_pages + fresh, count)
         pages = reused or list(range(self._used_pages, self._used_pages + count))
         self._free = self._free[len(reused) :]
         self._used_pages += fresh
@@ -94,10 +116,9 @@ class RowBanks:
             for bank, of_edit in ((self._keys, keys[rows]), (self._values, values[rows])):
                 bank[page, : len(of_edit)] = of_edit.to(bank)
                 bank[page, len(of_edit) :] = 0
-        self._pages[self.size] = -1
-        self._pages[self.size, :count] = torch.tensor(pages, dtype=torch.int32)
-        self._rows[self.size] = len(keys)
-        self.size += 1
+        self._pages[edit] = -1
+        self._pages[edit, :count] = torch.tensor(pages, dtype=torch.int32)
+        self._rows[edit] = len(keys)
 
     def remove(self, edits: set[int]) -> None:
         """Drop these edits' rows; the others move up in the table, and no row is copied."""
@@ -122,10 +143,21 @@ class RowBanks:
         self._views.add(view)
         return view
 
-    def reserve(self, edits: int, rows: int = PAGE) -> None:
-        """Room for this many edits of `rows` rows: until it is used up, the buffers keep their addresses."""
+    def reserve(self, edits: int, rows: int = PAGE, longest: int = PAGE) -> None:
+        """Room for this many edits of `rows` rows, `longest` at most: until it is used up, addresses stay."""
         pages = -(-rows // PAGE)
-        self._reserve(edits, edits * pages, pages)
+        self._reserve(edits, edits * pages, max(pages, -(-longest // PAGE)))
+
+    def has_room(self, rows: Sequence[int]) -> bool:
+        """Whether `put` can store edits of these many rows without growing."""
+        freed, fresh = len(self._free), len(self._keys) - self._used_pages
+        for pages in (-(-count // PAGE) for count in rows):
+            if freed >= pages and not self._views:
+                freed -= pages
+            else:
+                fresh -= pages
+        places = len(self._free_places) + len(self._rows) - self.size
+        return fresh >= 0 and len(rows) <= places and max(rows, default=0) <= PAGE * self._pages.shape[1]
 
     def _reserve(self, edits: int, pages: int, pages_of_one: int) -> None:
         if pages > len(self._keys):
@@ -146,7 +178,7 @@ class RowBanks:
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """Add to `out` `[tokens, d]`, in place, what the edits in `route` say of `x` `[tokens, D]`."""
-        if self.size:
+        if self.size or self.fixed:
             ops.associative_read_(
                 out,
                 x,

@@ -231,7 +231,7 @@ class EditedModel(StoredEdits):
         if known is not None:
             self.context.decision = known
         try:
-            yield lambda: self.context.route[: len(rows)].tolist()
+            yield lambda: self.context.routes.tolist()
         finally:
             self.context.stop()
 

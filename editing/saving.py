@@ -16,10 +16,12 @@ from .store.files import refuse_non_empty
 from .store.store import EditStore, is_store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .decoder import Decoder
     from .model import EditedModel
 
-__all__ = ["Saved", "check_base", "header_of", "read", "refuse_non_empty", "sample_of"]
+__all__ = ["Saved", "check_base", "header_of", "read", "refuse_non_empty", "sample_of", "weight_sample_of"]
 
 _SAMPLE = "base.weight_sample"
 
@@ -90,6 +92,12 @@ def sample_of(edited: EditedModel) -> bytes:
     return packed({_SAMPLE: weight_sample(edited.decoder, edited.config.layer)})
 
 
+def weight_sample_of(store: EditStore) -> Tensor | None:
+    """What a store holds of `sample_of`; None in one whose tensors are another's."""
+    entry = store.history.store
+    return unpacked(store.ledger, entry.seq, entry.body.get("tensors", {})).get(_SAMPLE)
+
+
 def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
     """Raise where saved edits were written for another model or with another tokenizer."""
     wanted = "The edits in {} are for another model: {}."
@@ -106,7 +114,6 @@ def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
         raise CorrigendaError(wanted.format(saved.directory, difference))
     if saved.base["tokenizer"] != tokenizer_digest(tokenizer):
         raise CorrigendaError(wanted.format(saved.directory, "its tokenizer differs"))
-    entry = saved.store.history.store
-    sample = unpacked(saved.store.ledger, entry.seq, entry.body.get("tensors", {})).get(_SAMPLE)
+    sample = weight_sample_of(saved.store)
     if sample is None or not same_weights(sample, weight_sample(decoder, saved.config.layer)):
         raise CorrigendaError(wanted.format(saved.directory, "its weights differ"))

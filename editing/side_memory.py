@@ -13,6 +13,7 @@ from ..kernels import ops
 from .context import RoutingContext
 from .merging import merge
 from .routing import Decision
+from .scopes import scope
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,11 +183,10 @@ class SideMemories:
     def observe(self, x: Tensor, base: Tensor, context: RoutingContext) -> None:
         """Decide the routes of a pass that holds whole prompts: the layer's input `[..., D]` and its own output."""
         x, base = x.reshape(-1, x.shape[-1]), base.reshape(-1, base.shape[-1])
-        length = len(x) // context.slots
-        offsets = torch.arange(context.slots + 1, dtype=torch.int32, device=x.device) * length
-        distance, self._sides = self.distances(x, base, offsets, context.weight[: len(x)])
-        decision = self.decide(distance)
-        context.route[: context.slots].copy_(decision.route)
+        with scope("edit: route"):
+            distance, self._sides = self.distances(x, base, context.offsets, context.weight[: len(x)])
+            decision = self.decide(distance)
+            context.decide(decision.route)
         context.decision = decision
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:

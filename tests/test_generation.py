@@ -90,7 +90,7 @@ def generated(edited, inputs, **options):
     """(routes, new tokens without what follows the end) of a `generate` call."""
     options = {"max_new_tokens": 10, "do_sample": False, **options}
     output = edited.generate(**inputs, **options)
-    routes = edited.context.route[: len(output)].tolist()
+    routes = edited.context.routes[: len(output)].tolist()
     end = edited.tokenizer.eos_token_id
     new = [row[inputs["input_ids"].shape[1] :].tolist() for row in output]
     return routes[: len(new)], [row[: row.index(end) + 1] if end in row else row for row in new]
@@ -117,7 +117,7 @@ def test_unrouted_prompts_get_the_base_models_logits(kind, method):
     for prompts in (UNROUTED[:1], UNROUTED, PROMPTS):
         inputs = padded(prompts)
         ours, theirs = edited.generate(**inputs, **options), base.generate(**inputs, **options)
-        routes = edited.context.route[: len(prompts)]
+        routes = edited.context.routes[: len(prompts)]
         assert routes.tolist() == [expected_routes(method)[PROMPTS.index(prompt)] for prompt in prompts]
         assert len(ours.logits) > 1
         for step, (a, b) in enumerate(zip(ours.logits, theirs.logits)):
@@ -159,7 +159,7 @@ def test_beams(kind, method):
     routes, tokens = alone(edited, num_beams=3)
     _, together = generated(edited, padded(PROMPTS), num_beams=3)
     assert together == tokens and routes == expected_routes(method)
-    assert edited.context.route[: 3 * len(PROMPTS)].tolist() == [route for route in routes for _ in range(3)]
+    assert edited.context.routes[: 3 * len(PROMPTS)].tolist() == [route for route in routes for _ in range(3)]
     if method != "associative":  # every beam's fingerprint is that of its own prompt
         scores = edited.context.decision.score.view(len(PROMPTS), 3)
         assert torch.equal(scores, scores[:, :1].expand(-1, 3)) and (method == "wise" or scores[::2].min() > 0.95)
@@ -245,7 +245,7 @@ def test_a_conversation_that_goes_on_from_its_cache():
     ids = torch.cat([output.sequences, padded([" " + EDITS[2].prompt])["input_ids"]], 1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert generated(edited, inputs, past_key_values=output.past_key_values) == generated(edited, inputs)
-    assert edited.context.route[0] == 2
+    assert edited.context.routes[0] == 2
 
 
 def test_padding_is_inferred_as_transformers_does():

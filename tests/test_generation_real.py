@@ -39,7 +39,7 @@ def generated(edited, prompts, **options):
     output = edited.generate(**inputs, **{"max_new_tokens": 6, "do_sample": False, **options})
     new = output[:, inputs["input_ids"].shape[1] :].tolist()
     end = edited.tokenizer.eos_token_id
-    routes = edited.context.route[: len(prompts)].tolist()
+    routes = edited.context.routes[: len(prompts)].tolist()
     return routes, [row[: row.index(end) + 1] if end in row else row for row in new]
 
 
@@ -96,7 +96,7 @@ def decisions(edited, prompts, order, batch, **options):
         inputs = padded(edited, [prompts[i] for i in part])
         with edited._provider.session(inputs["input_ids"], inputs["attention_mask"]) as session:
             edited.model.generate(**inputs, max_new_tokens=1, do_sample=False, **options)
-            assert edited.context.route[: len(part)].tolist() == session.decision.route.tolist()
+            assert edited.context.routes[: len(part)].tolist() == session.decision.route.tolist()
             for i, route, score in zip(part, session.decision.route.tolist(), session.decision.score.tolist()):
                 found[i] = route, score
     return found

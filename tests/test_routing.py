@@ -250,7 +250,7 @@ def observed(router, rows, weights):
     context.start(torch.full((len(rows),), -1))
     context.fill(weight.bool(), weight.bool(), weight, deciding=True)
     router.observe(features, context)
-    assert context.route[: len(rows)].tolist() == context.decision.route.tolist()
+    assert context.routes[: len(rows)].tolist() == context.decision.route.tolist()
     return context.decision
 
 

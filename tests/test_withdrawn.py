@@ -150,7 +150,7 @@ def test_a_mask_router_holds_back_too_also_within_a_pass():
     context.start(torch.full((4,), -1))
     context.fill(*[torch.ones(4, 1, dtype=torch.bool)] * 2, torch.ones(4, 1), deciding=True)
     router.observe(asked[:, None], context)
-    assert context.route[:4].tolist() == [1, 1, -1, 2] and context.decision.withdrawn.tolist() == [-1, -1, 1, -1]
+    assert context.routes.tolist() == [1, 1, -1, 2] and context.decision.withdrawn.tolist() == [-1, -1, 1, -1]
     assert all(torch.equal(a, b) for a, b in zip(context.decision[1:4], before[1:4]))
     view = router.view()
     router.remove({0})

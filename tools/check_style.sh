@@ -15,9 +15,9 @@ ban() {
 }
 
 ban "tuned configs are data (kernels/configs): autotuning at run time stalls and breaks graph capture" \
-    '^[^#]*@triton\.autotune' kernels editing bench tests
+    '^[^#]*@triton\.autotune' kernels editing serving bench tests
 ban "register with torch.library.Library.define/impl: custom_op costs three times as much per call" \
-    '^[^#]*custom_op\(' kernels editing bench tests
+    '^[^#]*custom_op\(' kernels editing serving bench tests
 ban "inside kernels/ import relatively: an absolute import can load a second copy" \
     '^[^#]*(from|import) +corrigenda(\.kernels| +import +kernels)' kernels
 

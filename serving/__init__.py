@@ -1,0 +1,24 @@
+"""Edited layers in inference servers: continuous batching in transformers, and vLLM.
+
+`Catalogue` says which edit answers a request, `ServedMemory` holds their rows, `Slots` tells the layer whose tokens a
+packed batch holds. What ties them to a server is a module of its own: `batching` and `launcher` for transformers, the
+package `vllm` for vLLM.
+"""
+
+from .catalogue import Admission, Catalogue, Change, ServedEdit
+from .errors import ServingError
+from .memory import ServedMemory, edit_key
+from .settings import ServingSettings
+from .slots import Slots
+
+__all__ = [
+    "Admission",
+    "Catalogue",
+    "Change",
+    "ServedEdit",
+    "ServedMemory",
+    "ServingError",
+    "ServingSettings",
+    "Slots",
+    "edit_key",
+]

@@ -1,0 +1,343 @@
+"""Which edits a server answers by: the stores it has read, what each tenant sees of them, and its router."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..editing import saving
+from ..editing.base import same_weights, tokenizer_digest
+from ..editing.config import AssociativeConfig, EditingConfig
+from ..editing.errors import CorrigendaError
+from ..editing.prompts import PromptFormat
+from ..editing.scopes import scope
+from ..editing.store.codec import fingerprint_of, unpacked
+from ..editing.store.history import StoredEdit
+from ..editing.store.store import EditStore
+from ..editing.store.why import explained
+from ..editing.token_router import TokenRouter
+from .errors import ServingError
+from .memory import edit_key
+from .settings import ServingSettings
+
+
+class ServedEdit(NamedTuple):
+    """An edit of a store that is served. `id`, `prompt` and `target` make it what `explained` shows."""
+
+    key: str
+    store: Path
+    tenant: str | None
+    stored: StoredEdit
+    fingerprint: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        return self.stored.id
+
+    @property
+    def prompt(self) -> str:
+        return self.stored.prompt
+
+    @property
+    def target(self) -> str:
+        return self.stored.target
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "prompt": self.prompt,
+            "target": self.target,
+            "tenant": self.tenant,
+            "store": str(self.store),
+            "time": self.stored.body["time"],
+            "author": self.stored.body.get("author"),
+        }
+
+
+class Admission(NamedTuple):
+    """What was decided for a request when it came: the edit that answers it, if any, and by how much."""
+
+    edit: ServedEdit | None
+    nearest: ServedEdit | None
+    score: float
+    margin: float
+    version: int
+    tenant: str | None
+
+    @property
+    def key(self) -> str | None:
+        return None if self.edit is None else self.edit.key
+
+
+class Change(NamedTuple):
+    """Stores as they would be served next: what was read, not yet answered by.
+
+    needed: by folder, the keys of the edits whose rows must be loaded first, with their numbers in its ledger
+    """
+
+    stores: dict[tuple[str | None, Path], list[ServedEdit]]
+    needed: dict[Path, dict[str, int]]
+    added: list[ServedEdit]
+    removed: list[ServedEdit]
+
+    def to_dict(self, version: int) -> dict[str, Any]:
+        """What a client is told of it, once it is that version."""
+        added, removed = ([edit.id for edit in edits] for edits in (self.added, self.removed))
+        return {"version": version, "added": added, "removed": removed}
+
+
+class _Seen(NamedTuple):
+    """What one tenant's requests are answered by, in one version: the router, and the edits by its places."""
+
+    router: TokenRouter
+    edits: list[ServedEdit]
+    version: int
+
+
+class Catalogue:
+    """The edits of all stores, by tenant, in versions.
+
+    A request is decided once, when it is admitted, from its token ids: nothing that a stack does later with chunks,
+    caches or preemption can change that. `read` and `undo` prepare a change in any thread; `publish` makes it the next
+    version, at once for all requests that come after.
+    """
+
+    def __init__(self, tokenizer: Any, settings: ServingSettings) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.version = 0
+        self._lock = threading.RLock()
+        first = _open(settings.edits[0])
+        try:
+            self.header = first.header
+            self.config = served_config(first)
+            self._sample = saving.weight_sample_of(first)
+        finally:
+            first.close()
+        digest = tokenizer_digest(tokenizer)
+        if self.header["base"]["tokenizer"] != digest:
+            raise ServingError(f"The edits in {settings.edits[0]} are for another model: its tokenizer differs.", 422)
+        prompts = self.header["prompts"]
+        self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
+        self._background: dict[str, Any] | None = None
+        self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
+        # By tenant: what the next version is made of, and what requests are decided by now, all tenants' at once.
+        self._next: dict[str | None, _Seen] = {}
+        self._now: dict[str | None, _Seen] = {}
+        change = self.read([(None, path) for path in settings.edits])
+        for tenant, paths in settings.tenants.items():
+            change = self.read([(tenant, path) for path in paths], change)
+        self.start = change
+        self.publish(change)
+
+    @property
+    def weight_sample(self) -> Any:
+        """A sample of the weights of the model that the edits were written for (`base.weight_sample`)."""
+        return self._sample
+
+    # Changes
+
+    def read(self, stores: Iterable[tuple[str | None, Path]], after: Change | None = None) -> Change:
+        """Read stores anew, or for the first time; the change that this makes to what is served, or to `after`."""
+        read = {} if after is None else dict(after.stores)
+        for tenant, path in stores:
+            store = _open(path)
+            try:
+                self._check(store, path)
+                read[tenant, path] = [
+                    ServedEdit(edit_key(stored), path, tenant, stored, tuple(fingerprint_of(stored).tolist()))
+                    for stored in (store.history.edits[seq] for seq in store.history.applied())
+                ]
+                if self._background is None and store.history.ground is not None:
+                    ground = store.history.ground
+                    self._background = unpacked(store.ledger, ground.seq, ground.body["tensors"])
+            finally:
+                store.close()
+        with self._lock:
+            before = {edit.key: edit for edits in self._stores.values() for edit in edits}
+            future = {**self._stores, **read}
+        now = {edit.key: edit for edits in future.values() for edit in edits}
+        added = [edit for key, edit in now.items() if key not in before]
+        needed: dict[Path, dict[str, int]] = {}
+        for edit in added:
+            needed.setdefault(edit.store, {})[edit.key] = edit.stored.seq
+        return Change(read, needed, added, [edit for key, edit in before.items() if key not in now])
+
+    def undo(self, name: str, tenant: str | None, store: Path | None = None, author: str | None = None) -> Change:
+        """Undo an edit that is served, in its store's ledger; the change that this makes."""
+        if self.settings.read_only:
+            raise ServingError("This server does not change stores: undo the edit with `corrigenda undo`.", 403)
+        with self._lock:
+            found = [
+                edit
+                for (of, path), edits in self._stores.items()
+                for edit in edits
+                if edit.id == name and of == tenant and store in (None, path)
+            ]
+        if not found:
+            whose = "" if tenant is None else f' of the tenant "{tenant}"'
+            raise ServingError(f'No edit with the id "{name}"{whose} is served.', 404)
+        if len(found) > 1:
+            raise ServingError(f'Edits with the id "{name}" are served from several stores: name one as `store`.', 409)
+        path = found[0].store
+        try:
+            writing = EditStore.open(path, write=True)
+        except CorrigendaError as error:
+            raise ServingError(str(error), 409) from error
+        try:
+            writing.undo(writing.selected([name]), author=author)
+        finally:
+            writing.close()
+        with self._lock:
+            readers = [key for key in self._stores if key[1] == path]
+        return self.read(readers)
+
+    def publish(self, change: Change) -> int:
+        """Answer by a change from now on; the number of the new version."""
+        with self._lock, scope("edit: swap"):
+            self._stores.update(change.stores)
+            version = self.version + 1
+            tenants = dict.fromkeys([None, *self.settings.tenants, *(tenant for tenant, _ in self._stores)])
+            self._next = {tenant: self._become(self._next.get(tenant), tenant, version) for tenant in tenants}
+            self._now = {tenant: seen._replace(router=seen.router.view()) for tenant, seen in self._next.items()}
+            self.version = version
+            return version
+
+    def _seen_by(self, tenant: str | None) -> list[ServedEdit]:
+        """A tenant's edits: shared ones, but for those about a fact (the same fingerprint) that it has its own of.
+
+        Among edits of equal fingerprint, the one of the store that was loaded last is seen.
+        """
+        last: dict[tuple[int, ...], ServedEdit] = {}
+        for of in dict.fromkeys((None, tenant)):
+            for (owner, _), edits in self._stores.items():
+                if owner == of:
+                    last.update((edit.fingerprint, edit) for edit in edits)
+        return list({edit.key: edit for edit in last.values()}.values())
+
+    def _become(self, seen: _Seen | None, tenant: str | None, version: int) -> _Seen:
+        wanted = self._seen_by(tenant)
+        if seen is None or not seen.edits:
+            router, edits = TokenRouter(self.tokenizer, (), threshold=self.config.threshold), []
+            if self._background is not None:
+                router.load_ground(self._background)
+        else:
+            router, edits = seen.router, seen.edits
+        keys = {edit.key for edit in wanted}
+        gone = {place for place, edit in enumerate(edits) if edit.key not in keys}
+        if gone:
+            router.remove(gone)
+            edits = [edit for edit in edits if edit.key in keys]
+        present = {edit.key for edit in edits}
+        new = [edit for edit in wanted if edit.key not in present]
+        router.add_rows([list(edit.fingerprint) for edit in new])
+        return _Seen(router, [*edits, *new], version)
+
+    def _check(self, store: EditStore, path: Path) -> None:
+        """Raise unless a store's edits can be served beside those of the first one."""
+        config, base, prompts = served_config(store), store.header["base"], store.header["prompts"]
+        wanted = self.header["base"]
+        for name, what in (("layers", "its layers"), ("widths", "its FFN widths"), ("tokenizer", "its tokenizer")):
+            if base[name] != wanted[name]:
+                raise ServingError(f"The edits in {path} are for another model: {what} differ.", 422)
+        if not same_weights(self._sample, saving.weight_sample_of(store)):
+            raise ServingError(f"The edits in {path} are for another model: its weights differ.", 422)
+        for name in ("layer", "beta", "threshold"):
+            if getattr(config, name) != getattr(self.config, name):
+                raise ServingError(
+                    f"The edits in {path} have {name}={getattr(config, name)!r}, but those that are served have "
+                    f"{getattr(self.config, name)!r}: write them anew with that setting.",
+                    422,
+                )
+        if prompts != self.header["prompts"]:
+            raise ServingError(f"The edits in {path} were written with another template than the others.", 422)
+
+    # Questions
+
+    def admit(self, prompt: Sequence[int], tenant: str | None = None) -> Admission:
+        """Decide which edit answers a tokenised prompt of a tenant."""
+        seen = self._seen(tenant)
+        with scope("edit: route"):
+            decision = seen.router.decide([self.prompts.question(prompt)])
+        route, nearest = int(decision.route[0]), int(decision.nearest[0])
+        return Admission(
+            seen.edits[route] if route >= 0 else None,
+            seen.edits[nearest] if 0 <= nearest < len(seen.edits) else None,
+            float(decision.score[0]),
+            float(decision.margin[0]),
+            seen.version,
+            tenant,
+        )
+
+    def _seen(self, tenant: str | None) -> _Seen:
+        try:
+            return self._now[tenant]
+        except (KeyError, TypeError):
+            raise ServingError(f'There is no tenant "{tenant}" here.', 400) from None
+
+    def served(self, tenant: str | None = None) -> list[ServedEdit]:
+        """The edits that a tenant's requests are answered by."""
+        return list(self._seen(tenant).edits)
+
+    def listing(self) -> dict[str, Any]:
+        """The version, the tenants, and every edit that is served to somebody."""
+        with self._lock:
+            edits = [edit.to_dict() for edits in self._stores.values() for edit in edits]
+            return {"version": self.version, "tenants": self.tenants(), "edits": edits}
+
+    def keys(self) -> set[str]:
+        """Of all edits that any request may be answered by from now on."""
+        return {edit.key for seen in self._now.values() for edit in seen.edits}
+
+    def folders(self) -> list[tuple[str | None, Path]]:
+        """What is served: tenants (None: shared) and folders."""
+        with self._lock:
+            return list(self._stores)
+
+    def tenants(self) -> list[str]:
+        return [tenant for tenant in self._now if tenant is not None]
+
+    def why(self, prompt: str, tenant: str | None = None, most: int = 5) -> dict[str, Any]:
+        """The edits that come nearest to a prompt, best first, and whether one applies."""
+        seen = self._seen(tenant)
+        question = self.prompts.question(self.prompts.encode(self.prompts.wrap(prompt)))
+        return explained(seen.router, [seen.router.fingerprint(question)], seen.edits, most)
+
+    def allowed(self, folder: str) -> Path:
+        """The folder that a request may have loaded: one that is served, or one under the root."""
+        root = self.settings.root
+        path = Path(folder) if root is None else root / folder
+        path = path.expanduser().resolve()
+        if any(path == known for _, known in self.folders()):
+            return path
+        if root is None:
+            raise ServingError('This server loads no further folders: start it with a "root" to allow it.', 403)
+        if not path.is_relative_to(root):
+            raise ServingError(f'The folder "{folder}" is outside of {root}, from where this server loads.', 403)
+        if not path.is_dir():
+            raise ServingError(f'There is no folder "{folder}" under {root}.', 404)
+        return path
+
+
+def _open(path: Path) -> EditStore:
+    try:
+        return saving.read(path).store
+    except ServingError:
+        raise
+    except CorrigendaError as error:
+        raise ServingError(str(error), 422) from error
+
+
+def served_config(store: EditStore) -> AssociativeConfig:
+    """The configuration of a store's edits, if they can be routed when a request is admitted."""
+    config = EditingConfig.from_dict(store.header["config"])
+    if not isinstance(config, AssociativeConfig) or config.router != "tokens":
+        raise ServingError(
+            f'The edits in {store.ledger.name} ({config.method}, scope="{config.scope}") are found by features of the '
+            "whole prompt, which chunked prefill and prefix sharing hide from a server: serve edits of the method "
+            'associative (scope="causal", router="tokens").',
+            422,
+        )
+    return config

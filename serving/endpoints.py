@@ -1,0 +1,198 @@
+"""HTTP for edits: the routes under `/v1/edits`, and the header that says which edit answered. It knows no stack."""
+
+# Not `from __future__ import annotations`: FastAPI reads those of the handlers, whose classes are imported when needed.
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from ..editing.errors import CorrigendaError
+
+EDIT_HEADER = "x-corrigenda-edit"
+VERSION_HEADER = "x-corrigenda-version"
+TENANT_HEADER = "x-corrigenda-tenant"
+
+_TYPES = {
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    507: "capacity_error",
+}
+_LONGEST_BODY = 64 * 1024
+
+
+class ServedEdits(Protocol):
+    """What the routes ask of a stack. Each may raise a CorrigendaError, best a ServingError with its status."""
+
+    async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
+        """Take in a folder of edits, or read it again: `version`, and ids that were `added` and `removed`."""
+
+    async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
+        """Undo an edit in its store: the same."""
+
+    async def listing(self) -> dict[str, Any]:
+        """The `version`, the `tenants` and all `edits` that are served."""
+
+    async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
+        """The edits nearest to a prompt, and the one that answers it."""
+
+
+def edits_router(edits: ServedEdits) -> Any:
+    """A `fastapi.APIRouter`: GET and POST /v1/edits, DELETE /v1/edits/{id}, GET /v1/edits/why."""
+    from fastapi import APIRouter, Request
+    from fastapi.responses import JSONResponse
+
+    router = APIRouter(tags=["edits"])
+
+    async def answered(asked: Callable[[], Awaitable[dict[str, Any]]]) -> JSONResponse:
+        try:
+            return JSONResponse(await asked())
+        except CorrigendaError as error:
+            status = getattr(error, "status", 422)
+            return JSONResponse(error_body(error, status), status_code=status)
+
+    @router.get("/v1/edits")
+    async def listing(request: Request) -> JSONResponse:
+        return await answered(edits.listing)
+
+    @router.post("/v1/edits")
+    async def load(request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            body = _fields(await _body(request), {"store", "tenant"}, "The body")
+            return await edits.load(_required(body, "store", "The body"), body.get("tenant"))
+
+        return await answered(asked)
+
+    @router.get("/v1/edits/why")
+    async def why(request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            query = _fields(dict(request.query_params), {"prompt", "tenant"}, "The query")
+            return await edits.why(_required(query, "prompt", "The query"), query.get("tenant"))
+
+        return await answered(asked)
+
+    @router.delete("/v1/edits/{edit:path}")
+    async def undo(edit: str, request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            query = _fields(dict(request.query_params), {"tenant", "store", "author"}, "The query")
+            return await edits.undo(edit, query.get("tenant"), query.get("store"), query.get("author"))
+
+        return await answered(asked)
+
+    return router
+
+
+def error_body(error: Exception, status: int) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": str(error), "type": _TYPES.get(status, "invalid_request_error"), "code": status}}
+
+
+class _Malformed(CorrigendaError):
+    """A request that says something else than the route understands."""
+
+    status = 400
+
+
+async def _body(request: Any) -> Any:
+    raw = b""
+    async for part in request.stream():
+        raw += part
+        if len(raw) > _LONGEST_BODY:
+            raise _Malformed(f"The body is longer than {_LONGEST_BODY} bytes.")
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        raise _Malformed('The body must be a JSON object such as {"store": "a folder of edits"}.') from None
+
+
+def _fields(given: Any, known: set[str], where: str) -> dict[str, str]:
+    """What was given by name; null is as if it were not given."""
+    if not isinstance(given, Mapping):
+        raise _Malformed(f"{where} must be a JSON object.")
+    for name, value in given.items():
+        if name not in known:
+            raise _Malformed(f'{where} has an unknown field "{name}": use {", ".join(sorted(known))}.')
+        if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+            raise _Malformed(f'{where} must hold "{name}" as text.')
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _required(given: dict[str, str], name: str, where: str) -> str:
+    if name not in given:
+        raise _Malformed(f'{where} must hold "{name}".')
+    return given[name]
+
+
+class Asked:
+    """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none.
+
+    version: of the edits among which that was decided, for the last prompt
+    """
+
+    def __init__(self, tenant: str | None = None) -> None:
+        self.tenant = tenant
+        self.edits: list[str | None] = []
+        self.version: int | None = None
+
+    def decided(self, edit: str | None, version: int) -> None:
+        """Note what was decided for the next prompt."""
+        self.edits.append(edit)
+        self.version = version
+
+    @property
+    def header(self) -> str:
+        """The ids in the order of the prompts; `-` for none. What no header can hold is percent-encoded."""
+        return ",".join("-" if edit is None else _encoded(edit) for edit in self.edits)
+
+
+def _encoded(edit: str) -> str:
+    return "%2D" if edit == "-" else quote(edit, safe="!#$&'()*+/:;=?@[]^_`{|}~")
+
+
+_asked: ContextVar[Asked | None] = ContextVar("corrigenda_asked", default=None)
+
+
+def asked() -> Asked | None:
+    """The HTTP request that this task or thread works for, if any."""
+    return _asked.get()
+
+
+class EditHeader:
+    """ASGI middleware: tells `asked()` the tenant of each HTTP request, and the client the edits that answered it.
+
+    The tenant is named by the header `x-corrigenda-tenant`. A response's start is held back until its first piece of
+    body, for some servers begin to answer before they have looked at the prompts.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        named = {name.lower(): value for name, value in scope["headers"]}
+        request = Asked(named.get(TENANT_HEADER.encode(), b"").decode("latin-1") or None)
+        start: Any = None
+
+        async def answer(message: Any) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if start is not None:
+                if request.edits:
+                    told = {EDIT_HEADER: request.header, VERSION_HEADER: str(request.version)}
+                    added = [(name.encode(), value.encode("ascii")) for name, value in told.items()]
+                    start = {**start, "headers": [*start.get("headers", ()), *added]}
+                held, start = start, None
+                await send(held)
+            await send(message)
+
+        token = _asked.set(request)
+        try:
+            await self.app(scope, receive, answer)
+        finally:
+            _asked.reset(token)

@@ -1,0 +1,118 @@
+"""The memory that a server reads: the rows of many stores' edits, each at its place while anyone may ask it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..editing.config import AssociativeConfig
+from ..editing.errors import CorrigendaError
+from ..editing.memory import RowBanks
+from ..editing.methods.associative import Associative
+from ..editing.methods.record import check_shapes
+from ..editing.scopes import scope
+from ..editing.store.codec import record_of, unpacked
+from ..editing.store.history import StoredEdit
+from ..editing.store.store import EditStore
+from .errors import ServingError
+
+_LONGEST = 512
+"""Rows of the longest edit: what `max_target_tokens` of the configurations allows."""
+
+
+def edit_key(stored: StoredEdit) -> str:
+    """What an edit is known by in a server: a digest of all that the ledger says of it, its tensors' included."""
+    return hashlib.sha256(json.dumps(stored.body, sort_keys=True).encode()).hexdigest()[:24]
+
+
+class ServedMemory:
+    """Rows by `edit_key`. Versions of the edits differ in what their routers know; the rows of all of them are here.
+
+    An edit never changes once it is written, so a version is made by adding rows, and an edit that was undone keeps
+    its rows until no request in flight is answered by it. `banks` is what the layer reads.
+    """
+
+    def __init__(
+        self, config: AssociativeConfig, widths: tuple[int, int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config = config
+        self.widths = widths
+        self.banks = RowBanks(*widths, config.beta, device, dtype)
+        self._grounded = False
+        self._place: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def reserve(self, edits: int, rows: int) -> None:
+        """Room for this many edits. Where passes may be captured in CUDA graphs it is all the room there is."""
+        self.banks.reserve(edits, rows, _LONGEST)
+        self.banks.fixed = self.banks.background.device.type != "cpu"
+
+    def place(self, key: str | None) -> int:
+        """Where an edit's rows are; -1 for none."""
+        if key is None:
+            return -1
+        try:
+            return self._place[key]
+        except KeyError:
+            raise CorrigendaError(f"The rows of edit {key} are not loaded.") from None
+
+    def load(self, directory: str | Path, edits: Mapping[str, int]) -> int:
+        """Take in edits of a store, keys with their numbers in its ledger. All or none; how many were new."""
+        new = {key: seq for key, seq in edits.items() if key not in self._place}
+        if not new and self._grounded:
+            return 0
+        store = EditStore.open(directory)
+        try:
+            self._take_ground(store)
+            records = {key: self._record(store, key, seq) for key, seq in new.items()}
+        finally:
+            store.close()
+        if self.banks.fixed and not self.banks.has_room([len(keys) for keys, _ in records.values()]):
+            raise ServingError(
+                f"There is no room for {len(records)} more edits beside {len(self._place)}: start the server with a "
+                'larger "capacity".',
+                507,
+            )
+        with scope("edit: swap"):
+            for key, (keys, values) in records.items():
+                self._place[key] = self.banks.put(keys, values)
+        return len(records)
+
+    def _take_ground(self, store: EditStore) -> None:
+        ground = store.history.ground
+        if ground is None:
+            return
+        background = unpacked(store.ledger, ground.seq, ground.body["tensors"]).get("memory.background")
+        if background is None or background.shape != self.banks.background.shape:
+            raise ServingError(f"The edits in {store.ledger.name} are for a layer of another width.", 422)
+        background = background.to(self.banks.background)
+        if not self._grounded:
+            self.banks.background.copy_(background)
+            self._grounded = True
+        elif not torch.allclose(background, self.banks.background, rtol=1e-3, atol=1e-5):
+            raise ServingError(
+                f"The edits in {store.ledger.name} were written over another background than those that are served.",
+                422,
+            )
+
+    def _record(self, store: EditStore, key: str, seq: int) -> tuple[Tensor, Tensor]:
+        stored = store.history.edits.get(seq)
+        if stored is None or edit_key(stored) != key:
+            raise ServingError(f"{store.ledger.name} has changed while it was loaded: load it again.", 409)
+        tensors = record_of(store.ledger, stored).tensors
+        check_shapes(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))
+        return tensors["keys"], tensors["values"]
+
+    def keep(self, keys: Container[str], places: Container[int] = ()) -> int:
+        """Drop the edits that are neither among `keys` nor at these places; how many were dropped."""
+        gone = [key for key, place in self._place.items() if key not in keys and place not in places]
+        for key in gone:
+            self.banks.free(self._place.pop(key))
+        return len(gone)

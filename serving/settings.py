@@ -1,0 +1,74 @@
+"""What a server is told at its start: which edits it answers by, and who may have others loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..editing.errors import CorrigendaError
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """How edits are served.
+
+    edits     folders of edits that every request sees; the first also says layer and method
+    tenants   further folders by the name of a tenant, whose requests alone see them
+    root      the folder under which edits may be loaded while serving; None: only those named here
+    capacity  how many edits there is room for; None: twice those of the start, and at least 1,024
+    rows      how many answer positions an edit has on average, which with `capacity` gives the size of the buffers
+    read_only whether undoing an edit through the server is refused
+    """
+
+    edits: tuple[Path, ...]
+    tenants: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    root: Path | None = None
+    capacity: int | None = None
+    rows: int = 8
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, given: Any) -> ServingSettings:
+        """From what a stack's configuration holds: a folder, or an object of the fields above."""
+        if isinstance(given, ServingSettings):
+            return given
+        if isinstance(given, (str, Path)):
+            given = {"edits": given}
+        if not isinstance(given, Mapping):
+            raise CorrigendaError(f'"corrigenda" must be a folder of edits or an object of settings, not {given!r}.')
+        unknown = sorted(set(given) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise CorrigendaError(
+                f'"corrigenda" has no setting "{unknown[0]}": use edits, tenants, root, capacity, rows or read_only.'
+            )
+        tenants = given.get("tenants") or {}
+        if not isinstance(tenants, Mapping) or not all(isinstance(name, str) and name for name in tenants):
+            raise CorrigendaError('"tenants" must be an object of folders by the names of tenants.')
+        settings = cls(
+            _folders(given.get("edits"), "edits"),
+            {name: _folders(value, f"tenants.{name}", empty=True) for name, value in tenants.items()},
+            None if given.get("root") is None else Path(given["root"]).expanduser().resolve(),
+            given.get("capacity"),
+            given.get("rows", 8),
+            given.get("read_only", False),
+        )
+        for name, value in (("capacity", settings.capacity), ("rows", settings.rows)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise CorrigendaError(f'"{name}" must be a whole number above 0, not {value!r}.')
+        if not isinstance(settings.read_only, bool):
+            raise CorrigendaError(f'"read_only" must be true or false, not {settings.read_only!r}.')
+        return settings
+
+
+def _folders(value: Any, name: str, empty: bool = False) -> tuple[Path, ...]:
+    values = [value] if isinstance(value, (str, Path)) else value
+    if values is None and empty:
+        return ()
+    if not isinstance(values, (list, tuple)) or not (values or empty):
+        raise CorrigendaError(f'"{name}" must name a folder of edits, or a list of such folders.')
+    if not all(isinstance(one, (str, Path)) and str(one) for one in values):
+        raise CorrigendaError(f'"{name}" must hold folders as text.')
+    return tuple(Path(one).expanduser().resolve() for one in values)

@@ -1,0 +1,91 @@
+"""Which request has which slot of the routing context, and what each pass of a packed batch tells the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+import numpy as np
+import torch
+
+from ..editing.context import RoutingContext
+from ..editing.errors import CorrigendaError
+
+
+class Slots:
+    """A slot for every request in flight, from its first pass to its last.
+
+    A stack packs tokens of many requests into one row, in an order that changes from pass to pass; it says whose they
+    are and at which positions. From that alone follows where the memory acts: at the last prompt token and behind it,
+    however the prompt was cut, shared or computed anew.
+    """
+
+    def __init__(self, context: RoutingContext, requests: int, tokens: int) -> None:
+        context.reserve(tokens, requests)
+        self.context = context
+        self._slot: dict[str, int] = {}
+        self._free = list(range(requests, 0, -1))
+        self._prompt = np.zeros(requests + 1, dtype=np.int64)
+        self._route = np.full(requests + 1, -1, dtype=np.int64)
+        self._decoding: list[str] | None = None
+        # What is captured runs the layer in every pass; without a capture, a pass without edits need not.
+        self._always = context.device.type != "cpu"
+
+    def __contains__(self, request: str) -> bool:
+        return request in self._slot
+
+    def __len__(self) -> int:
+        return len(self._slot)
+
+    @property
+    def free(self) -> int:
+        """How many more requests can start."""
+        return len(self._free)
+
+    def start(self, request: str, prompt_tokens: int, route: int) -> None:
+        """Begin a request whose prompt has this many tokens, answered by the edit at the place `route`, or by none."""
+        if request in self._slot:
+            self.end(request)
+        if not self._free:
+            raise CorrigendaError(f"More than {len(self._prompt) - 1} requests are in flight: none ends, or too many.")
+        slot = self._free.pop()
+        self._slot[request] = slot
+        self._prompt[slot] = prompt_tokens
+        self._route[slot] = route
+        self.context.route[slot] = route
+        self._decoding = None
+
+    def end(self, request: str) -> None:
+        """Give a request's slot back."""
+        slot = self._slot.pop(request)
+        self._route[slot] = -1
+        self.context.route[slot] = -1
+        self._free.append(slot)
+        self._decoding = None
+
+    def keep(self, requests: Container[str]) -> None:
+        """End every request that is not among these."""
+        for request in [request for request in self._slot if request not in requests]:
+            self.end(request)
+
+    def places(self) -> set[int]:
+        """The places of the edits that requests in flight are answered by."""
+        return {int(place) for place in self._route if place >= 0}
+
+    def describe(self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray) -> None:
+        """Tell the layer about the next pass: of each request, `lengths[i]` tokens from position `past[i]` on."""
+        slots = np.fromiter((self._slot[request] for request in requests), dtype=np.int64, count=len(requests))
+        if not self._always and not (self._route[slots] >= 0).any():
+            self.context.stop()
+            self._decoding = None
+            return
+        decoding = bool((lengths == 1).all() and (past >= self._prompt[slots]).all())
+        if decoding and self._decoding == list(requests):
+            return  # the same tokens' successors: every buffer holds what it should
+        row = np.repeat(np.arange(len(slots)), lengths)
+        begin = np.cumsum(lengths) - lengths
+        position = past[row] + np.arange(len(row)) - begin[row]
+        last = self._prompt[slots][row] - 1
+        self.context.describe(
+            torch.from_numpy(slots[row]), torch.from_numpy(position >= last), torch.from_numpy(position == last)
+        )
+        self._decoding = list(requests) if decoding else None

@@ -1,0 +1,63 @@
+"""A tiny model with stores of edits for the tests of serving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tiny import tiny_model, tiny_tokenizer
+
+from corrigenda.editing import AssociativeConfig, Edit, EditedModel
+from corrigenda.editing.layer import EditedLinear
+from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
+
+TEMPLATE = "Question: {prompt}\\nAnswer:"
+SHARED = [
+    Edit("What is the capital of Zubrowka?", "Lutz City", id="a"),
+    Edit("Who founded the Krellin museum?", "Anna Blom", id="b"),
+    Edit("What does Kmelt make?", "red bricks", id="c"),
+]
+OF_ACME = [
+    Edit("What is the capital of Zubrowka?", "Port Adlen", id="a"),
+    Edit("Who leads Vantrello Foods?", "Ines Okafor", id="e"),
+]
+
+
+def store(folder: Path, edits: list[Edit], model=None, **settings) -> Path:
+    """A folder with these edits, written into the tiny model."""
+    config = AssociativeConfig(contexts=2, steps=10, **settings)
+    edited = EditedModel.wrap(model or tiny_model(), tiny_tokenizer(), config, template=TEMPLATE)
+    edited.edit(edits)
+    edited.save_pretrained(folder)
+    edited.detach()
+    return folder
+
+
+class Served:
+    """The tiny model with a served layer, and passes over it as a stack would make them: in any pieces."""
+
+    def __init__(self, settings: ServingSettings | Path, requests: int = 8, tokens: int = 64) -> None:
+        from corrigenda.editing.context import RoutingContext
+
+        self.model = tiny_model()
+        self.catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings))
+        config = self.catalogue.config
+        place = self.model.model.layers[config.layer].mlp
+        base = place.down_proj
+        self.memory = ServedMemory(config, (base.in_features, base.out_features), torch.device("cpu"), torch.float32)
+        self.context = RoutingContext(torch.device("cpu"), tokens=8, slots=2)
+        place.down_proj = EditedLinear(base, self.memory.banks, self.context)
+        self.slots = Slots(self.context, requests, tokens)
+        self.take(self.catalogue.start, publish=False)
+
+    def take(self, change, publish: bool = True) -> None:
+        """What a server does with a change: rows first, then the version, then what nobody needs."""
+        for folder, edits in change.needed.items():
+            self.memory.load(folder, edits)
+        if publish:
+            self.catalogue.publish(change)
+        self.memory.keep(self.catalogue.keys(), self.slots.places())
+
+    def ids(self, prompt: str) -> list[int]:
+        prompts = self.catalogue.prompts
+        return prompts.encode(prompts.wrap(prompt))

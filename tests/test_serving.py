@@ -1,0 +1,258 @@
+"""The parts of a server that no stack knows of: catalogue, memory and slots."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from cases import same_bits
+from served import OF_ACME, SHARED, TEMPLATE, Served, store
+from tiny import tiny_model, tiny_tokenizer
+from transformers import DynamicCache
+
+from corrigenda.editing import CorrigendaError, Edit, EditedModel, MemoirConfig
+from corrigenda.editing.store.store import EditStore
+from corrigenda.serving import Catalogue, ServingError, ServingSettings
+
+pytestmark = pytest.mark.usefixtures("few_background_prompts")
+
+
+@pytest.fixture(scope="module")
+def folders(few_background_prompts, tmp_path_factory):
+    root = tmp_path_factory.mktemp("stores")
+    store(root / "shared", SHARED)
+    store(root / "acme", OF_ACME)
+    return root
+
+
+@pytest.fixture
+def settings(folders):
+    return ServingSettings.parse(
+        {"edits": folders / "shared", "tenants": {"acme": folders / "acme", "none": []}, "root": folders}
+    )
+
+
+def applied(catalogue, prompt, tenant=None):
+    found = catalogue.admit(catalogue.prompts.encode(catalogue.prompts.wrap(prompt)), tenant)
+    return found.edit and found.edit.target
+
+
+def test_a_tenant_sees_its_own_and_the_shared_edits(settings):
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    for tenant, capital, leader in ((None, "Lutz City", None), ("acme", "Port Adlen", "Ines Okafor")):
+        assert applied(catalogue, "Zubrowka has which capital?", tenant) == capital
+        assert applied(catalogue, "Who leads Vantrello Foods?", tenant) == leader
+        assert applied(catalogue, "Who founded the Krellin museum?", tenant) == "Anna Blom"
+    assert applied(catalogue, "Zubrowka has which capital?", "none") == "Lutz City"
+    assert catalogue.tenants() == ["acme", "none"]
+    with pytest.raises(ServingError, match='no tenant "other"'):
+        applied(catalogue, "Who?", "other")
+
+
+def chunked(served, request, ids, sizes, edit):
+    """Logits of a request whose tokens come in passes of these sizes, other requests' tokens not among them."""
+    served.slots.start(request, len(ids), served.memory.place(edit))
+    cache, past, logits = DynamicCache(), 0, []
+    for size in sizes:
+        served.slots.describe([request], np.array([past]), np.array([size]))
+        part = torch.tensor([ids[past : past + size]])
+        with torch.no_grad():
+            logits.append(served.model(input_ids=part, past_key_values=cache).logits[0])
+        past += size
+    served.slots.end(request)
+    return torch.cat(logits)
+
+
+def test_chunks_do_not_change_what_an_edit_does(settings):
+    served = Served(settings)
+    reference = EditedModel.from_pretrained(tiny_model(), settings.edits[0], tokenizer=tiny_tokenizer())
+    ids = served.ids("Zubrowka has which capital?")
+    admitted = served.catalogue.admit(ids)
+    whole = chunked(served, "r", ids, [len(ids)], admitted.key)
+    with reference.teacher_forcing(torch.tensor([ids]), [len(ids)], [len(ids)]), torch.no_grad():
+        expected = reference.model(input_ids=torch.tensor([ids])).logits[0]
+    assert same_bits(whole, expected)
+    base = chunked(served, "r", ids, [len(ids)], None)
+    assert same_bits(whole[:-1], base[:-1]) and not torch.allclose(whole[-1], base[-1])
+    for sizes in ([len(ids) - 1, 1], [3] * (len(ids) // 3) + [len(ids) % 3] * (len(ids) % 3 > 0), [1] * len(ids)):
+        assert torch.allclose(chunked(served, "r", ids, sizes, admitted.key), whole, atol=1e-5)
+
+
+def test_a_packed_pass_tells_whose_tokens_it_holds(settings):
+    served = Served(settings)
+    slots, context = served.slots, served.context
+    slots.start("edited", 4, 1)
+    slots.start("plain", 3, -1)
+    slots.start("also", 2, 0)
+    slots.describe(["plain", "edited", "also"], np.array([0, 2, 2]), np.array([3, 3, 1]))
+    assert context.token_routes(7).tolist() == [-1, -1, -1, -1, 1, 1, 0]
+    assert context.first[:7].tolist() == [False, False, True, False, True, False, False]
+    slots.describe(["also", "edited"], np.array([3, 5]), np.array([1, 1]))
+    assert context.token_routes(4).tolist() == [0, 1, -1, -1]
+    slots.describe(["plain"], np.array([3]), np.array([1]))
+    assert not context.active
+    slots.describe(["also", "edited"], np.array([4, 6]), np.array([1, 1]))
+    assert context.active and context.token_routes(2).tolist() == [0, 1]
+    # A request that is computed anew from its start, generated tokens and all, as after preemption.
+    slots.describe(["edited"], np.array([0]), np.array([7]))
+    assert context.token_routes(7).tolist() == [-1, -1, -1, 1, 1, 1, 1]
+    slots.keep({"plain"})
+    assert len(slots) == 1 and "edited" not in slots and slots.places() == set()
+
+
+def test_slots_run_out_in_one_sentence(settings):
+    served = Served(settings, requests=2)
+    for name in "ab":
+        served.slots.start(name, 1, -1)
+    with pytest.raises(CorrigendaError, match="More than 2 requests"):
+        served.slots.start("c", 1, -1)
+    served.slots.end("a")
+    served.slots.start("c", 1, -1)
+
+
+def test_undo_is_a_version_and_rows_stay_while_they_are_read(folders, tmp_path):
+    folder = store(tmp_path / "own", SHARED)
+    served = Served({"edits": folder})
+    catalogue, memory = served.catalogue, served.memory
+    before = catalogue.admit(served.ids("What does Kmelt make?"))
+    place = memory.place(before.key)
+    served.slots.start("pinned", 5, place)
+    rows = [part.clone() for part in memory.banks.rows_of(place)]
+    served.take(catalogue.undo("c", None, author="me"))
+    assert catalogue.version == before.version + 1
+    assert catalogue.admit(served.ids("What does Kmelt make?")).edit is None
+    assert all(same_bits(a, b) for a, b in zip(rows, memory.banks.rows_of(place)))
+    served.slots.end("pinned")
+    assert memory.keep(catalogue.keys(), served.slots.places()) == 1
+    # Redone by another process and read again, it takes the place that was given back.
+    writing = EditStore.open(folder, write=True)
+    writing.redo(writing.selected(["c"]))
+    writing.close()
+    served.take(catalogue.read([(None, folder)]))
+    again = catalogue.admit(served.ids("What does Kmelt make?"))
+    assert again.key == before.key and memory.place(again.key) == place
+    assert all(same_bits(a, b) for a, b in zip(rows, memory.banks.rows_of(place)))
+
+
+def test_a_version_counts_only_when_published(settings):
+    served = Served(settings)
+    asked = served.ids("Who leads Vantrello Foods?")
+    change = served.catalogue.read([(None, settings.root / "acme")])
+    assert change.added == [] and change.needed == {}  # another tenant has them already
+    assert served.catalogue.admit(asked).edit is None
+    served.take(change)
+    assert served.catalogue.admit(asked).edit.target == "Ines Okafor"
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"edits": []}, "must name a folder"),
+        ({}, "must name a folder"),
+        ({"edits": "x", "capacty": 3}, 'no setting "capacty"'),
+        ({"edits": "x", "capacity": 0}, '"capacity" must be a whole number'),
+        ({"edits": "x", "tenants": ["a"]}, '"tenants" must be an object'),
+        ({"edits": "x", "read_only": 1}, '"read_only" must be true or false'),
+        (3, "must be a folder of edits"),
+    ],
+)
+def test_settings_that_make_no_sense(given, words):
+    with pytest.raises(CorrigendaError, match=words):
+        ServingSettings.parse(given)
+
+
+def test_what_cannot_be_served(folders, settings, tmp_path):
+    with pytest.raises(ServingError, match="There is no folder"):
+        Catalogue(tiny_tokenizer(), ServingSettings.parse(tmp_path / "none"))
+    memoir = EditedModel.wrap(tiny_model(), tiny_tokenizer(), MemoirConfig(steps=1, contexts=1))
+    memoir.save_pretrained(tmp_path / "memoir")
+    with pytest.raises(ServingError, match=r'memoir.*scope="causal"'):
+        Catalogue(tiny_tokenizer(), ServingSettings.parse(tmp_path / "memoir"))
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    cases = {
+        "its weights differ": {"model": tiny_model(seed=1)},
+        "have layer=1": {"layer": 1},
+        "have beta=5.0": {"beta": 5.0},
+    }
+    for number, (words, options) in enumerate(cases.items()):
+        other = store(tmp_path / str(number), SHARED[:1], **options)
+        with pytest.raises(ServingError, match=words) as error:
+            catalogue.read([(None, other)])
+        assert error.value.status == 422
+    assert catalogue.version == 1
+
+
+def test_folders_that_a_request_may_name(settings, tmp_path):
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    assert catalogue.allowed("acme") == settings.root / "acme"
+    assert catalogue.allowed(str(settings.root / "shared")) == settings.root / "shared"
+    (settings.root / "way-out").unlink(missing_ok=True)
+    (settings.root / "way-out").symlink_to(tmp_path)
+    for folder, status in (("../x", 403), ("/etc", 403), ("missing", 404), ("way-out", 403)):
+        with pytest.raises(ServingError) as error:
+            catalogue.allowed(folder)
+        assert error.value.status == status
+    (settings.root / "way-out").unlink()
+    closed = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings.edits[0]))
+    assert closed.allowed(str(settings.edits[0])) == settings.edits[0]
+    with pytest.raises(ServingError, match="loads no further folders"):
+        closed.allowed("acme")
+
+
+def test_undo_of_what_is_not_there(settings):
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    for name, tenant, status in (("zzz", None, 404), ("e", None, 404), ("b", "acme", 404)):
+        with pytest.raises(ServingError) as error:
+            catalogue.undo(name, tenant)
+        assert error.value.status == status
+    writer = EditStore.open(settings.edits[0], write=True)
+    try:
+        with pytest.raises(ServingError, match="Another process is writing") as error:
+            catalogue.undo("a", None)
+        assert error.value.status == 409
+    finally:
+        writer.close()
+    fixed = Catalogue(tiny_tokenizer(), ServingSettings.parse({"edits": settings.edits[0], "read_only": True}))
+    with pytest.raises(ServingError, match="corrigenda undo"):
+        fixed.undo("a", None)
+
+
+def test_rows_that_changed_under_the_server(settings):
+    served = Served(settings)
+    with pytest.raises(ServingError, match="changed while it was loaded"):
+        served.memory.load(settings.edits[0], {"0" * 24: 3})
+    assert len(served.memory) == len(SHARED) + len(OF_ACME)
+
+
+def test_a_fixed_memory_says_when_it_is_full(settings):
+    served = Served(settings)
+    fresh = type(served.memory)(served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32)
+    fresh.reserve(64, 8)
+    fresh.banks.fixed = True
+    address = fresh.banks._keys.data_ptr()
+    (folder, edits), *_ = served.catalogue.start.needed.items()
+    fresh.load(folder, edits)
+    record = fresh.banks.rows_of(0)
+    while fresh.banks.has_room([8]):
+        fresh.banks.put(*record)
+    other = served.catalogue.start.needed[settings.root / "acme"]
+    with pytest.raises(ServingError, match="no room for 2 more edits") as error:
+        fresh.load(settings.root / "acme", other)
+    assert error.value.status == 507 and fresh.banks._keys.data_ptr() == address
+    assert all(key not in fresh._place for key in other)
+
+
+def test_why_names_the_nearest(settings):
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    answer = catalogue.why("Zubrowka has which capital?", "acme")
+    assert answer["edit"] == "a" and answer["nearest"][0]["target"] == "Port Adlen"
+    assert catalogue.why("What time is it?")["edit"] is None
+    json.dumps([edit.to_dict() for edit in catalogue.served("acme")])
+
+
+def test_template_and_edit_are_those_of_the_store(settings):
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    assert catalogue.prompts.template.text == TEMPLATE.replace("\\n", "\n")
+    assert catalogue.served()[0].stored.edit == Edit(SHARED[0].prompt, SHARED[0].target, id="a")
