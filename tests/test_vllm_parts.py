@@ -31,7 +31,7 @@ def folder(few_background_prompts, tmp_path_factory):
 @pytest.fixture
 def config(folder):
     return SimpleNamespace(
-        additional_config={CONFIG: str(folder), LAYER: {"layer": 3, "layers": 4, "widths": [160, 64]}},
+        additional_config={CONFIG: str(folder), LAYER: {"layer": 2, "layers": 4, "widths": [160, 64]}},
         device_config=SimpleNamespace(device="cpu"),
         model_config=SimpleNamespace(dtype=torch.float32, get_vocab_size=lambda: 700),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=64, max_num_seqs=4),

@@ -9,6 +9,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from ...editing import saving
 from ...editing.errors import CorrigendaError
+from ...editing.scopes import scope
 from ..catalogue import served_config
 from ..settings import ServingSettings
 from .plugin import LAYER, settings_in
@@ -21,6 +22,7 @@ def checked(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     """`EngineArgs.create_engine_config`: the configuration, with the edits' layer in it, or one sentence why not."""
     extra = self.additional_config
     if isinstance(extra, dict) and "corrigenda" in extra:
+        scope("edit: swap")  # raises now, not in the first pass, where no such kind of ranges is there
         self.worker_extension_cls = self.worker_extension_cls or EXTENSION
         if not issubclass(resolve_obj_by_qualname(self.worker_extension_cls), EditsWorker):
             raise CorrigendaError(
