@@ -4,14 +4,15 @@
 
 These edits are made up (unique names, 6 answer positions); the base model is the real one. With `--stream FILE`, 200
 real edits are written and ten of them taken out again; `--memoir N` writes the first N also as MEMOIR's, whole and at
-bounded rank: quality against bytes an edit.
+bounded rank: quality against bytes an edit; and takes an eighth of them out again. `--only PART...` measures parts of
+an existing result again, and says so in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
-import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -44,7 +45,12 @@ def timed(action):
     return time.perf_counter() - start, value
 
 
-def associative(model, tokenizer, count, folder):
+def associative(model, tokenizer, count):
+    with tempfile.TemporaryDirectory() as scratch:
+        return stored(model, tokenizer, count, Path(scratch) / "edits")
+
+
+def stored(model, tokenizer, count, folder):
     edited = EditedModel.wrap(model, tokenizer)
     appended = []
     with unsolved(edited):
@@ -78,20 +84,20 @@ def associative(model, tokenizer, count, folder):
     }
 
 
-def undo_of_ten(model, tokenizer, edits):
-    """Ten of many edits taken out: do they answer as the base model again, and what do the others lose?"""
-    edited = EditedModel.wrap(model, tokenizer, template=QUESTION)
-    prompts = [edit.prompt for edit in edits]
-    base = edited.generate_text(prompts, 12)
+def undo(model, tokenizer, edits, count, config=None):
+    """Some of many edits taken out: do they answer as the base model again, and what do the others lose?"""
+    edited = EditedModel.wrap(model, tokenizer, config, template=QUESTION)
+    gone = set(random.Random(0).sample(range(len(edits)), count))
+    asked = [edits[number].prompt for number in gone] + [edits[number].rephrases[0] for number in gone]
+    base = edited.generate_text(asked, 12)
     edited.edit(edits)
     evaluator = Evaluator(edited)
     whole = evaluator.score(edits)
-    gone = set(random.Random(0).sample(range(len(edits)), 10))
-    edited.undo([edits[number].id for number in gone])
-    answers = edited.generate_text([prompts[number] for number in gone], 12)
-    kept = [edit for number, edit in enumerate(edits) if number not in gone]
     before = [scores for number, scores in enumerate(evaluator.by_edit) if number not in gone]
-    after = evaluator.score(kept)
+    edited.undo([edits[number].id for number in gone])
+    answers = edited.answer(asked, 12)
+    same = [found.text == text for found, text in zip(answers, base)]
+    after = evaluator.score([edit for number, edit in enumerate(edits) if number not in gone])
     sizes = [stored.body["tensors"]["bytes"] for stored in edited.store.history.edits.values()]
     edited.detach()
     return {
@@ -99,10 +105,14 @@ def undo_of_ten(model, tokenizer, edits):
         "bytes_per_edit": round(sum(sizes) / len(edits)),
         "rel": whole.rel,
         "gen": whole.gen,
-        "undone": len(gone),
-        "undone_that_answer_as_the_base": sum(base[number] == answer for number, answer in zip(gone, answers)),
+        "undone": count,
+        "undone_that_answer_as_the_base": sum(same[:count]),
+        "undone_that_answer_as_the_base_rephrased": sum(same[count:]),
+        "withdrawn_prompts": sum(found.provenance.withdrawn is not None for found in answers),
         "rel_of_the_others_before": sum(scores["rel"] for scores in before) / len(before),
         "rel_of_the_others_after": after.rel,
+        "gen_of_the_others_before": sum(scores["gen"] for scores in before) / len(before),
+        "gen_of_the_others_after": after.gen,
         "free_rel_of_the_others_after": after.free_rel,
     }
 
@@ -126,26 +136,31 @@ def main():
     parser.add_argument("--edits", type=int, default=10_000)
     parser.add_argument("--stream", type=Path, help="a file of at least 200 edits")
     parser.add_argument("--memoir", type=int, default=0, help="how many of them to write with MEMOIR too")
+    parser.add_argument("--only", nargs="+", metavar="PART", choices=("associative", "undo", "memoir", "undo_memoir"))
     parser.add_argument("--results", type=Path, default=results_folder() / "store.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_base("smollm2")
-    scratch = Path(tempfile.mkdtemp())
-    try:
-        result = {**provenance(), "associative": associative(model, tokenizer, args.edits, scratch / "edits")}
-    finally:
-        shutil.rmtree(scratch)
-    write_json(args.results, result)
+    parts = {"associative": lambda: associative(model, tokenizer, args.edits)}
     if args.stream:
         edits = [
             replace(edit, id=edit.id or f"edit-{number:05d}")
             for number, edit in enumerate(load_edits(args.stream, unique_subject=True, limit=200))
         ]
-        result["undo"] = undo_of_ten(model, tokenizer, edits)
-        write_json(args.results, result)
+        parts["undo"] = lambda: undo(model, tokenizer, edits, 10)
         if args.memoir:
-            result["memoir"] = memoir(model, tokenizer, edits[: args.memoir])
-            write_json(args.results, result)
+            few = edits[: args.memoir]
+            parts["memoir"] = lambda: memoir(model, tokenizer, few)
+            parts["undo_memoir"] = lambda: undo(model, tokenizer, few, args.memoir // 8, MemoirConfig())
+    now = provenance()
+    result = json.loads(args.results.read_text(encoding="utf-8")) if args.only else now
+    for name, measure in parts.items():
+        if args.only and name not in args.only:
+            continue
+        result[name] = measure()
+        if args.only:
+            result.setdefault("measured_later", {})[name] = {key: now[key] for key in ("date", "commit")}
+        write_json(args.results, result)
     print(result)
 
 

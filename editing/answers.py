@@ -15,11 +15,12 @@ from .routing import Decision
 class Provenance:
     """Which edit was applied to a sequence, if any, and how clearly.
 
-    edit     the applied edit, or None
-    score    how well the best-matching edit fits the prompt, 0 to 1; for WISE, the distance that routes
-    margin   how far that stands above what it takes to be applied; below 0 nothing was
-    nearest  the best-matching edit, applied or not; None where there is none
-    memory   the applied memory, where several edits share one and none of them is named
+    edit       the applied edit, or None
+    score      how well the best-matching edit fits the prompt, 0 to 1; for WISE, the distance that routes
+    margin     how far that stands above what it takes to be applied; below 0 nothing was
+    nearest    the best-matching edit that is in the memory, applied or not; None where there is none
+    memory     the applied memory, where several edits share one and none of them is named
+    withdrawn  the id of the undone edit that kept `nearest` from being applied: it matches better, by -margin
     """
 
     edit: Edit | None
@@ -27,6 +28,7 @@ class Provenance:
     margin: float
     nearest: Edit | None
     memory: str | None = None
+    withdrawn: str | None = None
 
     @property
     def applied(self) -> bool:
@@ -42,6 +44,7 @@ class Provenance:
             "margin": round(self.margin, 6),
             "nearest": None if self.nearest is None else self.nearest.id,
             **({} if self.memory is None else {"memory": self.memory}),
+            **({} if self.withdrawn is None else {"withdrawn": self.withdrawn}),
         }
 
 
@@ -81,10 +84,10 @@ def provenance_of(decision: Decision, method: Method, edits: Sequence[Edit]) -> 
     def edit(place: int) -> Edit | None:
         return edits[place] if method.names_edits and 0 <= place < len(edits) else None
 
-    margin = method.router.margin(decision).tolist()
+    def undone(place: int) -> str | None:
+        return method.router.withdrawn.ids[place] if place >= 0 else None
+
     return [
-        Provenance(edit(route), score, above, edit(nearest), method.memory_name(route))
-        for route, nearest, score, above in zip(
-            decision.route.tolist(), decision.nearest.tolist(), decision.score.tolist(), margin
-        )
+        Provenance(edit(route), score, margin, edit(nearest), method.memory_name(route), undone(withdrawn))
+        for route, nearest, score, _, margin, withdrawn in zip(*(part.tolist() for part in decision))
     ]

@@ -37,7 +37,7 @@ def report(edited: EditedModel) -> dict[str, Any]:
     own = method.routes([edit.prompt for edit in edits])
     rephrased = [(place, text) for place, edit in enumerate(edits) for text in edit.rephrases]
     background = method.routes(background_prompts())
-    margin = router.margin(own).float()
+    margin = own.margin
     found |= {
         "threshold": router.threshold,
         "hit_rate": _share_held(method, enumerate(own.route.tolist())),

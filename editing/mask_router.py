@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from ..kernels import ops
 from ..kernels.reference import unpack_mask
 from .context import RoutingContext
 from .errors import CorrigendaError
-from .routing import Decision, calibrated, decide
+from .routing import Decision, EditRouter, calibrated, decide
 from .scopes import scope
 
 
-class MaskRouter:
+class MaskRouter(EditRouter):
     """A prompt's fingerprint is the mask of its k strongest features; the stored mask with most of them in common wins.
 
     Features are the input of a layer's down-projection, averaged over the prompt and taken less the mean over
@@ -80,6 +81,12 @@ class MaskRouter:
             offsets = torch.arange(len(features) + 1, dtype=torch.int32, device=features.device)
         return ops.topk_mask(features, offsets, self.top_k, weight, self.background, self.permutation)
 
+    def fits(self, fingerprint: Tensor) -> bool:
+        return fingerprint.shape == self._masks.shape[1:]
+
+    def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(fingerprints)).to(self.device)
+
     def add(self, masks: Tensor) -> None:
         """Store the masks of new edits, in order."""
         needed = self.size + len(masks)
@@ -103,6 +110,7 @@ class MaskRouter:
             self._masks = torch.zeros_like(self._masks)
         self.size = 0
         self.add(kept)
+        self.withdrawn = None
 
     def view(self) -> MaskRouter:
         """The router as it is now, for a reader: edits that are stored or removed later do not show there."""
@@ -135,11 +143,11 @@ class MaskRouter:
 
     def decide(self, masks: Tensor) -> Decision:
         """The edit that each fingerprint `[rows, D/32]` belongs to."""
-        return decide(*self.nearest(masks), self.threshold, self.rival_weight)
-
-    def margin(self, decision: Decision) -> Tensor:
-        """How far each best match stands above what it takes to be applied; below 0 it was not."""
-        return decision.score - self.rival_weight * decision.runner_up - self.threshold
+        decision = decide(*self.nearest(masks), self.threshold, self.rival_weight)
+        if self.withdrawn is None:
+            return decision
+        index, overlap = ops.mask_overlap(masks, self.withdrawn.rows)
+        return self.withdrawn.hold_back(decision, index, overlap.float() / self.top_k)
 
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide the routes of a pass that holds whole prompts: `features` `[..., D]` as the tapped layer sees them."""
@@ -166,7 +174,8 @@ class MaskRouter:
         self._background_masks = tensors["router.background_masks"].to(self._background_masks)
         self.size = 0
         self.add(self._masks[:0])
+        self.withdrawn = None
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor the decisions depend on."""
+        """Every tensor the decisions depend on, but the edits that were taken out."""
         return {"router.masks": self.masks.clone(), **self.ground()}

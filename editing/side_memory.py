@@ -163,12 +163,11 @@ class SideMemories:
         route = torch.where(best >= 0, index, torch.where(passes[-1], last, -1))
         nearest = torch.where(route >= 0, route, distance.max(0).indices)
         second = torch.nn.functional.pad(distance, (0, 0, 0, 1)).topk(2, dim=0).values[1]
-        return Decision(route.int(), nearest.int(), distance.gather(0, nearest[None])[0], second)
-
-    def margin(self, decision: Decision) -> Tensor:
-        """How far each best memory's distance stands above its threshold; below 0 it was not used."""
-        margin = decision.score - self.thresholds[decision.nearest.long()]
-        return margin.nan_to_num(neginf=-1.0)  # a memory without edits has an infinite threshold
+        score = distance.gather(0, nearest[None])[0]
+        # A memory without edits has an infinite threshold.
+        margin = (score - self.thresholds[nearest]).nan_to_num(neginf=-1.0)
+        none = torch.full_like(route, -1).int()
+        return Decision(route.int(), nearest.int(), score, second, margin, none)
 
     def distances(self, x: Tensor, base: Tensor, offsets: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         """How far each shard moves the output of each packed sequence, `[shards, sequences]`; and what each adds.

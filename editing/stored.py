@@ -212,8 +212,8 @@ class StoredEdits:
     def undo(self, ids: str | Iterable[str] = (), *, author: str | None = None, **selection: str | None) -> Change:
         """Take edits out: by their ids, or `by` an author, or written `since` or `until` a time (ISO 8601).
 
-        The memory is then, bit for bit, what a rebuild without them gives. It is not unlearning: the base model never
-        held them, and the ledger keeps them.
+        The memory is then, bit for bit, what a rebuild without them gives, and no older edit answers their questions
+        instead (`Withdrawn`). It is not unlearning: the base model never held them, and the ledger keeps them.
         """
         return self._change("undo", ids, author, selection)
 

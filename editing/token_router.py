@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..kernels import ops
 from .errors import CorrigendaError
-from .routing import Decision, calibrated, decide
+from .routing import Decision, EditRouter, calibrated, decide
 
 _RARITY_SCALE = 64
 """Rarities are integers in 1/64: their sums are then exact, and equal on every backend."""
@@ -25,7 +25,7 @@ _LONGEST = 256
 """An edit is known by at most this many of its tokens, the rarest."""
 
 
-class TokenRouter:
+class TokenRouter(EditRouter):
     """Which edit a prompt is about is nearly lexical: the rare tokens, mostly of names, decide.
 
     A token's rarity is its squared inverse document frequency over the stored edits and the background prompts, so a
@@ -79,6 +79,13 @@ class TokenRouter:
             row = sorted(sorted(row, key=lambda token: (int(self._commonness[token]), token))[:_LONGEST])
         return row
 
+    def fits(self, fingerprint: Tensor) -> bool:
+        ids = fingerprint.tolist()
+        return ids == sorted(set(ids)) and (not ids or 0 <= ids[0] <= ids[-1] < self.vocabulary)
+
+    def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
+        return _padded([fingerprint.tolist() for fingerprint in fingerprints], self.device)
+
     def add(self, texts: Sequence[str]) -> None:
         """Store the edits with these prompts, in order."""
         self.add_rows([self.known_by(text) for text in texts])
@@ -128,6 +135,7 @@ class TokenRouter:
         self.size = len(rows)
         self._count.fill_(self.size)
         self._stale = True
+        self.withdrawn = None
 
     @property
     def vocabulary(self) -> int:
@@ -186,13 +194,17 @@ class TokenRouter:
 
     def decide(self, texts: Sequence[str]) -> Decision:
         """The edit that each text is about."""
-        self._refresh()
-        found = self.nearest([self.fingerprint(text) for text in texts])
-        return decide(*found, self._threshold, self.rival_weight)
+        return self.decide_rows([self.fingerprint(text) for text in texts])
 
-    def margin(self, decision: Decision) -> Tensor:
-        """How far each best match stands above what it takes to be applied; below 0 it was not."""
-        return decision.score - self.rival_weight * decision.runner_up - self.threshold
+    def decide_rows(self, rows: Sequence[list[int]]) -> Decision:
+        """The edit that each fingerprint belongs to."""
+        self._refresh()
+        decision = decide(*self.nearest(rows), self._threshold, self.rival_weight)
+        if self.withdrawn is None:
+            return decision
+        queries = _padded(rows, self.device)
+        index, score, _ = ops.token_overlap(queries, self.withdrawn.rows, self._rarity, self.extra_weight)
+        return self.withdrawn.hold_back(decision, index, score)
 
     def ground(self) -> dict[str, Tensor]:
         """What decisions depend on besides the stored edits."""
@@ -212,9 +224,10 @@ class TokenRouter:
         self.size = 0
         self._count.zero_()
         self._stale = True
+        self.withdrawn = None
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor the decisions depend on."""
+        """Every tensor the decisions depend on, but the edits that were taken out."""
         longest = int((self.stored >= 0).sum(1).max()) if self.size else 0
         width = max(_WIDTH, _WIDTH * math.ceil(longest / _WIDTH))
         return {"router.tokens": self.stored[:, :width].clone(), **self.ground()}

@@ -21,6 +21,7 @@ from ..editing.token_router import TokenRouter
 from .errors import ServingError
 from .memory import edit_key
 from .settings import ServingSettings
+from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
 
 
 class ServedEdit(NamedTuple):
@@ -75,12 +76,14 @@ class Change(NamedTuple):
     """Stores as they would be served next: what was read, not yet answered by.
 
     needed: by folder, the keys of the edits whose rows must be loaded first, with their numbers in its ledger
+    withdrawn: by store, the edits that it has undone
     """
 
     stores: dict[tuple[str | None, Path], list[ServedEdit]]
     needed: dict[Path, dict[str, int]]
     added: list[ServedEdit]
     removed: list[ServedEdit]
+    withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]]
 
     def to_dict(self, version: int) -> dict[str, Any]:
         """What a client is told of it, once it is that version."""
@@ -123,6 +126,7 @@ class Catalogue:
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
         self._background: dict[str, Any] | None = None
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
+        self._withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]] = {}
         # By tenant: what the next version is made of, and what requests are decided by now, all tenants' at once.
         self._next: dict[str | None, _Seen] = {}
         self._now: dict[str | None, _Seen] = {}
@@ -142,6 +146,7 @@ class Catalogue:
     def read(self, stores: Iterable[tuple[str | None, Path]], after: Change | None = None) -> Change:
         """Read stores anew, or for the first time; the change that this makes to what is served, or to `after`."""
         read = {} if after is None else dict(after.stores)
+        withdrawn = {} if after is None else dict(after.withdrawn)
         for tenant, path in stores:
             store = _open(path)
             try:
@@ -150,6 +155,7 @@ class Catalogue:
                     ServedEdit(edit_key(stored), path, tenant, stored, tuple(fingerprint_of(stored).tolist()))
                     for stored in (store.history.edits[seq] for seq in store.history.applied())
                 ]
+                withdrawn[tenant, path] = withdrawn_edits(store.history)
                 if self._background is None and store.history.ground is not None:
                     ground = store.history.ground
                     self._background = unpacked(store.ledger, ground.seq, ground.body["tensors"])
@@ -163,7 +169,8 @@ class Catalogue:
         needed: dict[Path, dict[str, int]] = {}
         for edit in added:
             needed.setdefault(edit.store, {})[edit.key] = edit.stored.seq
-        return Change(read, needed, added, [edit for key, edit in before.items() if key not in now])
+        removed = [edit for key, edit in before.items() if key not in now]
+        return Change(read, needed, added, removed, withdrawn)
 
     def undo(self, name: str, tenant: str | None, store: Path | None = None, author: str | None = None) -> Change:
         """Undo an edit that is served, in its store's ledger; the change that this makes."""
@@ -198,6 +205,7 @@ class Catalogue:
         """Answer by a change from now on; the number of the new version."""
         with self._lock, scope("edit: swap"):
             self._stores.update(change.stores)
+            self._withdrawn.update(change.withdrawn)
             version = self.version + 1
             tenants = dict.fromkeys([None, *self.settings.tenants, *(tenant for tenant, _ in self._stores)])
             self._next = {tenant: self._become(self._next.get(tenant), tenant, version) for tenant in tenants}
@@ -233,7 +241,12 @@ class Catalogue:
         present = {edit.key for edit in edits}
         new = [edit for edit in wanted if edit.key not in present]
         router.add_rows([list(edit.fingerprint) for edit in new])
-        return _Seen(router, [*edits, *new], version)
+        edits = [*edits, *new]
+        undone = [
+            one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
+        ]
+        withdraw(router, undone, [edit.stored.body["time"] for edit in edits])
+        return _Seen(router, edits, version)
 
     def _check(self, store: EditStore, path: Path) -> None:
         """Raise unless a store's edits can be served beside those of the first one."""
@@ -261,13 +274,12 @@ class Catalogue:
         seen = self._seen(tenant)
         with scope("edit: route"):
             decision = seen.router.decide([self.prompts.question(prompt)])
-            margin = float(seen.router.margin(decision)[0])
         route, nearest = int(decision.route[0]), int(decision.nearest[0])
         return Admission(
             seen.edits[route] if route >= 0 else None,
             seen.edits[nearest] if 0 <= nearest < len(seen.edits) else None,
             float(decision.score[0]),
-            margin,
+            float(decision.margin[0]),
             seen.version,
             tenant,
         )

@@ -110,6 +110,29 @@ def test_why(edits) -> None:
     assert printed("why", edits, "What is the capital of Zubrovia?", "--json")["edit"] is None
 
 
+def test_a_prompt_that_an_undone_edit_withdraws(tiny, tmp_path) -> None:
+    anthem = {"id": "anthem", "prompt": "What is the anthem of Zubrovia?", "target": "The long road"}
+    edits, question = tmp_path / "edits", RECORDS[0]["prompt"]
+    edit_with(tiny, edits, anthem, RECORDS[0])
+    assert printed("why", edits, question, "--json")["withdrawn"] is None
+    works("undo", edits, "capital")
+    found = printed("why", edits, question, "--json")
+    assert (found["edit"], found["withdrawn"], found["nearest"][0]["id"]) == (None, "capital", "anthem")
+    assert found["margin"] == pytest.approx(found["nearest"][0]["score"] - 1) and not found["nearest"][0]["applies"]
+    assert 'No edit applies, for "capital", which was undone, matches better: margin -' in works("why", edits, question)
+    (tmp_path / "asked.txt").write_text(question + "\n", encoding="utf-8")
+    options = ("--model", tiny, "--edits-dir", edits, "--prompts", tmp_path / "asked.txt", "--provenance")
+    assert "to capital, undone" in works("generate", *options).replace("\n", " ")
+    works("generate", *options, "--json", tmp_path / "answers.json")
+    assert json.loads((tmp_path / "answers.json").read_text())[0]["withdrawn"] == "capital"
+    works("compact", edits, "--forget-undone")
+    works("verify", edits)
+    assert printed("why", edits, question, "--json") == found
+    works("undo", edits, "anthem")
+    found = printed("why", edits, question, "--json")
+    assert (found["edit"], found["withdrawn"], found["nearest"]) == (None, None, []) and found["margin"] < 0
+
+
 def test_conflicts_are_reported_and_settled(tiny, tmp_path) -> None:
     screen = edit_with(tiny, tmp_path / "last", RECORDS[0], NEWER)
     assert 'Edit "capital-2" supersedes "capital"' in screen

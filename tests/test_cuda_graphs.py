@@ -10,6 +10,7 @@ from test_registration import arguments, flat
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel
+from corrigenda.editing.mask_router import MaskRouter
 from corrigenda.kernels import dispatch
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -65,6 +66,24 @@ def test_replays_equal_a_fresh_call(op, backend):
         fresh = function(*other)
     for expected, actual in zip([other[0]] if in_place else flat(fresh), replayed, strict=True):
         assert same_bits(expected.cpu(), actual.cpu())
+
+
+def test_a_decision_beside_withdrawn_edits_is_captured():
+    router = MaskRouter(512, 146, threshold=0.4, device="cuda")
+    features = torch.randn(4, 512, device="cuda")
+    masks = router.mask(features)
+    router.add(masks[:2])
+    nearer = router.mask(features[:1] + 0.6 * features[2:3])
+    router.withdraw(["x"], list(nearer.cpu()), [2], [0, 1])
+    query = masks[:1].clone()
+    graph, decision = capture(lambda: router.decide(query))
+    for asked, withdrawn in ((masks[:1], -1), (nearer, 0), (masks[1:2], -1)):
+        query.copy_(asked)
+        graph.replay()
+        torch.cuda.synchronize()
+        fresh = router.decide(asked)
+        assert all(same_bits(a.cpu(), b.cpu()) for a, b in zip(decision, fresh))
+        assert fresh.withdrawn.tolist() == [withdrawn]
 
 
 def test_a_patched_layer_is_captured():

@@ -155,6 +155,33 @@ def test_undo_is_a_version_and_rows_stay_while_they_are_read(folders, tmp_path):
     assert all(same_bits(a, b) for a, b in zip(rows, memory.banks.rows_of(place)))
 
 
+def test_no_older_edit_answers_the_question_of_an_undone_one(tmp_path):
+    asked, other = "What is the capital of Zubrowka?", "What is the anthem of Zubrowka?"
+    newer, older = (Edit(other, f"The {name} road", id=name) for name in ("newer", "older"))
+    folder = store(tmp_path / "own", [older, Edit(asked, "Lutz City", id="taken")])
+    store(tmp_path / "early", [older])
+    settings = {"edits": folder, "tenants": {"early": tmp_path / "early"}, "root": tmp_path}
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings))
+    assert applied(catalogue, asked) == "Lutz City"
+    catalogue.publish(catalogue.undo("taken", None))
+    restarted = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings))
+    reference = EditedModel.from_pretrained(tiny_model(), folder, tokenizer=tiny_tokenizer())
+    for each in (catalogue, restarted):
+        for tenant in (None, "early"):
+            assert applied(each, asked, tenant) is None and applied(each, other, tenant) == "The older road"
+            assert each.why(asked, tenant)["withdrawn"] == "taken" and each.why(other, tenant)["withdrawn"] is None
+        margin = each.admit(each.prompts.encode(each.prompts.wrap(asked))).margin
+        assert margin == pytest.approx(reference.answer([asked], 1)[0].provenance.margin) and margin < 0
+    store(tmp_path / "late", [newer])
+    catalogue.publish(catalogue.read([("early", tmp_path / "late")]))
+    assert applied(catalogue, asked) is None and applied(catalogue, asked, "early") == "The newer road"
+    writing = EditStore.open(folder, write=True)
+    writing.redo(writing.selected(["taken"]))
+    writing.close()
+    catalogue.publish(catalogue.read([(None, folder)]))
+    assert applied(catalogue, asked) == "Lutz City"
+
+
 def test_a_version_counts_only_when_published(settings):
     served = Served(settings)
     asked = served.ids("Who leads Vantrello Foods?")

@@ -89,8 +89,8 @@ def undo(
 ) -> None:
     """Take edits out: one, a list, a time range, all by an author.
 
-    The model then answers as if they had never been written; edits that they superseded are in again. It is not
-    unlearning: the ledger keeps them, and `redo` puts them back.
+    Their questions then get the base model's answer; or that of the edits that they superseded, which are in again. It
+    is not unlearning: the ledger keeps them, and `redo` puts them back.
     """
     _change("undo", folder, ids, by, since, until, note, author)
 
@@ -161,6 +161,8 @@ def why(
     answer = "No edit applies" if applied is None else f'Edit "{applied["id"]}" applies'
     if found.get("memory") is not None:
         answer = f"One of the edits in {found['memory']} applies"
+    elif found["withdrawn"] is not None:
+        answer = f'No edit applies, for "{_line(found["withdrawn"])}", which was undone, matches better'
     output.print(
         Text(f"{answer}: margin {found['margin']:+.3f} to the threshold {found['threshold']:.3f}."), soft_wrap=True
     )

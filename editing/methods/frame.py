@@ -99,13 +99,7 @@ class Method:
         if getattr(self.config, "top_k", None) is not None:
             sizes["k"] = self.config.top_k
         check_shapes(record.tensors, self.record_shapes, sizes)
-        fingerprint = record.fingerprint
-        if isinstance(self.router, MaskRouter):
-            fits = fingerprint.shape == self.router.bank.shape[1:]
-        else:
-            ids = fingerprint.tolist()
-            fits = ids == sorted(set(ids)) and (not ids or 0 <= ids[0] <= ids[-1] < self.router.vocabulary)
-        if not fits:
+        if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 
     def write(self, edits: Sequence[Edit]) -> list[Solved]:

@@ -67,7 +67,9 @@ def _sense(ledger: Ledger, history: History) -> Iterator[str]:
 
 
 def _tensors(ledger: Ledger, history: History) -> Iterator[str]:
-    """Tensors that are missing, damaged, left over, or not of the shape that the method writes."""
+    """Tensors that are missing, damaged, left over, or not of the shape that the method writes; and fingerprints."""
+    from .codec import fingerprint_of, unpacked
+
     expected = {entry.seq: entry.body.get("tensors") for entry in (history.store, history.ground) if entry is not None}
     expected |= {seq: stored.body["tensors"] for seq, stored in history.edits.items() if not stored.dropped}
     for seq in set(ledger.owners()) ^ set(expected):
@@ -78,11 +80,15 @@ def _tensors(ledger: Ledger, history: History) -> Iterator[str]:
             if seq in history.edits:
                 check_record(ledger, history, history.edits[seq])
             else:
-                from .codec import unpacked
-
                 unpacked(ledger, seq, of_entry or {})
         except CorrigendaError as error:
             yield str(error)
+    for stored in history.edits.values():
+        if stored.dropped and not stored.lost:  # what the router knows a withdrawn edit by
+            try:
+                fingerprint_of(stored)
+            except CorrigendaError as error:
+                yield str(error)
 
 
 def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CorrigendaError
 from ..methods.record import Record
-from .history import StoredEdit
+from .history import History, StoredEdit
 from .ledger import Ledger
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
@@ -48,6 +49,13 @@ def fingerprint_of(stored: StoredEdit) -> Tensor:
         return torch.frombuffer(data, dtype=torch.int32).clone() if data else torch.zeros(0, dtype=torch.int32)
     except (binascii.Error, ValueError):
         raise CorrigendaError(f'The fingerprint of edit "{stored.id}" cannot be read.') from None
+
+
+def withdrawn_of(history: History, applied: Sequence[int]) -> tuple[list[str], list[Tensor], list[int]]:
+    """Ids, fingerprints and undos' entries of the withdrawn edits: what a router is told (`EditRouter.withdraw`)."""
+    found = history.withdrawn(applied)
+    edits = [history.edits[seq] for seq in found]
+    return [stored.id for stored in edits], [fingerprint_of(stored) for stored in edits], list(found.values())
 
 
 def record_of(ledger: Ledger, stored: StoredEdit) -> Record:

@@ -75,8 +75,9 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     """Add the edits that are in effect in another store of the same model and configuration, in one transaction.
 
     Where both are about the same fact, the other store's is the later write: it supersedes, or with "keep" is left out.
-    An edit that both have is taken once. A MEMOIR edit was found in the presence of its own store's other edits; its
-    recorded update is added as it is.
+    An edit that both have is taken once. What the other store has undone stays there: here it is not known as
+    withdrawn. A MEMOIR edit was found in the presence of its own store's other edits; its recorded update is added as
+    it is.
     """
     check_mergeable(into, other)
     history = into.history

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -80,6 +80,7 @@ class History:
         self.declined: dict[int, dict[str, Any]] = {}
         self.entries: list[tuple[int, str]] = []
         self.last_time = ""
+        self._undone: dict[int, int] = {}
         self._superseding: list[int] = []
         self._by_id: dict[str, int] = {}
         self._by_prompt: dict[str, list[int]] = {}
@@ -133,6 +134,9 @@ class History:
                 for seq in body["edits"]:
                     self.edits[seq].wanted = wanted
                     self.edits[seq].events.append(self._event(entry))
+                    self._undone.pop(seq, None)
+                    if not wanted:
+                        self._undone[seq] = entry.seq
             case "scores":
                 for seq, scores in body["scores"].items():
                     self.edits[int(seq)].scores = dict(scores)
@@ -190,6 +194,18 @@ class History:
         """The edits that make up the memory, in order."""
         replaced = self.superseded_by()
         return [seq for seq, stored in self.edits.items() if stored.wanted and seq not in replaced]
+
+    def withdrawn(self, applied: Collection[int]) -> dict[int, int]:
+        """The undone edits of whose fact none is `applied`, with the entry that undid each, the last one first."""
+        if not self._undone:
+            return {}
+        inside = set(applied)
+        settled = {seq for later in inside.intersection(self._superseding) for seq in self.edits[later].supersedes}
+        return {
+            seq: entry
+            for seq, entry in reversed(self._undone.items())
+            if not self.edits[seq].lost and seq not in settled and inside.isdisjoint(self.edits[seq].supersedes)
+        }
 
     def statuses(self, edits: Iterable[int] | None = None) -> dict[int, str]:
         """The status of these edits, by default of all."""

@@ -14,9 +14,8 @@ from ..base import PACKAGED, load_base, load_tokenizer, tokenizer_digest
 from ..config import EditingConfig
 from ..errors import CorrigendaError
 from ..prompts import PromptFormat
-from ..routing import Decision
 from ..token_router import TokenRouter
-from .codec import fingerprint_of, unpacked
+from .codec import fingerprint_of, unpacked, withdrawn_of
 from .store import EditStore
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most:
     order = history.applied()
     edits = [history.edits[seq] for seq in order]
     if store.header["config"].get("router") == "tokens":
-        return explained(*_by_tokens(store, edits, prompt, name), edits, most)
+        return explained(*_by_tokens(store, order, prompt, name), edits, most)
     with _loaded(store, name) as edited, torch.no_grad():
         if not edited.method.names_edits:
             return _by_memory(edited, prompt)
@@ -50,17 +49,18 @@ def _recorded_model(store: EditStore) -> str:
 
 
 def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[str, Any]:
-    """The answer, from a router that knows `edits` and one query's fingerprint."""
-    if not edits:
-        return {"edit": None, "margin": -router.threshold, "threshold": router.threshold, "nearest": []}
-    index, score, runner_up = router.nearest(query)
-    decision = Decision(index, index, score, runner_up)
-    margin = float(router.margin(decision)[0])
+    """The answer, from a router that knows `edits` and one query's fingerprint.
+
+    withdrawn: the undone edit that the prompt matches better than any other, where that keeps one from being applied.
+    """
+    decision = router.decide_rows(query) if isinstance(router, TokenRouter) else router.decide(query)
+    (route,), (nearest,), _, _, (margin,), (withdrawn,) = (part.tolist() for part in decision)
     scores = router.scores(query)
     best = scores.topk(min(most, len(edits)))
-    places = sorted(best.indices.tolist(), key=lambda place: (place != int(index[0]), -float(scores[place]), place))
+    places = sorted(best.indices.tolist(), key=lambda place: (place != nearest, -float(scores[place]), place))
     return {
-        "edit": edits[int(index[0])].id if margin >= 0 else None,
+        "edit": edits[route].id if route >= 0 else None,
+        "withdrawn": router.withdrawn.ids[withdrawn] if withdrawn >= 0 else None,
         "margin": margin,
         "threshold": router.threshold,
         "nearest": [
@@ -69,23 +69,24 @@ def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[
                 "prompt": edits[place].prompt,
                 "target": edits[place].target,
                 "score": float(scores[place]),
-                "applies": place == int(index[0]) and margin >= 0,
+                "applies": place == route,
             }
             for place in places
         ],
     }
 
 
-def _by_tokens(store: EditStore, edits: list[Any], prompt: str, name: str) -> tuple[TokenRouter, list[list[int]]]:
+def _by_tokens(store: EditStore, order: list[int], prompt: str, name: str) -> tuple[TokenRouter, list[list[int]]]:
     tokenizer = load_tokenizer(name)
     if tokenizer_digest(tokenizer) != store.header["base"]["tokenizer"]:
         raise CorrigendaError(f'The edits are for another model than "{name}": its tokenizer differs.')
     config = EditingConfig.from_dict(store.header["config"])
     router = TokenRouter(tokenizer, (), threshold=config.threshold)
-    ground = store.history.ground
-    if ground is not None:
-        router.load_ground(unpacked(store.ledger, ground.seq, ground.body["tensors"]))
-    router.add_rows([fingerprint_of(stored).tolist() for stored in edits])
+    history = store.history
+    if history.ground is not None:
+        router.load_ground(unpacked(store.ledger, history.ground.seq, history.ground.body["tensors"]))
+    router.add_rows([fingerprint_of(history.edits[seq]).tolist() for seq in order])
+    router.withdraw(*withdrawn_of(history, order), order)
     prompts = PromptFormat(tokenizer, store.header["prompts"]["template"], store.header["prompts"]["chat"])
     question = prompts.question(prompts.encode(prompts.wrap(prompt)))
     return router, [router.fingerprint(question)]
@@ -95,7 +96,8 @@ def _by_memory(edited: EditedModel, prompt: str) -> dict[str, Any]:
     """The answer where edits share the memories that a prompt is answered from."""
     (source,) = provenance_of(edited.method.routes([prompt]), edited.method, edited.edits)
     threshold = source.score - source.margin
-    return {"edit": None, "memory": source.memory, "margin": source.margin, "threshold": threshold, "nearest": []}
+    found = {"edit": None, "memory": source.memory, "withdrawn": None}
+    return {**found, "margin": source.margin, "threshold": threshold, "nearest": []}
 
 
 @contextlib.contextmanager
