@@ -3,15 +3,20 @@
 A capture fails at any wait for the host, so one that succeeds shows that there is none.
 """
 
+import numpy as np
 import pytest
 import torch
 from cases import same_bits
+from served import SHARED, store
 from test_registration import arguments, flat
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel
+from corrigenda.editing.context import RoutingContext
+from corrigenda.editing.layer import EditedLinear
 from corrigenda.editing.mask_router import MaskRouter
 from corrigenda.kernels import dispatch
+from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -113,3 +118,34 @@ def test_a_patched_layer_is_captured():
             for row, route in enumerate(routes):
                 assert same_bits(expected[row].cpu(), base[row].cpu()) == (route < 0)
     edited.detach()
+
+
+def test_a_served_layer_follows_edits_that_come_after_its_capture(tmp_path, few_background_prompts):
+    """Captured before there was an edit, as a server does; rows, routes and passes change in place."""
+    folder = store(tmp_path / "edits", SHARED)
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(folder))
+    base = tiny_model().model.layers[catalogue.config.layer].mlp.down_proj.cuda()
+    device = torch.device("cuda")
+    memory = ServedMemory(catalogue.config, (base.in_features, base.out_features), device, torch.float32)
+    memory.reserve(8, 8)
+    context = RoutingContext(device)
+    slots = Slots(context, 4, 16)
+    layer = EditedLinear(base, memory.banks, context)
+    x = torch.randn(6, base.in_features, device="cuda")
+    with torch.no_grad():
+        graph, out = capture(lambda: layer(x))
+        (edits,) = catalogue.start.needed.values()
+        memory.load(folder, edits)
+        slots.start("edited", 3, memory.place(next(iter(edits))))
+        slots.start("plain", 2, -1)
+        for requests, past, lengths, routed in (
+            (["plain", "edited"], [0, 0], [2, 3], [4]),
+            (["edited", "plain"], [3, 2], [1, 1], [0]),
+            (["plain"], [3], [1], []),
+        ):
+            slots.describe(requests, np.array(past), np.array(lengths))
+            graph.replay()
+            torch.cuda.synchronize()
+            assert same_bits(out.cpu(), layer(x).cpu())
+            for token in range(len(x)):
+                assert same_bits(out[token].cpu(), base(x)[token].cpu()) == (token not in routed)
