@@ -16,7 +16,7 @@ from corrigenda.editing.layer import EditedLinear
 from corrigenda.serving.vllm import launcher
 from corrigenda.serving.vllm.model_state import edited_state
 from corrigenda.serving.vllm.plugin import CONFIG, LAYER
-from corrigenda.serving.vllm.prefix_cache import without_edited
+from corrigenda.serving.vllm.prefix_cache import of_the_prompt, without_edited
 from corrigenda.serving.vllm.runner import connected, described
 from corrigenda.serving.vllm.worker import EditsWorker, WorkerEdits, asked
 
@@ -68,6 +68,17 @@ def test_blocks_with_an_edits_values_are_not_shared():
     for request, count in ((edited, 32), (edited, 64), (plain, 64), (pooled, 64)):
         without_edited(original, None, request, count)
     assert cached == [32, 39, 64, 64]
+
+
+def test_a_request_that_starts_anew_takes_no_block_of_its_answer():
+    def original(self, request):
+        return request.num_tokens, request.block_hashes
+
+    for key, tokens in (("k", 40), (None, 55)):
+        request = SimpleNamespace(
+            sampling_params=sampling(key), num_prompt_tokens=40, num_tokens=55, block_hashes=["a", "b"]
+        )
+        assert of_the_prompt(original, None, request) == (tokens, ["a", "b"])
 
 
 def test_the_first_runner_describes_its_steps(config):

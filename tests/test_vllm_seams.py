@@ -17,6 +17,7 @@ def test_the_plugin_finds_every_seam():
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.custom_op import op_registry_oot
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -24,6 +25,8 @@ def test_the_plugin_finds_every_seam():
     assert "cache_blocks" not in {name for kind in KVCacheCoordinator.__subclasses__() for name in vars(kind)}, (
         "a coordinator that caches blocks in its own way"
     )
+    assert parameters(KVCacheManager.get_computed_blocks) == ["self", "request"]
+    assert "request.num_tokens - 1" in inspect.getsource(KVCacheManager.get_computed_blocks)
     assert parameters(InputProcessor.assign_request_id) == ["request"]
     assert parameters(GPUModelRunner._model_forward)[0] == "self"
     assert parameters(GPUModelRunner.initialize_kv_cache)[:2] == ["self", "kv_cache_config"]
@@ -36,6 +39,7 @@ def test_the_plugin_finds_every_seam():
         (EngineArgs, "create_engine_config"),
         (InputProcessor, "__init__"),
         (KVCacheCoordinator, "cache_blocks"),
+        (KVCacheManager, "get_computed_blocks"),
         (GPUModelRunner, "_model_forward"),
         (GPUModelRunner, "initialize_kv_cache"),
     )

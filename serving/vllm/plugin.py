@@ -21,6 +21,7 @@ def register() -> None:
     _registered = True
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker import gpu_model_runner
 
@@ -29,6 +30,7 @@ def register() -> None:
     _wrap(EngineArgs, "create_engine_config", checks.checked)
     _wrap(InputProcessor, "__init__", admission.admitting)
     _wrap(KVCacheCoordinator, "cache_blocks", prefix_cache.without_edited)
+    _wrap(KVCacheManager, "get_computed_blocks", prefix_cache.of_the_prompt)
     _wrap(gpu_model_runner.GPUModelRunner, "initialize_kv_cache", runner.connected)
     _wrap(gpu_model_runner.GPUModelRunner, "_model_forward", runner.described)
     layer.register()
