@@ -1,8 +1,8 @@
 """The engine core's part: blocks of the prefix cache hold what the base model computes, and nothing else.
 
-From an edited request's last prompt token on, its keys and values above the edited layer are the edit's. They are neither
-put into the cache nor taken from it. A later prompt that repeats the answer, as the next turn of a chat does, computes it
-anew, as it would without a cache.
+From an edited request's last prompt token on, its keys and values above the edited layer are the edit's. They are
+neither put into the cache nor taken from it. A later prompt that repeats the answer, as the next turn of a chat does,
+computes it anew, as it would without a cache.
 """
 
 from __future__ import annotations
