@@ -82,6 +82,11 @@ class Change(NamedTuple):
     added: list[ServedEdit]
     removed: list[ServedEdit]
 
+    def to_dict(self, version: int) -> dict[str, Any]:
+        """What a client is told of it, once it is that version."""
+        added, removed = ([edit.id for edit in edits] for edits in (self.added, self.removed))
+        return {"version": version, "added": added, "removed": removed}
+
 
 class _Seen(NamedTuple):
     """What one tenant's requests are answered by, in one version: the router, and the edits by its places."""
@@ -276,6 +281,12 @@ class Catalogue:
     def served(self, tenant: str | None = None) -> list[ServedEdit]:
         """The edits that a tenant's requests are answered by."""
         return list(self._seen(tenant).edits)
+
+    def listing(self) -> dict[str, Any]:
+        """The version, the tenants, and every edit that is served to somebody."""
+        with self._lock:
+            edits = [edit.to_dict() for edits in self._stores.values() for edit in edits]
+            return {"version": self.version, "tenants": self.tenants(), "edits": edits}
 
     def keys(self) -> set[str]:
         """Of all edits that any request may be answered by from now on."""

@@ -36,6 +36,11 @@ class Slots:
     def __len__(self) -> int:
         return len(self._slot)
 
+    @property
+    def free(self) -> int:
+        """How many more requests can start."""
+        return len(self._free)
+
     def start(self, request: str, prompt_tokens: int, route: int) -> None:
         """Begin a request whose prompt has this many tokens, answered by the edit at the place `route`, or by none."""
         if request in self._slot:
