@@ -256,6 +256,12 @@ class ServedModel:
             if self.site.context.device.type == "cuda":
                 torch.cuda.synchronize(self.site.context.device)
 
+    def close(self) -> None:
+        """Stop continuous batching at once: requests in flight fail."""
+        for requests in list(self._managers):
+            if requests.running:
+                requests.manager.stop(hard_stop=True)
+
     def detach(self) -> Any:
         """Take the patch off and give back the base model, its module and bits as they were."""
         if any(requests.running for requests in self._managers):
