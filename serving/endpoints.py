@@ -11,6 +11,7 @@ from urllib.parse import quote
 from ..editing.errors import CorrigendaError
 
 EDIT_HEADER = "x-corrigenda-edit"
+VERSION_HEADER = "x-corrigenda-version"
 TENANT_HEADER = "x-corrigenda-tenant"
 
 _TYPES = {
@@ -125,11 +126,20 @@ def _required(given: dict[str, str], name: str, where: str) -> str:
 
 
 class Asked:
-    """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none."""
+    """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none.
+
+    version: of the edits among which that was decided, for the last prompt
+    """
 
     def __init__(self, tenant: str | None = None) -> None:
         self.tenant = tenant
         self.edits: list[str | None] = []
+        self.version: int | None = None
+
+    def decided(self, edit: str | None, version: int) -> None:
+        """Note what was decided for the next prompt."""
+        self.edits.append(edit)
+        self.version = version
 
     @property
     def header(self) -> str:
@@ -174,8 +184,9 @@ class EditHeader:
                 return
             if start is not None:
                 if request.edits:
-                    name = EDIT_HEADER.encode()
-                    start = {**start, "headers": [*start.get("headers", ()), (name, request.header.encode("ascii"))]}
+                    told = {EDIT_HEADER: request.header, VERSION_HEADER: str(request.version)}
+                    added = [(name.encode(), value.encode("ascii")) for name, value in told.items()]
+                    start = {**start, "headers": [*start.get("headers", ()), *added]}
                 held, start = start, None
                 await send(held)
             await send(message)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..editing.config import EditingConfig
+from ..editing.config import AssociativeConfig
 from ..editing.errors import CorrigendaError
 from ..editing.memory import RowBanks
 from ..editing.methods.associative import Associative
@@ -38,7 +38,7 @@ class ServedMemory:
     """
 
     def __init__(
-        self, config: EditingConfig, widths: tuple[int, int], device: torch.device, dtype: torch.dtype
+        self, config: AssociativeConfig, widths: tuple[int, int], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config = config
         self.widths = widths

@@ -17,9 +17,12 @@ class Slots:
     A stack packs tokens of many requests into one row, in an order that changes from pass to pass; it says whose they
     are and at which positions. From that alone follows where the memory acts: at the last prompt token and behind it,
     however the prompt was cut, shared or computed anew.
+
+    captured: passes may be captured in CUDA graphs, so the layer must run in each of them; by default on a GPU. Where
+    they are not, it does nothing in a pass without an edit.
     """
 
-    def __init__(self, context: RoutingContext, requests: int, tokens: int) -> None:
+    def __init__(self, context: RoutingContext, requests: int, tokens: int, captured: bool | None = None) -> None:
         context.reserve(tokens, requests)
         self.context = context
         self._slot: dict[str, int] = {}
@@ -27,8 +30,8 @@ class Slots:
         self._prompt = np.zeros(requests + 1, dtype=np.int64)
         self._route = np.full(requests + 1, -1, dtype=np.int64)
         self._decoding: list[str] | None = None
-        # What is captured runs the layer in every pass; without a capture, a pass without edits need not.
-        self._always = context.device.type != "cpu"
+        self._always = context.device.type != "cpu" if captured is None else captured
+        context.active = self._always
 
     def __contains__(self, request: str) -> bool:
         return request in self._slot

@@ -13,8 +13,9 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import DynamicCache
 
 from corrigenda.editing import CorrigendaError, Edit, EditedModel, MemoirConfig
+from corrigenda.editing.context import RoutingContext
 from corrigenda.editing.store.store import EditStore
-from corrigenda.serving import Catalogue, ServingError, ServingSettings
+from corrigenda.serving import Catalogue, ServingError, ServingSettings, Slots
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 
@@ -102,6 +103,24 @@ def test_a_packed_pass_tells_whose_tokens_it_holds(settings):
     assert len(slots) == 1 and "edited" not in slots and slots.places() == set()
 
 
+def test_a_layer_that_may_be_captured_runs_in_every_pass(settings):
+    """What a graph was captured with must be there before the first request, and when none is edited."""
+    served = Served(settings)
+    context = RoutingContext(torch.device("cpu"))
+    slots = Slots(context, 4, 32, captured=True)
+    assert context.active and context.token_routes(32).tolist() == [-1] * 32
+    slots.start("plain", 2, -1)
+    slots.describe(["plain"], np.array([0]), np.array([2]))
+    assert context.active and context.token_routes(32).tolist() == [-1] * 32
+    addresses = [part.data_ptr() for part in (context.slot, context.gate, context.first, context.route)]
+    for name, place in zip("abc", (0, 1, 2)):
+        slots.start(name, 3, place)
+    slots.describe(["plain", *"abc"], np.array([2, 0, 0, 0]), np.array([1, 3, 3, 3]))
+    assert context.token_routes(32).tolist() == [-1, -1, -1, 0, -1, -1, 1, -1, -1, 2] + [-1] * 22
+    assert [part.data_ptr() for part in (context.slot, context.gate, context.first, context.route)] == addresses
+    assert not served.context.active
+
+
 def test_slots_run_out_in_one_sentence(settings):
     served = Served(settings, requests=2)
     for name in "ab":
@@ -168,7 +187,7 @@ def test_what_cannot_be_served(folders, settings, tmp_path):
         Catalogue(tiny_tokenizer(), ServingSettings.parse(tmp_path / "none"))
     memoir = EditedModel.wrap(tiny_model(), tiny_tokenizer(), MemoirConfig(steps=1, contexts=1))
     memoir.save_pretrained(tmp_path / "memoir")
-    with pytest.raises(ServingError, match="routed by features"):
+    with pytest.raises(ServingError, match=r'memoir.*scope="causal"'):
         Catalogue(tiny_tokenizer(), ServingSettings.parse(tmp_path / "memoir"))
     catalogue = Catalogue(tiny_tokenizer(), settings)
     cases = {

@@ -1,0 +1,99 @@
+"""What edits cost a server: tokens a second with many edits loaded, beside the same server without Corrigenda.
+
+    python bench/serving_throughput.py --edits-dir DIR --pairs 10
+
+Both servers run at once and are asked in turn, so that a pair shares whatever else the machine does. Half the requests
+are about edits, half are unrelated; all generate the same number of tokens, whatever ends them, and come in the same
+order. Needs an environment with vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+from record import provenance, results_folder, write_json
+from vllm_server import Server
+
+from corrigenda.editing import saving
+from corrigenda.editing.background import background_prompts
+from corrigenda.editing.base import as_folder, load_tokenizer
+from corrigenda.editing.prompts import PromptFormat
+
+
+def run(server, prompts, tokens, clients):
+    """Tokens a second over a list of prompts, and how many of them an edit answered."""
+    start = time.perf_counter()
+    found = list(clients.map(lambda ids: server.complete(ids, tokens, ignore_eos=True), prompts))
+    seconds = time.perf_counter() - start
+    if any(status != 200 or len(answer) != tokens for status, answer, _, _ in found):
+        raise RuntimeError(f"A request failed; see {server.log}.")
+    return len(prompts) * tokens / seconds, sum(edit is not None for _, _, edit, _ in found)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--edits-dir", type=Path, required=True, help="a folder of edits of SmolLM2")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--options", nargs="*", default=["--dtype", "float32"], help="of vLLM's server")
+    parser.add_argument("--work", type=Path, default=Path("bench-work/serving"))
+    parser.add_argument("--results", type=Path, default=results_folder() / "serving-throughput.json")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    model = as_folder("smollm2", args.work / "model")
+    saved = saving.read(args.edits_dir)
+    prompts = PromptFormat(load_tokenizer(model), saved.prompts["template"], saved.prompts["chat"])
+    half = args.requests // 2
+    about = [edit.prompt for edit in saved.edits]
+    saved.close()
+    unrelated = background_prompts()
+    options = ["--max-model-len", "512", "--max-num-seqs", str(args.requests), *args.options]
+    ratios, rates, edited = [], [], 0
+    with (
+        Server(model, {"edits": str(args.edits_dir)}, args.work / "with.log", *options) as ours,
+        Server(model, None, args.work / "without.log", *options) as base,
+        ThreadPoolExecutor(args.requests) as clients,
+    ):
+        for pair in range(args.pairs + 1):
+            asked = [
+                prompts.encode(prompts.wrap(texts[(pair * half + i) % len(texts)]))
+                for i in range(half)
+                for texts in (about, unrelated)
+            ]
+            order = (ours, base) if pair % 2 else (base, ours)
+            found = {server: run(server, asked, args.tokens, clients) for server in order}
+            if pair == 0:  # the first compiles and fills caches
+                continue
+            edited += found[ours][1]
+            rates.append([round(found[ours][0], 1), round(found[base][0], 1)])
+            ratios.append(found[ours][0] / found[base][0])
+            print(f"{pair:3d}  {rates[-1][0]:8.1f} with, {rates[-1][1]:8.1f} without: {ratios[-1]:.4f}", flush=True)
+    ordered = sorted(ratios)
+    # Of ten, the second and the ninth enclose the true median with a probability of .98.
+    result = {
+        **provenance(),
+        "edits": len(about),
+        "requests": args.requests,
+        "tokens_each": args.tokens,
+        "options": options,
+        "edited_share": edited / (args.requests * args.pairs),
+        "tokens_per_second_with_and_without": rates,
+        "median_ratio": round(statistics.median(ratios), 4),
+        "interval": [round(ordered[1], 4), round(ordered[-2], 4)] if len(ordered) > 3 else None,
+    }
+    write_json(args.results, result)
+    print(result["median_ratio"], result["interval"])
+
+
+if __name__ == "__main__":
+    main()

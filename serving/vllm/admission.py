@@ -1,0 +1,118 @@
+"""The front end's part: which edit answers a request is decided when it comes, from its token ids."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Any
+
+from vllm.logger import init_logger
+
+from ...editing.base import load_tokenizer
+from ..catalogue import Admission, Catalogue
+from ..endpoints import asked
+from ..errors import ServingError
+from ..metrics import Metrics
+from ..settings import ServingSettings
+from .plugin import settings_in
+
+logger = init_logger("vllm.corrigenda")
+
+_REMEMBERED = 100_000
+"""Decisions kept for those who ask later, and for knowing which edits are still read."""
+
+_GRACE = 60.0
+"""Seconds in which a request that was admitted may not be known to the output processor yet."""
+
+
+def admitting(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    """`InputProcessor.__init__`: with edits, naming a request is also where it is admitted.
+
+    `assign_request_id` is the last thing that happens to every request before it goes to the engine core.
+    """
+    original(self, *args, **kwargs)
+    self.corrigenda = None
+    if settings_in(self.vllm_config) is None:
+        return
+    self.corrigenda = Admissions(self.vllm_config)
+    assign = self.assign_request_id
+
+    def assign_request_id(request: Any) -> None:
+        self.corrigenda.admit(request)
+        assign(request)
+
+    self.assign_request_id = assign_request_id
+
+
+class Admissions:
+    """The catalogue of one engine, and the requests that it has decided."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        model = vllm_config.model_config
+        settings = ServingSettings.parse(settings_in(vllm_config))
+        # Its own: a tokenizer that other threads use cannot be shared.
+        self.catalogue = Catalogue(load_tokenizer(model.tokenizer or model.model), settings)
+        self.metrics = Metrics()
+        self.metrics.changed(self.catalogue, len(self.catalogue.keys()), 0)
+        self._recent: OrderedDict[str, tuple[Any, Admission, float]] = OrderedDict()
+
+    def admit(self, request: Any) -> None:
+        """Decide a request, and write the decision where workers and engine core read it.
+
+        `vllm_xargs`, or a header, names a tenant; what it says under "corrigenda" is overwritten. A tenant's prompts
+        are cached apart from others', so that nobody learns from timing what they ask. No version is part of that
+        salt: what is cached is the base model's under every version (`prefix_cache`).
+        """
+        params = request.sampling_params
+        if params is None or request.prompt_token_ids is None:
+            return
+        extra = dict(params.extra_args or {})
+        http = asked()
+        tenant = extra.get("tenant", http and http.tenant)
+        try:
+            admission = self.catalogue.admit(request.prompt_token_ids, tenant)
+        except ServingError:
+            self.metrics.refused()
+            raise
+        extra["corrigenda"] = {"edit": admission.key, "version": admission.version}
+        params.extra_args = extra
+        if tenant is not None:
+            request.cache_salt = f"corrigenda:{tenant}:{request.cache_salt or ''}"
+        self._remember(request, admission)
+
+    def _remember(self, request: Any, admission: Admission) -> None:
+        self.metrics.admitted(admission)
+        http = asked()
+        if http is not None:
+            http.decided(None if admission.edit is None else admission.edit.id, admission.version)
+        if admission.edit is not None:
+            logger.info(
+                "Request %s: edit %s (tenant %s, score %.3f, margin %.3f, version %d)",
+                request.request_id,
+                admission.edit.id,
+                admission.tenant or "-",
+                admission.score,
+                admission.margin,
+                admission.version,
+            )
+        self._recent[request.request_id] = request, admission, time.monotonic()
+        if len(self._recent) > _REMEMBERED:
+            self._recent.popitem(last=False)
+
+    def of(self, request_id: str) -> Admission | None:
+        """What was decided for a request, by the id that its caller knows."""
+        found = self._recent.get(request_id)
+        return None if found is None else found[1]
+
+    def pinned(self, output_processor: Any) -> set[str]:
+        """The keys of the edits that requests in flight are answered by.
+
+        A request that has just been admitted counts as well: it may be on its way to the engine core.
+        """
+        running = {*output_processor.request_states, *output_processor.parent_requests}
+        now = time.monotonic()
+        return {
+            admission.key
+            for request, admission, since in self._recent.values()
+            if admission.key is not None and (now - since < _GRACE or request.request_id in running)
+        }

@@ -1,0 +1,35 @@
+"""vLLM's endpoint plugin: the routes of `serving/endpoints.py` on its server, and the edit's id in every response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..endpoints import EditHeader, edits_router
+from ..errors import ServingError
+from .live import AsyncEdits
+
+
+class EditsEndpoints:
+    """Named in VLLM_PLUGINS as `corrigenda_edits`. Like all of /v1 the routes ask for the server's API key, if any."""
+
+    name = "corrigenda_edits"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._edits: AsyncEdits | None = None
+
+    def attach_router(self, app: Any) -> None:
+        app.include_router(edits_router(self))
+        app.add_middleware(EditHeader)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        if getattr(args, "api_server_count", None) not in (None, 1):
+            raise ServingError("Edits are served by one API server: start it with --api-server-count 1.")
+        self._edits = AsyncEdits(engine_client)
+        await self._edits.start()
+
+    def __getattr__(self, name: str) -> Any:
+        """The routes ask this object for what they need; before the engine is there, it has nothing."""
+        if name in ("load", "undo", "listing", "why"):
+            return getattr(self._edits, name)
+        raise AttributeError(name)

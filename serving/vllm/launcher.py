@@ -1,0 +1,42 @@
+"""`corrigenda serve --stack vllm`: vLLM's own server, told of the edits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...editing.base import PACKAGED, as_folder
+from ...editing.errors import CorrigendaError
+from ..settings import ServingSettings
+from .plugin import CONFIG
+
+PLUGINS = ("corrigenda", "corrigenda_edits")
+
+
+def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """The program with its arguments, and the environment, that serve a model with edits; `options` are vLLM's own."""
+    if importlib.util.find_spec("vllm") is None:
+        raise CorrigendaError("vLLM is not installed here: pip install 'corrigenda[vllm]', or see the README for CPUs.")
+    if any(option.split("=")[0] == "--additional-config" for option in options):
+        raise CorrigendaError("Leave out --additional-config, which `corrigenda serve` gives; or start vLLM yourself.")
+    ServingSettings.parse(settings)
+    if model == PACKAGED:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "corrigenda"
+        model = str(as_folder(PACKAGED, cache / PACKAGED))
+    named = os.environ.get("VLLM_PLUGINS")
+    plugins = ",".join(dict.fromkeys([*(named.split(",") if named else ()), *PLUGINS]))
+    # By module: CPU builds of vLLM have no console script that works.
+    arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    arguments += ["--additional-config", json.dumps({CONFIG: settings}), *options]
+    return arguments, {**os.environ, "VLLM_PLUGINS": plugins}
+
+
+def serve(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> None:
+    """Become vLLM's server."""
+    arguments, environment = command(model, settings, options)
+    os.execve(arguments[0], arguments, environment)

@@ -1,0 +1,119 @@
+"""Changing the edits of a running engine: rows first, on every worker, then the version that answers by them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...editing.errors import CorrigendaError
+from ..catalogue import Change
+from ..errors import ServingError
+
+if TYPE_CHECKING:
+    from .admission import Admissions
+
+
+def edits_of(llm: Any) -> Edits:
+    """The edits of an offline `vllm.LLM`: `load`, `undo`, `why`, and which one answered."""
+    engine = llm.llm_engine
+    admissions = getattr(engine.input_processor, "corrigenda", None)
+    if admissions is None:
+        raise CorrigendaError('This engine serves no edits: give LLM additional_config={"corrigenda": FOLDER}.')
+    return Edits(engine, admissions)
+
+
+class Edits:
+    """The edits of an engine in this process."""
+
+    def __init__(self, engine: Any, admissions: Admissions) -> None:
+        self._engine = engine
+        self._admissions = admissions
+        self.catalogue = admissions.catalogue
+
+    def load(self, folder: str | Path, tenant: str | None = None) -> Change:
+        """Read a folder, for the first time or anew, and answer by what it holds."""
+        return self._take(self.catalogue.read([(tenant, Path(folder).expanduser().resolve())]))
+
+    def undo(self, name: str, tenant: str | None = None, author: str | None = None) -> Change:
+        """Undo an edit in its store's ledger, and answer without it."""
+        return self._take(self.catalogue.undo(name, tenant, author=author))
+
+    def why(self, prompt: str, tenant: str | None = None) -> dict[str, Any]:
+        return self.catalogue.why(prompt, tenant)
+
+    def applied(self, outputs: Sequence[Any]) -> list[str | None]:
+        """The id of the edit that answered each of `LLM.generate`'s outputs."""
+        found = [self._admissions.of(output.request_id) for output in outputs]
+        return [None if one is None or one.edit is None else one.edit.id for one in found]
+
+    def _take(self, change: Change) -> Change:
+        for arguments in _loads(change):
+            _require(self._engine.collective_rpc("corrigenda_load", args=arguments))
+        self.catalogue.publish(change)
+        keep = self.catalogue.keys() | self._admissions.pinned(self._engine.output_processor)
+        self._engine.collective_rpc("corrigenda_keep", args=(sorted(keep),))
+        self._admissions.metrics.changed(self.catalogue, len(change.added), len(change.removed))
+        return change
+
+
+class AsyncEdits:
+    """The edits of a server's engine: the same, one change at a time, while requests go on."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._admissions: Admissions | None = getattr(client.input_processor, "corrigenda", None)
+        self._changing = asyncio.Lock()
+
+    @property
+    def catalogue(self) -> Any:
+        if self._admissions is None:
+            raise ServingError(
+                'This server was started without edits: name a folder in additional_config\'s "corrigenda".', 409
+            )
+        return self._admissions.catalogue
+
+    async def start(self) -> None:
+        """Make sure that every worker has what the catalogue answers by, whatever was written between their starts."""
+        if self._admissions is not None:
+            await self._load(self.catalogue.start)
+
+    async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
+        path = self.catalogue.allowed(store)
+        async with self._changing:
+            return await self._take(await asyncio.to_thread(self.catalogue.read, [(tenant, path)]))
+
+    async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
+        path = None if store is None else self.catalogue.allowed(store)
+        async with self._changing:
+            return await self._take(await asyncio.to_thread(self.catalogue.undo, edit, tenant, path, author))
+
+    async def listing(self) -> dict[str, Any]:
+        return self.catalogue.listing()
+
+    async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
+        return await asyncio.to_thread(self.catalogue.why, prompt, tenant)
+
+    async def _take(self, change: Change) -> dict[str, Any]:
+        await self._load(change)
+        version = await asyncio.to_thread(self.catalogue.publish, change)
+        keep = self.catalogue.keys() | self._admissions.pinned(self._client.output_processor)
+        await self._client.collective_rpc("corrigenda_keep", args=(sorted(keep),))
+        self._admissions.metrics.changed(self.catalogue, len(change.added), len(change.removed))
+        return change.to_dict(version)
+
+    async def _load(self, change: Change) -> None:
+        for arguments in _loads(change):
+            _require(await self._client.collective_rpc("corrigenda_load", args=arguments))
+
+
+def _loads(change: Change) -> list[tuple[str, dict[str, int]]]:
+    return [(str(folder), edits) for folder, edits in change.needed.items()]
+
+
+def _require(results: Sequence[dict[str, Any]]) -> None:
+    """Raise what a worker could not load; edits that others did load are dropped with the next change."""
+    for result in results:
+        if "error" in result:
+            raise ServingError(result["error"], result["status"])

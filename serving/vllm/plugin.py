@@ -1,0 +1,58 @@
+"""The entry point of vLLM's general plugins: loaded in every process, it wraps the seams that the parts stand in."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+CONFIG = "corrigenda"
+"""The key of vLLM's `additional_config` under which the settings are given."""
+LAYER = "corrigenda_layer"
+"""The key under which the plugin adds what the workers, and the keys of compiled code, must know of the edits."""
+
+_registered = False
+
+
+def register() -> None:
+    """Put Corrigenda into this process's vLLM. Without settings in a configuration, everything there stays as it is."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker import gpu_model_runner
+
+    from . import admission, checks, layer, prefix_cache, runner
+
+    _wrap(EngineArgs, "create_engine_config", checks.checked)
+    _wrap(InputProcessor, "__init__", admission.admitting)
+    _wrap(KVCacheCoordinator, "cache_blocks", prefix_cache.without_edited)
+    _wrap(gpu_model_runner.GPUModelRunner, "initialize_kv_cache", runner.connected)
+    _wrap(gpu_model_runner.GPUModelRunner, "_model_forward", runner.described)
+    layer.register()
+    try:
+        from vllm.v1.worker.gpu import model_states
+    except ImportError:  # the second model runner needs Triton, which CPU builds lack
+        return
+    from .model_state import edited_state
+
+    _wrap(model_states, "resolve_model_state_cls", edited_state)
+
+
+def _wrap(owner: Any, name: str, wrapper: Any) -> None:
+    """Replace `owner.name` by a function that calls `wrapper(original, ...)`."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def settings_in(vllm_config: Any) -> Any:
+    """What a configuration gives for Corrigenda; None without."""
+    extra = getattr(vllm_config, "additional_config", None)
+    return extra.get(CONFIG) if isinstance(extra, dict) else None

@@ -1,0 +1,146 @@
+"""A worker's part: the edits' rows beside its layer, and what can be asked of it by name over all workers."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ...editing import saving
+from ...editing.base import same_weights
+from ...editing.context import RoutingContext
+from ...editing.errors import CorrigendaError
+from ..catalogue import served_config
+from ..errors import ServingError
+from ..memory import ServedMemory, edit_key
+from ..settings import ServingSettings
+from ..slots import Slots
+from .plugin import LAYER, settings_in
+
+logger = logging.getLogger("vllm.corrigenda")
+
+
+class Asked(NamedTuple):
+    """What a worker must know of a request: how long its prompt is, and the key of the edit that answers it."""
+
+    prompt_tokens: int
+    key: str | None
+
+
+def asked(prompt_tokens: int, sampling_params: Any) -> Asked:
+    """From what the front end left in a request's sampling parameters (`admission`)."""
+    extra = getattr(sampling_params, "extra_args", None) or {}
+    return Asked(prompt_tokens, (extra.get("corrigenda") or {}).get("edit"))
+
+
+class WorkerEdits:
+    """The memory of the edited layer in one worker, and the slots of the requests that it is computing."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        settings = ServingSettings.parse(settings_in(vllm_config))
+        self.layer = vllm_config.additional_config[LAYER]["layer"]
+        widths = tuple(vllm_config.additional_config[LAYER]["widths"])
+        device = torch.device(vllm_config.device_config.device)
+        with torch.device(device):
+            self._load(settings, widths, device, vllm_config)
+
+    def _load(self, settings: ServingSettings, widths: tuple[int, int], device: torch.device, vllm_config: Any) -> None:
+        self.sample = None
+        self.memory: ServedMemory | None = None
+        wanted: dict[Path, dict[str, int]] = {}
+        for path in [*settings.edits, *itertools.chain.from_iterable(settings.tenants.values())]:
+            store = saving.read(path).store
+            try:
+                if self.memory is None:
+                    config = served_config(store)
+                    self.sample = saving.weight_sample_of(store)
+                    self.memory = ServedMemory(config, widths, device, vllm_config.model_config.dtype)
+                wanted[path] = {edit_key(store.history.edits[seq]): seq for seq in store.history.applied()}
+            finally:
+                store.close()
+        count = sum(map(len, wanted.values()))
+        self.memory.reserve(settings.capacity or max(1024, 2 * count), settings.rows)
+        for path, edits in wanted.items():
+            self.memory.load(path, edits)
+        scheduler = vllm_config.scheduler_config
+        self.context = RoutingContext(device, scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+        self.slots = Slots(self.context, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+
+    def describe(
+        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], Asked]
+    ) -> None:
+        """Tell the layer about the next pass, asking for requests that have no slot yet."""
+        for request in requests:
+            if request not in self.slots:
+                if not self.slots.free:
+                    self.slots.keep(set(requests))
+                what = ask(request)
+                self.slots.start(request, what.prompt_tokens, self._place(request, what.key))
+        self.slots.describe(requests, past, lengths)
+
+    def _place(self, request: str, key: str | None) -> int:
+        try:
+            return self.memory.place(key)
+        except CorrigendaError:
+            # A server must not die of one request; the front end never names an edit that was not loaded first.
+            logger.error("Request %s is answered by the base model: the rows of edit %s are not loaded.", request, key)
+            return -1
+
+    @torch.no_grad()
+    def check_weights(self, model: torch.nn.Module, vocabulary: int | None) -> None:
+        """Raise where the model's weights are not those that the edits were written for.
+
+        Compared are the final norm and the embedding, which no quantisation touches; not an embedding that is sharded
+        over workers (`vocabulary` None), for a shard has other places.
+        """
+        if self.sample is None:
+            return
+        embedding, norm = self.sample.chunk(3)[:2]
+        for name, parameter in model.named_parameters():
+            if re.search(r"(^|[^.]model\.|^model\.)norm\.weight$", name):
+                wanted, found = norm, parameter
+            elif name.endswith("embed_tokens.weight") and vocabulary is not None:
+                wanted, found = embedding, parameter[:vocabulary]
+            else:
+                continue
+            if not same_weights(wanted.repeat(3), _at_places(found, len(wanted)).repeat(3)):
+                raise CorrigendaError(f"The edits are for another model: its weights differ ({name}).")
+
+
+def _at_places(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """The sample that `base.weight_sample` takes of one tensor."""
+    flat = tensor.detach().reshape(-1)
+    places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+    return flat[places.to(flat.device)].float().cpu()
+
+
+class EditsWorker:
+    """vLLM's worker extension: its methods can be called on all workers by `collective_rpc`, between two steps."""
+
+    def corrigenda_load(self, folder: str, edits: dict[str, int]) -> dict[str, Any]:
+        """Load edits of a store, by key their numbers; {"error", "status"} where that fails, and nothing was loaded."""
+        edits_here = _edits_of(self)
+        if edits_here is None:
+            return {"loaded": 0}
+        try:
+            return {"loaded": edits_here.memory.load(folder, edits)}
+        except CorrigendaError as error:
+            return {"error": str(error), "status": error.status if isinstance(error, ServingError) else 422}
+
+    def corrigenda_keep(self, keys: list[str]) -> int:
+        """Drop the rows of all edits but these and those that requests in flight are answered by."""
+        edits_here = _edits_of(self)
+        return 0 if edits_here is None else edits_here.memory.keep(set(keys), edits_here.slots.places())
+
+
+def _edits_of(worker: Any) -> WorkerEdits | None:
+    """The edits of a worker, by either model runner; None where another stage of a pipeline has the layer."""
+    runner = worker.model_runner
+    holder = runner if hasattr(runner, "corrigenda") else getattr(runner, "model_state", None)
+    return getattr(holder, "corrigenda", None)
