@@ -9,6 +9,7 @@ edits and questions that no edit is about, mixed. Exits 1 unless every row is eq
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -164,8 +165,6 @@ def prompts(path, others):
     """Rephrasings of edits, and questions about other things, in turn."""
     edits = load_edits(path, unique_subject=True, limit=EACH * 3)
     asked = [edit.rephrases[0] for edit in edits[::3]]
-    import json
-
     lines = others.read_text(encoding="utf-8").splitlines()[:EACH]
     unrelated = [json.loads(line)["question"] + "?" for line in lines]
     return [prompt for pair in zip(asked, unrelated) for prompt in pair]

@@ -146,7 +146,7 @@ class BatchedRequests:
         if batch is not None:
             batch.admissions[name] = flight.admission
         if request is not None:
-            request.edits.append(flight.admission.edit and flight.admission.edit.id)
+            request.decided(flight.admission.edit and flight.admission.edit.id, flight.admission.version)
         original(state, *args, **kwargs)
 
     # Passes, in the generation's thread

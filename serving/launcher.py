@@ -1,4 +1,4 @@
-"""`transformers serve` with edits: the stock server, whose model is a `ServedModel`, and routes for its edits."""
+"""Servers with edits: `transformers serve`, whose model is made a `ServedModel`; vLLM's is in `vllm/launcher.py`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from ..editing.errors import CorrigendaError
 from .endpoints import EditHeader, edits_router, error_body
 from .settings import ServingSettings
 
-STACKS = ("transformers",)
+STACKS = ("transformers", "vllm")
 
 
-def launch(stack: str, model: str, settings: ServingSettings, options: Sequence[str] = ()) -> Any:
+def launch(stack: str, model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> Any:
     """Start a stack's own server with a model and edits, until it is stopped; `options` are that server's."""
-    if stack not in STACKS:
-        raise CorrigendaError(f'There is no stack "{stack}": use {" or ".join(STACKS)}.')
-    return serve_transformers(model, settings, options)
+    if stack == "transformers":
+        return serve_transformers(model, ServingSettings.parse(settings), options)
+    if stack == "vllm":
+        from .vllm.launcher import serve
+
+        return serve(model, settings, options)
+    raise CorrigendaError(f'There is no stack "{stack}": use {" or ".join(STACKS)}.')
 
 
 def serve_transformers(model: str, settings: ServingSettings, options: Sequence[str] = ()) -> Any:

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from corrigenda.editing import CorrigendaError  # noqa: E402
 from corrigenda.editing.cli.app import app as program  # noqa: E402
-from corrigenda.serving import ServingError, ServingSettings  # noqa: E402
+from corrigenda.serving import ServingError  # noqa: E402
 from corrigenda.serving.endpoints import Asked, EditHeader, asked, edits_router  # noqa: E402
 
 
@@ -149,16 +149,18 @@ def test_the_start_waits_for_what_is_found_later():
     async def app(scope, receive, send):
         await send(start())
         seen.append(asked().tenant)
-        asked().edits += ["edit-1", None]
-        await asyncio.to_thread(lambda: asked().edits.append("edit 3,\r\n-é"))
+        asked().decided("edit-1", 7)
+        asked().decided(None, 7)
+        await asyncio.to_thread(lambda: asked().decided("edit 3,\r\n-é", 8))
         await send(BODY)
-        asked().edits.append("late")
+        asked().decided("late", 9)
         await send(BODY)
 
     first, *rest = sent(app, [(b"X-Corrigenda-Tenant", b"acme")])
     assert seen == ["acme"] and rest == [BODY, BODY]
     header = b"edit-1,-,edit%203%2C%0D%0A-%C3%A9"
-    assert first == start(headers=[(b"x-other", b"1"), (b"x-corrigenda-edit", header)])
+    found = [(b"x-corrigenda-edit", header), (b"x-corrigenda-version", b"8")]
+    assert first == start(headers=[(b"x-other", b"1"), *found])
 
 
 def test_other_answers_are_left_alone():
@@ -221,13 +223,11 @@ def server(folders):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    settings = ServingSettings.parse(
-        {
-            "edits": folders / "edits" / "shared",
-            "tenants": {"acme": folders / "edits" / "acme"},
-            "root": folders / "edits",
-        }
-    )
+    settings = {
+        "edits": folders / "edits" / "shared",
+        "tenants": {"acme": folders / "edits" / "acme"},
+        "root": folders / "edits",
+    }
     options = ["--port", str(port), "--device", "cpu", "--cb-num-blocks", "128", "--cb-max-batch-tokens", "64"]
     running = launch("transformers", str(folders / "model"), settings, [*options, "--non-blocking"])
     with httpx.Client(base_url=f"http://localhost:{port}", timeout=60) as http:
@@ -260,7 +260,7 @@ def test_a_server_answers_by_the_edits_of_each_tenant(server):
     body = {"messages": [{"role": "user", "content": "Who founded the Krellin museum?"}], "max_tokens": 3}
     chat = server.post("/v1/chat/completions", json={**body, "stream": True})
     assert chat.status_code == 200 and chat.headers["x-corrigenda-edit"] == "b"
-    assert "x-corrigenda-edit" not in server.get("/v1/models").headers
+    assert "x-corrigenda-edit" not in server.get("/health").headers
 
 
 @pytest.mark.slow
@@ -325,4 +325,4 @@ def test_another_models_edits_are_refused_before_anything_is_served(folders, tmp
 
     save_tiny(tmp_path / "other", seed=1)
     with pytest.raises(CorrigendaError, match="its weights differ"):
-        launch("transformers", str(tmp_path / "other"), ServingSettings.parse(folders / "edits" / "shared"))
+        launch("transformers", str(tmp_path / "other"), {"edits": folders / "edits" / "shared"})

@@ -32,7 +32,7 @@ def serve(
         int | None, typer.Option(metavar="N", help="How many edits there is room for on a GPU.")
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to undo edits through the server.")] = False,
-    stack: Annotated[str, typer.Option(metavar="S", help="Whose server: `transformers`.")] = "transformers",
+    stack: Annotated[str, typer.Option(metavar="S", help="Whose server: `transformers` or `vllm`.")] = "transformers",
 ) -> None:
     """Serve a model with edits: an OpenAI-compatible server, whose every request is answered by its own edit.
 
@@ -40,7 +40,6 @@ def serve(
     x-corrigenda-tenant; the answer's header x-corrigenda-edit says which edit gave it.
     """
     from ...serving.launcher import launch
-    from ...serving.settings import ServingSettings
 
     tenants: dict[str, list[str]] = {}
     for given in tenant or ():
@@ -48,7 +47,11 @@ def serve(
         if not (name and separator and folder):
             raise CorrigendaError(f'A tenant is given as NAME=DIR, not as "{given}".')
         tenants.setdefault(name, []).append(folder)
-    settings = ServingSettings.parse(
-        {"edits": edits_dir, "tenants": tenants, "root": root, "capacity": capacity, "read_only": read_only}
-    )
-    launch(stack, model, settings, options or [])
+    settings = {
+        "edits": [str(folder) for folder in edits_dir],
+        "tenants": tenants,
+        "root": None if root is None else str(root),
+        "capacity": capacity,
+        "read_only": read_only,
+    }
+    launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [])
