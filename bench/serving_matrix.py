@@ -3,12 +3,14 @@
     CORRIGENDA_DATA=... OMP_NUM_THREADS=1 python bench/serving_matrix.py
 
 The reference is an edited model asked one prompt at a time, whole, greedily, in fp32. Prompts are rephrasings of ZsRE
-edits and questions that no edit is about, mixed. Exits 1 unless every row is equal.
+edits and questions that no edit is about, mixed. The control shares blocks that were made under an edit, which serving
+never does: it must differ, or the row beside it shows nothing. Exits 1 unless every other row is equal.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -20,10 +22,12 @@ import torch
 from record import provenance, results_folder, write_json
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.requests import RequestState
 
 from corrigenda.editing import AssociativeConfig, EditedModel, load_edits
 from corrigenda.editing.base import load_base
 from corrigenda.serving.batching import ServedModel
+from corrigenda.serving.continuous import BatchedRequests
 
 TEMPLATE = r"Question: {prompt}\nAnswer:"
 NEW = 10
@@ -142,23 +146,31 @@ def _ended(rows, end):
     return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
-class Hits:
-    """Counts the tokens that were found in shared blocks, within."""
+@contextlib.contextmanager
+def seen(owner, name):
+    """Within: the results of a method, in a list."""
+    original, found = getattr(owner, name), []
 
-    def __enter__(self):
-        self.tokens = 0
-        self._search = PagedAttentionCache.search_prefix_match
+    def call(*given):
+        found.append(original(*given))
+        return found[-1]
 
-        def search(*given):
-            found = self._search(*given)
-            self.tokens += found
-            return found
+    setattr(owner, name, call)
+    try:
+        yield found
+    finally:
+        setattr(owner, name, original)
 
-        PagedAttentionCache.search_prefix_match = search
-        return self
 
-    def __exit__(self, *_):
-        PagedAttentionCache.search_prefix_match = self._search
+@contextlib.contextmanager
+def unguarded():
+    """Within: blocks that edited answers complete are shared like any other."""
+    original = BatchedRequests._mark
+    BatchedRequests._mark = lambda self, mark, *given: mark(*given)
+    try:
+        yield
+    finally:
+        BatchedRequests._mark = original
 
 
 def prompts(path, others):
@@ -204,11 +216,13 @@ def fill(matrix, reference, rows, prefixed, second, beams):
             reference,
         )
     matrix.row("generate_batch, without block sharing", lambda: batch(rows, allow_block_sharing=False), reference)
-    matrix.row(
-        "generate_batch, few blocks: requests start anew",
-        lambda: batch(rows, num_blocks=14, safety_margin=0.0),
-        reference,
-    )
+    with seen(RequestState, "create_equivalent_initial_request") as renewed:
+        matrix.row(
+            "generate_batch, few blocks: requests start anew",
+            lambda: batch(rows, num_blocks=14, safety_margin=0.0),
+            reference,
+            started_anew=lambda: len(renewed),
+        )
     forks = _greedy(matrix.served)
     forks.num_return_sequences = 3
     matrix.row(
@@ -225,18 +239,32 @@ def fill(matrix, reference, rows, prefixed, second, beams):
         (f"generate_batch, a shared prefix of {PREFIX} tokens", lambda: batch(prefixed[0])),
         (f"a running manager, a shared prefix of {PREFIX} tokens", lambda: matrix.one_after_another(prefixed[0])),
     ):
-        with Hits() as hits:
-            matrix.row(name, run, prefixed[1], tokens_shared=lambda hits=hits: hits.tokens)
+        with seen(PagedAttentionCache, "search_prefix_match") as hits:
+            matrix.row(name, run, prefixed[1], tokens_shared=lambda hits=hits: sum(hits))
     first = [row for row, (_, edit) in zip(rows, reference) if edit]
-    with Hits() as hits:
-        turns = [row for pair in zip(first, second[0]) for row in pair]
-        answers = [answer for row, answer in zip(rows, reference) if answer[1]]
+    turns = [row for pair in zip(first, second[0]) for row in pair]
+    answers = [answer for pair in zip([one for one in reference if one[1]], second[1]) for answer in pair]
+
+    def talk():
+        return matrix.one_after_another(turns, page_size=4, num_blocks=1024)
+
+    with seen(PagedAttentionCache, "search_prefix_match") as hits:
         matrix.row(
-            "a running manager, turn 2 with turn 1's answer in it",
-            lambda: matrix.one_after_another(turns, page_size=4, num_blocks=1024),
-            [answer for pair in zip(answers, second[1]) for answer in pair],
-            tokens_shared=lambda: hits.tokens,
+            "a running manager, turn 2 with turn 1's answer in it", talk, answers, tokens_shared=lambda: sum(hits)
         )
+    with unguarded(), seen(PagedAttentionCache, "search_prefix_match") as hits:
+        matrix.row(
+            "control: the same with the answers' blocks shared",
+            talk,
+            answers,
+            tokens_shared=lambda: sum(hits),
+            control=True,
+        )
+
+
+def alone_without_edits(model, row):
+    output = model.generate(torch.tensor([row]), max_new_tokens=NEW, do_sample=False)
+    return output[0, len(row) :].tolist()
 
 
 def main():
@@ -262,10 +290,12 @@ def main():
         second = second, [reference.alone(row) for row in second]
         edits = len(reference.edited.edits)
         reference.edited.detach()
+        base = [alone_without_edits(model, row) for row in rows]
+        changed = sum(new != unedited for (new, _), unedited in zip(expected, base))
         matrix = Matrix(ServedModel(model, tokenizer, store))
         fill(matrix, expected, rows, prefixed, second, beams)
         matrix.served.detach()
-    equal = all(row["tokens"] == row["edits"] == row["of"] for row in matrix.rows)
+    equal = all((row["tokens"] == row["edits"] == row["of"]) != row.get("control", False) for row in matrix.rows)
     write_json(
         results_folder() / "serving-matrix-transformers.json",
         {
@@ -274,7 +304,8 @@ def main():
             "dtype": "float32",
             "edits": edits,
             "new_tokens": NEW,
-            "all_equal": equal,
+            "answers_that_edits_change": changed,
+            "all_equal_but_the_control": equal,
             "rows": matrix.rows,
         },
     )
