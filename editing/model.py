@@ -49,7 +49,7 @@ class EditedModel(StoredEdits):
         chat_template: bool = False,
         name: str | None = None,
     ) -> None:
-        if isinstance(getattr(model, "_corrigenda", None), EditedModel):
+        if getattr(model, "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before wrapping it again.")
         self.model = model
         self.tokenizer = tokenizer

@@ -65,15 +65,23 @@ class ServedMemory:
 
     def load(self, directory: str | Path, edits: Mapping[str, int]) -> int:
         """Take in edits of a store, keys with their numbers in its ledger. All or none; how many were new."""
+        return self.put(self.read(directory, edits))
+
+    def read(self, directory: str | Path, edits: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What `load` reads of the disk: the rows of those that are new, while passes may run."""
         new = {key: seq for key, seq in edits.items() if key not in self._place}
         if not new and self._grounded:
-            return 0
+            return {}
         store = EditStore.open(directory)
         try:
             self._take_ground(store)
-            records = {key: self._record(store, key, seq) for key, seq in new.items()}
+            return {key: self._record(store, key, seq) for key, seq in new.items()}
         finally:
             store.close()
+
+    def put(self, records: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+        """What `load` writes, between two passes: all or none."""
+        records = {key: rows for key, rows in records.items() if key not in self._place}
         if self.banks.fixed and not self.banks.has_room([len(keys) for keys, _ in records.values()]):
             raise ServingError(
                 f"There is no room for {len(records)} more edits beside {len(self._place)}: start the server with a "

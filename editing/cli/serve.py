@@ -1,0 +1,57 @@
+"""`corrigenda serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import CorrigendaError
+from .app import app
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`smollm2`, a GGUF file, a model folder, or a hub id.")],
+    edits_dir: Annotated[
+        list[Path],
+        typer.Option(metavar="DIR", help="A folder of edits that every request sees; repeat it for more."),
+    ],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTION...]", help="Options of the stack's own server.")
+    ] = None,
+    tenant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="A folder whose edits only this tenant's requests see; repeat it."),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where requests may have further folders loaded from.")
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(metavar="N", help="How many edits there is room for on a GPU.")
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to undo edits through the server.")] = False,
+    stack: Annotated[str, typer.Option(metavar="S", help="Whose server: `transformers` or `vllm`.")] = "transformers",
+) -> None:
+    """Serve a model with edits: an OpenAI-compatible server, whose every request is answered by its own edit.
+
+    Edits are loaded, undone and explained while it serves, under /v1/edits. A request names its tenant in the header
+    x-corrigenda-tenant; the answer's header x-corrigenda-edit says which edit gave it.
+    """
+    from ...serving.launcher import launch
+
+    tenants: dict[str, list[str]] = {}
+    for given in tenant or ():
+        name, separator, folder = given.partition("=")
+        if not (name and separator and folder):
+            raise CorrigendaError(f'A tenant is given as NAME=DIR, not as "{given}".')
+        tenants.setdefault(name, []).append(folder)
+    settings = {
+        "edits": [str(folder) for folder in edits_dir],
+        "tenants": tenants,
+        "root": None if root is None else str(root),
+        "capacity": capacity,
+        "read_only": read_only,
+    }
+    launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [])

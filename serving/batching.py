@@ -1,0 +1,327 @@
+"""A transformers model that answers by the edits of stores: in continuous batching, and in `generate`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..editing.base import same_weights, weight_sample
+from ..editing.context import RoutingContext
+from ..editing.decoder import Decoder
+from ..editing.errors import CorrigendaError
+from ..editing.generation import GenerateProvider
+from ..editing.layer import EditedLinear
+from ..editing.routing import Decision
+from .catalogue import Admission, Catalogue, Change, ServedEdit
+from .continuous import Arrivals, BatchedRequests, Flight, arrivals
+from .errors import ServingError
+from .memory import ServedMemory
+from .settings import ServingSettings
+
+__all__ = ["ServedModel"]
+
+logger = logging.getLogger("corrigenda")
+
+
+class ServedModel:
+    """A loaded model whose every sequence is answered by its own edit, if one is about its prompt.
+
+    A request is decided when it comes, from its prompt, and keeps its edit to its end; edits that are loaded or undone
+    meanwhile are for requests that come later. Continuous batching is transformers' own: `generate_batch` here or on
+    the model, or a manager of the model's `init_continuous_batching`, whose `add_request` also takes a `tenant`.
+    The model is patched in place, on this instance alone; `detach` takes the patch off. Any other forward on it, and
+    the model's own `generate`, is the base model's.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
+        if getattr(model, "_corrigenda", None) is not None:
+            raise CorrigendaError("This model already carries edits: detach them before serving it.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = ServingSettings.parse(edits)
+        self.catalogue = Catalogue(tokenizer, self.settings)
+        config, decoder = self.catalogue.config, Decoder(model)
+        self._check_base(decoder)
+        device = decoder.device(config.layer)
+        dtype = model.get_input_embeddings().weight.dtype
+        self.memory = ServedMemory(config, decoder.widths(config.layer), device, dtype)
+        start = self.catalogue.start
+        if device.type != "cpu":  # captured passes read the memory where it is
+            self.memory.reserve(self.settings.capacity or max(1024, 2 * len(start.added)), self.settings.rows)
+        for folder, needed in start.needed.items():
+            self.memory.load(folder, needed)
+        self._lock = threading.RLock()  # of what is admitted and of what the memory holds
+        self._changing = threading.RLock()  # of one change at a time
+        self._flights: weakref.WeakSet[Flight] = weakref.WeakSet()
+        self._untidy = False
+        self._managers: weakref.WeakSet[BatchedRequests] = weakref.WeakSet()
+        self._mlp = decoder.layers[config.layer].mlp
+        self._base = self._mlp.down_proj
+        self.idle = RoutingContext(device, 1, 1)
+        layer = EditedLinear(self._base, self.memory.banks, self.idle)
+        self.site = layer.site
+        self._mlp.down_proj = layer
+        self._alone = RoutingContext(device)
+        self._provider = GenerateProvider(model, _Deciding(self, ()), self._alone)
+        self._patch_init()
+        model._corrigenda = self
+
+    def _check_base(self, decoder: Decoder) -> None:
+        """Raise unless the stores' edits were written for this model."""
+        base, config = self.catalogue.header["base"], self.catalogue.config
+        wanted = f"The edits in {self.settings.edits[0]} are for another model: {{}}."
+        if base["layers"] != len(decoder):
+            raise ServingError(wanted.format(f"it has {base['layers']} layers, this one {len(decoder)}"), 422)
+        if base["widths"] != list(decoder.widths(config.layer)):
+            raise ServingError(wanted.format("its FFN widths differ"), 422)
+        if not same_weights(self.catalogue.weight_sample, weight_sample(decoder, config.layer)):
+            raise ServingError(wanted.format("its weights differ"), 422)
+
+    def _patch_init(self) -> None:
+        original = self.model.init_continuous_batching
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def init(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.arguments["continuous_batching_config"] = _synchronous(bound.arguments)
+            manager = original(*bound.args, **bound.kwargs)
+            if getattr(manager, "_corrigenda", None) is None:
+                manager._corrigenda = BatchedRequests(manager, self)
+                self._managers.add(manager._corrigenda)
+            return manager
+
+        self.model.init_continuous_batching = init
+
+    # Answers
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of questions, put as the edits were."""
+        form = self.catalogue.prompts
+        return [form.encode(form.wrap(prompt)) for prompt in prompts]
+
+    def generate_batch(
+        self,
+        inputs: Sequence[Sequence[int]],
+        *,
+        tenants: str | Sequence[str | None] | None = None,
+        provenance: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' `generate_batch`: outputs by request, in the order of the prompts `inputs` (token ids).
+
+        tenants: whose the prompts are, one name for all or one each. provenance: give back a pair, the outputs and an
+        `Admission` for each.
+        """
+        prompts = [list(prompt) for prompt in inputs]
+        owners = self._owners(tenants, len(prompts))
+        batch = Arrivals({id(prompt): owner for prompt, owner in zip(prompts, owners)})
+        token = arrivals.set(batch)
+        try:
+            outputs = self.model.generate_batch(prompts, **kwargs)
+        finally:
+            arrivals.reset(token)
+        if not provenance:
+            return outputs
+        return outputs, {name: batch.admissions[name.partition("__child#")[0]] for name in outputs}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        tenants: str | Sequence[str | None] | None = None,
+        provenance: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' `generate`, for prompts `[rows, length]`; `tenants` and `provenance` as in `generate_batch`.
+
+        Nothing else runs on the model meanwhile: a running batch waits.
+        """
+        prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if prompt is None:
+            raise CorrigendaError("generate needs the prompts' token ids (`input_ids`), by which edits are found.")
+        owners = self._owners(tenants, len(prompt))
+        if kwargs.get("attention_mask") is None:
+            pad, ends = self.model.generation_config.pad_token_id, self.model.generation_config.eos_token_id
+            ends = ends if isinstance(ends, list) else [ends]
+            kwargs["attention_mask"] = torch.ones_like(prompt) if pad is None or pad in ends else (prompt != pad).long()
+        with self._between_passes():
+            deciding = self._provider.method = _Deciding(self, owners)
+            with self._provider.session(prompt, kwargs["attention_mask"]):
+                self.site.context = self._alone
+                try:
+                    output = self.model.generate(prompt, **kwargs)
+                finally:
+                    self.site.context = self.idle
+        return (output, deciding.admissions) if provenance else output
+
+    def _owners(self, tenants: str | Sequence[str | None] | None, count: int) -> list[str | None]:
+        owners = [tenants] * count if tenants is None or isinstance(tenants, str) else list(tenants)
+        if len(owners) != count:
+            raise CorrigendaError(f"There are {count} prompts and {len(owners)} tenants: name one tenant each.")
+        for owner in set(owners):
+            self.catalogue.served(owner)  # `generate_batch` would only log what is raised within
+        return owners
+
+    # What a manager's requests ask (`Desk`)
+
+    def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> Flight:
+        """Decide a request's edit and keep that edit's rows while the request is in flight."""
+        with self._lock:
+            admission = self.catalogue.admit(tokens, tenant)
+            flight = Flight(admission, len(tokens))
+            self._flights.add(flight)
+        _log(request, admission)
+        return flight
+
+    def place(self, flight: Flight) -> int:
+        """Where the rows of a request's edit are; -1 for none."""
+        return self.memory.place(flight.admission.key)
+
+    def tidy(self) -> None:
+        """Drop rows that nobody reads any more. Between two passes."""
+        if not self._untidy:
+            return
+        with self._lock:
+            known = self.catalogue.keys()
+            flying = {flight.admission.key for flight in self._flights if not flight.ended}
+            self.memory.keep(known | flying)
+            self._untidy = bool(flying - known - {None})
+
+    # Changes
+
+    @property
+    def version(self) -> int:
+        """The number of the edits' version, which every change counts up."""
+        return self.catalogue.version
+
+    def served(self, tenant: str | None = None) -> list[ServedEdit]:
+        """The edits that a tenant's requests are answered by."""
+        return self.catalogue.served(tenant)
+
+    def why(self, prompt: str, tenant: str | None = None) -> dict[str, Any]:
+        """The edits that come nearest to a prompt, best first, and whether one applies."""
+        return self.catalogue.why(prompt, tenant)
+
+    def load(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
+        """Take in a folder of edits, or read it anew: `version`, and ids that were `added` and `removed`."""
+        with self._changing:
+            return self._take(self.catalogue.read([(tenant, Path(folder).expanduser().resolve())]))
+
+    def undo(
+        self, edit: str, tenant: str | None = None, store: str | Path | None = None, author: str | None = None
+    ) -> dict[str, Any]:
+        """Undo an edit in its store and here: the same."""
+        with self._changing:
+            path = None if store is None else Path(store).expanduser().resolve()
+            return self._take(self.catalogue.undo(edit, tenant, path, author))
+
+    def _take(self, change: Change) -> dict[str, Any]:
+        """Read the rows while passes run; write them, and answer by them, between two."""
+        rows = [self.memory.read(folder, needed) for folder, needed in change.needed.items()]
+        with self._between_passes():
+            try:
+                for records in rows:
+                    self.memory.put(records)
+                version = self.catalogue.publish(change)
+            finally:
+                self._untidy = True
+                for manager in self._managers:
+                    manager.sweep()
+                self.tidy()
+        return change.to_dict(version)
+
+    @contextlib.contextmanager
+    def _between_passes(self) -> Iterator[None]:
+        """Within: running batches wait, and nobody is admitted."""
+        with contextlib.ExitStack() as stack:
+            for requests in list(self._managers):
+                if requests.running:
+                    with contextlib.suppress(RuntimeError):  # it stopped just now
+                        stack.enter_context(requests.manager.pause())
+            stack.enter_context(self._lock)
+            yield
+            if self.site.context.device.type == "cuda":
+                torch.cuda.synchronize(self.site.context.device)
+
+    def close(self) -> None:
+        """Stop continuous batching at once: requests in flight fail."""
+        for requests in list(self._managers):
+            if requests.running:
+                requests.manager.stop(hard_stop=True)
+
+    def detach(self) -> Any:
+        """Take the patch off and give back the base model, its module and bits as they were."""
+        if any(requests.running for requests in self._managers):
+            raise CorrigendaError("The model is answering: stop its continuous batching before detaching it.")
+        for requests in self._managers:
+            requests.remove()
+            del requests.manager._corrigenda
+        self._provider.remove()
+        del self.model.init_continuous_batching
+        self._mlp.down_proj = self._base
+        del self.model._corrigenda
+        return self.model
+
+
+class _Deciding:
+    """What `GenerateProvider` asks of a method, for the rows of one call."""
+
+    def __init__(self, served: ServedModel, owners: Sequence[str | None]) -> None:
+        self.config = served.catalogue.config
+        self.prompts = served.catalogue.prompts
+        self.admissions: list[Admission] = []
+        self._served = served
+        self._owners = owners
+
+    def decide(self, rows: Sequence[Sequence[int]]) -> Decision:
+        """The edits of the rows' prompts, by the places of their rows in the memory."""
+        catalogue, memory = self._served.catalogue, self._served.memory
+        self.admissions = [catalogue.admit(row, owner) for row, owner in zip(rows, self._owners)]
+        for number, admission in enumerate(self.admissions):
+            _log(f"row {number}", admission)
+        places = torch.tensor([memory.place(one.key) for one in self.admissions], dtype=torch.int32)
+        scores = torch.tensor([one.score for one in self.admissions])
+        return Decision(places, places, scores, scores)
+
+
+def _synchronous(given: dict[str, Any]) -> Any:
+    """The configuration of continuous batching, without async batching: its two passes would share one description."""
+    from transformers import ContinuousBatchingConfig
+
+    config = given.get("continuous_batching_config")
+    if config is None:
+        config = getattr(given.get("generation_config"), "continuous_batching_config", None)
+    config = ContinuousBatchingConfig() if config is None else copy.copy(config)
+    if config.use_async_batching:
+        raise CorrigendaError(
+            "Edits are served without async batching, where a pass is described while another reads: leave out "
+            "use_async_batching."
+        )
+    config.use_async_batching = False
+    return config
+
+
+def _log(request: str, admission: Admission) -> None:
+    if admission.edit is not None:
+        logger.info(
+            "request %s of %s: edit %s (score %.3f, margin %+.3f, version %d)",
+            request,
+            admission.tenant or "no tenant",
+            admission.edit.id,
+            admission.score,
+            admission.margin,
+            admission.version,
+        )

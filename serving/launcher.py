@@ -1,0 +1,183 @@
+"""Servers with edits: `transformers serve`, whose model is made a `ServedModel`; vLLM's is in `vllm/launcher.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..editing.base import PACKAGED, load_base
+from ..editing.errors import CorrigendaError
+from .endpoints import EditHeader, edits_router, error_body
+from .settings import ServingSettings
+
+STACKS = ("transformers", "vllm")
+
+
+def launch(stack: str, model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> Any:
+    """Start a stack's own server with a model and edits, until it is stopped; `options` are that server's."""
+    if stack == "transformers":
+        return serve_transformers(model, ServingSettings.parse(settings), options)
+    if stack == "vllm":
+        from .vllm.launcher import serve
+
+        return serve(model, settings, options)
+    raise CorrigendaError(f'There is no stack "{stack}": use {" or ".join(STACKS)}.')
+
+
+def serve_transformers(model: str, settings: ServingSettings, options: Sequence[str] = ()) -> Any:
+    """`transformers serve MODEL OPTIONS` in continuous batching, with edits."""
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        raise CorrigendaError("`transformers serve` needs more packages: run `pip install 'corrigenda[serve]'`.")
+    import typer
+    from transformers.cli.serve import Serve
+
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command(name="serve")(Serve)
+    _show_log()
+    edits = LiveEdits(model, settings)
+    serving = False
+    try:
+        with _seams(edits):
+            server = typer.main.get_command(program).main(
+                [model, *options, "--continuous-batching"], prog_name="transformers serve", standalone_mode=False
+            )
+        serving = "--non-blocking" in options
+        return server
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # a usage error's; typer may carry a click of its own
+        if message is None:
+            raise
+        raise CorrigendaError(f"transformers serve: {message()}") from None
+    finally:
+        if not serving:  # the server would wait for its generation's thread for ever
+            edits.stop()
+
+
+class LiveEdits:
+    """The edits of a running server, as its routes ask for them; `served` is there once the model is loaded."""
+
+    def __init__(self, name: str, settings: ServingSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.served: Any = None
+        self._tokenizer: Any = None
+        self._model: Any = None
+
+    # The server's own loading
+
+    def processor(self, manager: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer, as the server asks for it before the model."""
+        if self._ours:
+            self._model, tokenizer = load_base(self.name, device=str(manager.device), dtype=_dtype(manager))
+            self._tokenizer = tokenizer
+            return tokenizer
+        processor = original(manager, *args, **kwargs)
+        self._tokenizer = getattr(processor, "tokenizer", processor)
+        return processor
+
+    def model(self, manager: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The model, patched."""
+        from .batching import ServedModel
+
+        model = self._model if self._ours else original(manager, *args, **kwargs)
+        if not hasattr(model, "init_continuous_batching"):
+            raise CorrigendaError(f'"{self.name}" cannot be served with edits: it has no continuous batching.')
+        self.served = ServedModel(model, self._tokenizer, self.settings)
+        return model
+
+    @property
+    def _ours(self) -> bool:
+        """Whether `load_base` must load it: the server knows neither the packaged model nor a GGUF file by its path."""
+        return self.name == PACKAGED or Path(self.name).is_file()
+
+    def stop(self) -> None:
+        """End what still answers: the server leaves its thread running."""
+        if self.served is not None:
+            self.served.close()
+
+    # `ServedEdits`
+
+    async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
+        path = self.served.catalogue.allowed(store)
+        return await asyncio.to_thread(self.served.load, path, tenant)
+
+    async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
+        path = None if store is None else self.served.catalogue.allowed(store)
+        return await asyncio.to_thread(self.served.undo, edit, tenant, path, author)
+
+    async def listing(self) -> dict[str, Any]:
+        return self.served.catalogue.listing()
+
+    async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
+        return await asyncio.to_thread(self.served.why, prompt, tenant)
+
+
+def _dtype(manager: Any) -> Any:
+    return None if manager.dtype == "auto" else manager.dtype
+
+
+@contextlib.contextmanager
+def _seams(edits: LiveEdits) -> Iterator[None]:
+    """Within: the server loads the model that it is pinned to with edits, and has routes for them."""
+    from transformers.cli.serving import server
+    from transformers.cli.serving.model_manager import ModelManager
+    from transformers.cli.serving.utils import split_model_id
+
+    build = server.build_server
+    originals = {name: getattr(ModelManager, name) for name in ("_load_processor", "_load_model")}
+
+    @functools.wraps(build)
+    def build_server(*args: Any, **kwargs: Any) -> Any:
+        if edits.served is None:
+            raise CorrigendaError("This release of transformers loads its model elsewhere: no edits would be served.")
+        app = build(*args, **kwargs)
+        app.include_router(edits_router(edits))
+        app.add_middleware(EditHeader)
+        app.add_exception_handler(CorrigendaError, _refuse)
+        return app
+
+    def loading(name: str, ours: Callable[..., Any]) -> Callable[..., Any]:
+        original = originals[name]
+
+        @functools.wraps(original)
+        def load(manager: Any, model_id_and_revision: str, *args: Any, **kwargs: Any) -> Any:
+            pinned = manager.process_model_name(split_model_id(manager.force_model)[0])
+            if model_id_and_revision != pinned:  # loaded on request, and never asked
+                return original(manager, model_id_and_revision, *args, **kwargs)
+            return ours(manager, original, model_id_and_revision, *args, **kwargs)
+
+        return load
+
+    server.build_server = build_server
+    ModelManager._load_processor = loading("_load_processor", edits.processor)
+    ModelManager._load_model = loading("_load_model", edits.model)
+    try:
+        yield
+    finally:
+        server.build_server = build
+        for name, original in originals.items():
+            setattr(ModelManager, name, original)
+
+
+async def _refuse(request: Any, error: Exception) -> Any:
+    """A request that names no tenant of ours, or another's id."""
+    from fastapi.responses import JSONResponse
+
+    status = getattr(error, "status", 422)
+    return JSONResponse(error_body(error, status), status_code=status)
+
+
+def _show_log() -> None:
+    logger = logging.getLogger("corrigenda")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

@@ -1,0 +1,328 @@
+"""The routes for edits, the header that names the edit, and `transformers serve` with both."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import time
+
+import pytest
+from served import OF_ACME, SHARED, store
+from tiny import save_tiny
+
+fastapi = pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+httpx = pytest.importorskip("httpx")
+from fastapi.testclient import TestClient  # noqa: E402
+
+from corrigenda.editing import CorrigendaError  # noqa: E402
+from corrigenda.editing.cli.app import app as program  # noqa: E402
+from corrigenda.serving import ServingError  # noqa: E402
+from corrigenda.serving.endpoints import Asked, EditHeader, asked, edits_router  # noqa: E402
+
+
+class Recorded:
+    """A stack that writes down what it is asked, and answers or raises what it was told to."""
+
+    def __init__(self, answer=None):
+        self.calls = []
+        self.answer = answer or {"version": 2, "added": ["a"], "removed": []}
+
+    async def _answered(self, *call):
+        self.calls.append(call)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def load(self, store, tenant):
+        return await self._answered("load", store, tenant)
+
+    async def undo(self, edit, tenant, store, author):
+        return await self._answered("undo", edit, tenant, store, author)
+
+    async def listing(self):
+        return await self._answered("listing")
+
+    async def why(self, prompt, tenant):
+        return await self._answered("why", prompt, tenant)
+
+
+def client(stack):
+    app = fastapi.FastAPI()
+    app.include_router(edits_router(stack))
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "method, path, body, call",
+    [
+        ("GET", "/v1/edits", None, ("listing",)),
+        ("POST", "/v1/edits", {"store": "more"}, ("load", "more", None)),
+        ("POST", "/v1/edits", {"store": "more", "tenant": "acme"}, ("load", "more", "acme")),
+        ("POST", "/v1/edits", {"store": "more", "tenant": None}, ("load", "more", None)),
+        ("GET", "/v1/edits/why?prompt=Who%20leads%3F", None, ("why", "Who leads?", None)),
+        ("GET", "/v1/edits/why?prompt=Who&tenant=acme", None, ("why", "Who", "acme")),
+        ("DELETE", "/v1/edits/edit-00001", None, ("undo", "edit-00001", None, None, None)),
+        ("DELETE", "/v1/edits/why", None, ("undo", "why", None, None, None)),
+        ("DELETE", "/v1/edits/a%2Fb%20c?tenant=t&store=s&author=me", None, ("undo", "a/b c", "t", "s", "me")),
+    ],
+)
+def test_routes(method, path, body, call):
+    stack = Recorded()
+    response = client(stack).request(method, path, json=body)
+    assert response.status_code == 200 and response.json() == stack.answer
+    assert stack.calls == [call]
+
+
+@pytest.mark.parametrize(
+    "method, path, body, words",
+    [
+        ("POST", "/v1/edits", b"", "must be a JSON object such as"),
+        ("POST", "/v1/edits", b"{", "must be a JSON object such as"),
+        ("POST", "/v1/edits", b"\xff\xfe", "must be a JSON object such as"),
+        ("POST", "/v1/edits", b"[" * 60_000, "must be a JSON object such as"),
+        ("POST", "/v1/edits", b"[]", "must be a JSON object."),
+        ("POST", "/v1/edits", b"{}", 'must hold "store".'),
+        ("POST", "/v1/edits", b'{"store": null}', 'must hold "store".'),
+        ("POST", "/v1/edits", b'{"store": 3}', 'must hold "store" as text.'),
+        ("POST", "/v1/edits", b'{"store": ""}', 'must hold "store" as text.'),
+        ("POST", "/v1/edits", b'{"store": "a\\u0000b"}', 'must hold "store" as text.'),
+        ("POST", "/v1/edits", b'{"store": "a", "tenants": "b"}', 'unknown field "tenants"'),
+        ("POST", "/v1/edits", b'{"store": "' + b"a" * 70_000 + b'"}', "longer than"),
+        ("GET", "/v1/edits/why", None, 'must hold "prompt".'),
+        ("GET", "/v1/edits/why?prompt=", None, 'must hold "prompt" as text.'),
+        ("DELETE", "/v1/edits/a?tennant=b", None, 'unknown field "tennant"'),
+    ],
+)
+def test_what_is_malformed_is_said_in_one_sentence(method, path, body, words):
+    stack = Recorded()
+    response = client(stack).request(method, path, content=body)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["type"] == "invalid_request_error"
+    assert words in error["message"] and "\n" not in error["message"] and not stack.calls
+
+
+@pytest.mark.parametrize(
+    "error, status, kind",
+    [
+        (ServingError("No such edit.", 404), 404, "not_found_error"),
+        (ServingError("Not here.", 403), 403, "permission_error"),
+        (ServingError("Being written.", 409), 409, "conflict_error"),
+        (ServingError("Full.", 507), 507, "capacity_error"),
+        (CorrigendaError("Damaged."), 422, "invalid_request_error"),
+    ],
+)
+def test_a_refusal_has_its_status(error, status, kind):
+    response = client(Recorded(error)).get("/v1/edits")
+    assert response.status_code == status
+    assert response.json() == {"error": {"message": str(error), "type": kind, "code": status}}
+
+
+# The header
+
+
+def sent(app, headers=()):
+    """The messages that a client gets of an ASGI app behind the middleware."""
+    messages = []
+
+    async def send(message):
+        messages.append(message)
+
+    async def run():
+        await EditHeader(app)({"type": "http", "headers": list(headers)}, None, send)
+
+    asyncio.run(run())
+    assert asked() is None
+    return messages
+
+
+def start(**more):
+    return {"type": "http.response.start", "status": 200, "headers": [(b"x-other", b"1")], **more}
+
+
+BODY = {"type": "http.response.body", "body": b"..."}
+
+
+def test_the_start_waits_for_what_is_found_later():
+    seen = []
+
+    async def app(scope, receive, send):
+        await send(start())
+        seen.append(asked().tenant)
+        asked().decided("edit-1", 7)
+        asked().decided(None, 7)
+        await asyncio.to_thread(lambda: asked().decided("edit 3,\r\n-é", 8))
+        await send(BODY)
+        asked().decided("late", 9)
+        await send(BODY)
+
+    first, *rest = sent(app, [(b"X-Corrigenda-Tenant", b"acme")])
+    assert seen == ["acme"] and rest == [BODY, BODY]
+    header = b"edit-1,-,edit%203%2C%0D%0A-%C3%A9"
+    found = [(b"x-corrigenda-edit", header), (b"x-corrigenda-version", b"8")]
+    assert first == start(headers=[(b"x-other", b"1"), *found])
+
+
+def test_other_answers_are_left_alone():
+    async def app(scope, receive, send):
+        assert asked().tenant is None
+        await send(start())
+        await send(BODY)
+
+    assert sent(app) == [start(), BODY]
+    assert Asked().header == ""
+    request = Asked()
+    request.edits = ["-", None]  # an edit may be called so
+    assert request.header == "%2D,-"
+
+    async def sockets(scope, receive, send):
+        assert asked() is None
+        await send({"type": "websocket.accept"})
+
+    async def run():
+        messages = []
+
+        async def send(message):
+            messages.append(message)
+
+        await EditHeader(sockets)({"type": "websocket", "headers": []}, None, send)
+        return messages
+
+    assert asyncio.run(run()) == [{"type": "websocket.accept"}]
+
+
+def test_an_app_that_fails_before_its_answer_leaves_nothing_behind():
+    async def app(scope, receive, send):
+        await send(start())
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        sent(app)
+    assert asked() is None
+
+
+# `transformers serve`
+
+
+@pytest.fixture(scope="module")
+def folders(few_background_prompts, tmp_path_factory):
+    root = tmp_path_factory.mktemp("stores")
+    save_tiny(root / "model")
+    store(root / "edits" / "shared", SHARED)
+    store(root / "edits" / "acme", OF_ACME)
+    store(root / "edits" / "more", OF_ACME[1:])
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(folders):
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("openai")
+    from corrigenda.serving.launcher import launch
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "edits": folders / "edits" / "shared",
+        "tenants": {"acme": folders / "edits" / "acme"},
+        "root": folders / "edits",
+    }
+    options = ["--port", str(port), "--device", "cpu", "--cb-num-blocks", "128", "--cb-max-batch-tokens", "64"]
+    running = launch("transformers", str(folders / "model"), settings, [*options, "--non-blocking"])
+    with httpx.Client(base_url=f"http://localhost:{port}", timeout=60) as http:
+        for _ in range(600):
+            try:
+                http.get("/health")
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        yield http
+    running.kill_server()
+
+
+def complete(server, question, **headers):
+    body = {"prompt": f"Question: {question}\nAnswer:", "max_tokens": 8}
+    response = server.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["text"], response.headers["x-corrigenda-edit"]
+
+
+@pytest.mark.slow
+def test_a_server_answers_by_the_edits_of_each_tenant(server):
+    assert complete(server, "Who founded the Krellin museum?") == (" Anna Blom", "b")
+    assert complete(server, "Zubrowka has which capital?")[1] == "a"
+    text, edit = complete(server, "Zubrowka has which capital?", **{"x-corrigenda-tenant": "acme"})
+    assert (text[:4], edit) == (" Por", "a")
+    assert complete(server, "Why is the sky blue?")[1] == "-"
+    refused = server.post("/v1/completions", json={"prompt": "Hm"}, headers={"x-corrigenda-tenant": "other"})
+    assert refused.status_code == 400 and "no tenant" in refused.json()["error"]["message"]
+    body = {"messages": [{"role": "user", "content": "Who founded the Krellin museum?"}], "max_tokens": 3}
+    chat = server.post("/v1/chat/completions", json={**body, "stream": True})
+    assert chat.status_code == 200 and chat.headers["x-corrigenda-edit"] == "b"
+    assert "x-corrigenda-edit" not in server.get("/health").headers
+
+
+@pytest.mark.slow
+def test_a_server_takes_edits_in_and_undoes_them(server, folders):
+    listed = server.get("/v1/edits").json()
+    before = listed["version"]
+    assert {(edit["id"], edit["tenant"]) for edit in listed["edits"]} >= {("a", None), ("b", None), ("e", "acme")}
+    assert listed["tenants"] == ["acme"]
+    asked = "Who leads Vantrello Foods?"
+    assert complete(server, asked)[1] == "-"
+    assert server.get("/v1/edits/why", params={"prompt": asked}).json()["edit"] is None
+    loaded = server.post("/v1/edits", json={"store": "more"})
+    assert loaded.json() == {"version": before + 1, "added": ["e"], "removed": []}
+    assert complete(server, asked)[1] == "e"
+    assert server.get("/v1/edits/why", params={"prompt": asked}).json()["edit"] == "e"
+    undone = server.delete("/v1/edits/e", params={"store": str(folders / "edits" / "more"), "author": "me"})
+    assert undone.json() == {"version": before + 2, "added": [], "removed": ["e"]}
+    assert complete(server, asked)[1] == "-"
+    assert complete(server, asked, **{"x-corrigenda-tenant": "acme"})[1] == "e"
+    for response, status in (
+        (server.post("/v1/edits", json={"store": "../model"}), 403),
+        (server.post("/v1/edits", json={"store": "none"}), 404),
+        (server.delete("/v1/edits/zzz"), 404),
+    ):
+        assert response.status_code == status and response.json()["error"]["message"]
+
+
+def test_where_the_server_is_patched_is_where_it_was():
+    pytest.importorskip("openai")
+    from transformers.cli.serve import Serve
+    from transformers.cli.serving import server, utils
+    from transformers.cli.serving.model_manager import ModelManager
+
+    for name in ("_load_processor", "_load_model"):
+        parameters = list(inspect.signature(getattr(ModelManager, name)).parameters)
+        assert parameters[:2] == ["self", "model_id_and_revision"]
+    assert callable(ModelManager.process_model_name) and utils.split_model_id("a:b.gguf") == ("a", "b.gguf")
+    assert "server import build_server" in inspect.getsource(Serve.__init__) and callable(server.build_server)
+    options = inspect.signature(Serve.__init__).parameters
+    assert {"force_model", "continuous_batching", "non_blocking"} <= set(options)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--tenant", "acme"], "given as NAME=DIR"),
+        (["--stack", "other"], 'no stack "other"'),
+        (["--capacity", "0"], '"capacity" must be a whole number'),
+        (["--", "--no-such-option"], "transformers serve: No such option"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(folders, arguments, words, capsys):
+    from typer.testing import CliRunner
+
+    given = ["serve", str(folders / "model"), "--edits-dir", str(folders / "edits" / "shared"), *arguments]
+    result = CliRunner().invoke(program, given)
+    assert result.exit_code == 1 and words in " ".join(result.output.split())
+
+
+def test_another_models_edits_are_refused_before_anything_is_served(folders, tmp_path):
+    from corrigenda.serving.launcher import launch
+
+    save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(CorrigendaError, match="its weights differ"):
+        launch("transformers", str(tmp_path / "other"), {"edits": folders / "edits" / "shared"})
