@@ -294,7 +294,8 @@ class _Deciding:
             _log(f"row {number}", admission)
         places = torch.tensor([memory.place(one.key) for one in self.admissions], dtype=torch.int32)
         scores = torch.tensor([one.score for one in self.admissions])
-        return Decision(places, places, scores, scores)
+        margins = torch.tensor([one.margin for one in self.admissions])
+        return Decision(places, places, scores, torch.zeros_like(scores), margins, torch.full_like(places, -1))
 
 
 def _synchronous(given: dict[str, Any]) -> Any:

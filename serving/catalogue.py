@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from ..editing.errors import CorrigendaError
 from ..editing.prompts import PromptFormat
 from ..editing.scopes import scope
 from ..editing.store.codec import fingerprint_of, unpacked
+from ..editing.store.files import LEDGER_NAME
 from ..editing.store.history import StoredEdit
-from ..editing.store.store import EditStore
+from ..editing.store.store import EditStore, check_format
 from ..editing.store.why import explained
 from ..editing.token_router import TokenRouter
 from .errors import ServingError
@@ -112,7 +114,7 @@ class Catalogue:
         self.settings = settings
         self.version = 0
         self._lock = threading.RLock()
-        first = _open(settings.edits[0])
+        first = open_store(settings.edits[0])
         try:
             self.header = first.header
             self.config = served_config(first)
@@ -125,6 +127,7 @@ class Catalogue:
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
         self._background: dict[str, Any] | None = None
+        self._open = _OpenStores()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
         self._withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]] = {}
         # By tenant: what the next version is made of, and what requests are decided by now, all tenants' at once.
@@ -148,19 +151,16 @@ class Catalogue:
         read = {} if after is None else dict(after.stores)
         withdrawn = {} if after is None else dict(after.withdrawn)
         for tenant, path in stores:
-            store = _open(path)
-            try:
-                self._check(store, path)
-                read[tenant, path] = [
-                    ServedEdit(edit_key(stored), path, tenant, stored, tuple(fingerprint_of(stored).tolist()))
-                    for stored in (store.history.edits[seq] for seq in store.history.applied())
-                ]
-                withdrawn[tenant, path] = withdrawn_edits(store.history)
-                if self._background is None and store.history.ground is not None:
-                    ground = store.history.ground
-                    self._background = unpacked(store.ledger, ground.seq, ground.body["tensors"])
-            finally:
-                store.close()
+            store = self._open.at(path)
+            self._check(store, path)
+            # By identity: a store that was opened anew has other objects, and may have other edits by these numbers.
+            known = {id(edit.stored): edit for edit in self._stores.get((tenant, path), ())}
+            applied = [store.history.edits[seq] for seq in store.history.applied()]
+            read[tenant, path] = [known.get(id(stored)) or _served(stored, path, tenant) for stored in applied]
+            withdrawn[tenant, path] = withdrawn_edits(store.history)
+            if self._background is None and store.history.ground is not None:
+                ground = store.history.ground
+                self._background = unpacked(store.ledger, ground.seq, ground.body["tensors"])
         with self._lock:
             before = {edit.key: edit for edits in self._stores.values() for edit in edits}
             future = {**self._stores, **read}
@@ -334,11 +334,41 @@ class Catalogue:
         return path
 
 
-def _open(path: Path) -> EditStore:
+def _served(stored: StoredEdit, path: Path, tenant: str | None) -> ServedEdit:
+    return ServedEdit(edit_key(stored), path, tenant, stored, tuple(fingerprint_of(stored).tolist()))
+
+
+class _OpenStores:
+    """Stores that are kept open, so that reading one anew costs what was written to it since."""
+
+    def __init__(self) -> None:
+        self._held: dict[Path, tuple[EditStore, tuple[int, int]]] = {}
+
+    def at(self, path: Path) -> EditStore:
+        """The store in a folder, as it is now."""
+        if path in self._held:
+            store, file = self._held.pop(path)
+            with contextlib.suppress(CorrigendaError, OSError):
+                if file == _file(path):  # else another folder has come in this one's place
+                    store.refresh()
+                    self._held[path] = store, file
+                    return store
+            store.close()
+        store = open_store(path)
+        self._held[path] = store, _file(path)
+        return store
+
+
+def _file(path: Path) -> tuple[int, int]:
+    found = (path / LEDGER_NAME).stat()
+    return found.st_dev, found.st_ino
+
+
+def open_store(path: Path) -> EditStore:
+    """The store in a folder; one that an earlier version saved is refused, for workers read entries by number."""
     try:
-        return saving.read(path).store
-    except ServingError:
-        raise
+        check_format(path)
+        return EditStore.open(path)
     except CorrigendaError as error:
         raise ServingError(str(error), 422) from error
 

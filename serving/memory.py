@@ -18,7 +18,7 @@ from ..editing.methods.record import check_shapes
 from ..editing.scopes import scope
 from ..editing.store.codec import record_of, unpacked
 from ..editing.store.history import StoredEdit
-from ..editing.store.store import EditStore
+from ..editing.store.ledger import Ledger
 from .errors import ServingError
 
 _LONGEST = 512
@@ -68,16 +68,19 @@ class ServedMemory:
         return self.put(self.read(directory, edits))
 
     def read(self, directory: str | Path, edits: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
-        """What `load` reads of the disk: the rows of those that are new, while passes may run."""
+        """What `load` reads of the disk: the rows of those that are new, while passes may run.
+
+        Only their entries of the ledger are read, for a ledger of ten thousand takes a second, and a server waits.
+        """
         new = {key: seq for key, seq in edits.items() if key not in self._place}
         if not new and self._grounded:
             return {}
-        store = EditStore.open(directory)
+        ledger = Ledger.open(directory)
         try:
-            self._take_ground(store)
-            return {key: self._record(store, key, seq) for key, seq in new.items()}
+            self._take_ground(ledger)
+            return {key: self._record(ledger, key, seq) for key, seq in new.items()}
         finally:
-            store.close()
+            ledger.close()
 
     def put(self, records: Mapping[str, tuple[Tensor, Tensor]]) -> int:
         """What `load` writes, between two passes: all or none."""
@@ -93,28 +96,27 @@ class ServedMemory:
                 self._place[key] = self.banks.put(keys, values)
         return len(records)
 
-    def _take_ground(self, store: EditStore) -> None:
-        ground = store.history.ground
+    def _take_ground(self, ledger: Ledger) -> None:
+        ground = ledger.first("ground")
         if ground is None:
             return
-        background = unpacked(store.ledger, ground.seq, ground.body["tensors"]).get("memory.background")
+        background = unpacked(ledger, ground.seq, ground.body.get("tensors", {})).get("memory.background")
         if background is None or background.shape != self.banks.background.shape:
-            raise ServingError(f"The edits in {store.ledger.name} are for a layer of another width.", 422)
+            raise ServingError(f"The edits in {ledger.name} are for a layer of another width.", 422)
         background = background.to(self.banks.background)
         if not self._grounded:
             self.banks.background.copy_(background)
             self._grounded = True
         elif not torch.allclose(background, self.banks.background, rtol=1e-3, atol=1e-5):
             raise ServingError(
-                f"The edits in {store.ledger.name} were written over another background than those that are served.",
-                422,
+                f"The edits in {ledger.name} were written over another background than those that are served.", 422
             )
 
-    def _record(self, store: EditStore, key: str, seq: int) -> tuple[Tensor, Tensor]:
-        stored = store.history.edits.get(seq)
-        if stored is None or edit_key(stored) != key:
-            raise ServingError(f"{store.ledger.name} has changed while it was loaded: load it again.", 409)
-        tensors = record_of(store.ledger, stored).tensors
+    def _record(self, ledger: Ledger, key: str, seq: int) -> tuple[Tensor, Tensor]:
+        stored = StoredEdit(seq, ledger.entry(seq).body)
+        if edit_key(stored) != key:
+            raise ServingError(f"{ledger.name} has changed while it was loaded: load it again.", 409)
+        tensors = record_of(ledger, stored).tensors
         check_shapes(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))
         return tensors["keys"], tensors["values"]
 

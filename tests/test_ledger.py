@@ -439,3 +439,14 @@ def test_killed_at_any_moment(folder, tmp_path, what) -> None:
         else:
             assert sum(name.startswith("o") for name in names) in (0, 30)
         store.close()
+
+
+def test_one_entry_is_read_alone(folder) -> None:
+    ledger = reopened(folder).ledger
+    entries = list(ledger.entries())
+    assert [ledger.entry(entry.seq) for entry in entries] == entries
+    assert ledger.first(entries[-1].kind) == next(e for e in entries if e.kind == entries[-1].kind)
+    assert ledger.first("nothing") is None
+    for missing in (0, len(entries) + 1):
+        with pytest.raises(CorrigendaError, match=f"entry {missing} is missing"):
+            ledger.entry(missing)

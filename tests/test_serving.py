@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -302,3 +303,32 @@ def test_template_and_edit_are_those_of_the_store(settings):
     catalogue = Catalogue(tiny_tokenizer(), settings)
     assert catalogue.prompts.template.text == TEMPLATE.replace("\\n", "\n")
     assert catalogue.served()[0].stored.edit == Edit(SHARED[0].prompt, SHARED[0].target, id="a")
+
+
+def test_a_store_that_is_read_anew_is_read_from_where_it_was(tmp_path):
+    """What was written since is folded in; a folder that came in its place is another store."""
+    folder = store(tmp_path / "own", SHARED)
+    served = Served({"edits": folder})
+    catalogue = served.catalogue
+    before = catalogue.served()
+    writing = EditStore.open(folder, write=True)
+    writing.undo(writing.selected(["b"]))
+    writing.close()
+    change = catalogue.read([(None, folder)])
+    assert [edit.id for edit in change.removed] == ["b"] and change.added == []
+    (kept,) = change.stores.values()
+    assert all(edit is one for edit, one in zip(kept, (before[0], before[2])))
+    served.take(change)
+    shutil.rmtree(folder)
+    store(folder, OF_ACME)
+    change = catalogue.read([(None, folder)])
+    assert [edit.target for edit in change.added] == ["Port Adlen", "Ines Okafor"]
+    served.take(change)
+    assert catalogue.admit(served.ids("Who leads Vantrello Foods?")).edit.target == "Ines Okafor"
+    assert len(served.memory) == 2
+
+
+def test_a_store_of_an_earlier_version_is_to_be_migrated(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ServingError, match="corrigenda migrate"):
+        Catalogue(tiny_tokenizer(), ServingSettings.parse(tmp_path))

@@ -167,14 +167,32 @@ class Ledger:
         for seq, kind, body, found, _ in rows:
             if seq != count + 1:
                 raise self._damaged(f"entry {count + 1} is missing")
-            if not isinstance(kind, str) or not isinstance(body, bytes):
-                raise self._damaged(f"entry {seq} is not one that was written")
-            chain = _next_chain(chain, seq, kind, body)
-            if chain != found:
-                raise self._damaged(f"entry {seq} does not match its checksum")
+            entry, chain = self._linked(chain, seq, kind, body, found)
             count = seq
-            yield Entry(seq, kind, self._parsed(seq, body))
+            yield entry
         self.count, self.chain = count, chain
+
+    def entry(self, seq: int) -> Entry:
+        """One entry, which fits the one before it. What came before that is not looked at."""
+        rows = list(
+            self._rows("SELECT seq, kind, body, chain FROM entries WHERE seq IN (?, ?) ORDER BY seq", (seq - 1, seq))
+        )
+        if not rows or rows[-1][0] != seq or len(rows) != (2 if seq > 1 else 1):
+            raise self._damaged(f"entry {seq} is missing")
+        return self._linked(rows[0][3] if seq > 1 else _START, *rows[-1])[0]
+
+    def first(self, kind: str) -> Entry | None:
+        """The first entry of a kind."""
+        found = [seq for (seq,) in self._rows("SELECT min(seq) FROM entries WHERE kind = ?", (kind,))]
+        return None if found == [None] else self.entry(found[0])
+
+    def _linked(self, before: bytes, seq: int, kind: str, body: bytes, chain: bytes) -> tuple[Entry, bytes]:
+        """An entry as it was read, and its link in the chain, which must fit the link before it."""
+        if not isinstance(kind, str) or not isinstance(body, bytes):
+            raise self._damaged(f"entry {seq} is not one that was written")
+        if not isinstance(before, bytes) or _next_chain(before, seq, kind, body) != chain:
+            raise self._damaged(f"entry {seq} does not match its checksum")
+        return Entry(seq, kind, self._parsed(seq, body)), chain
 
     def tensors(self, entry: int, expected: dict[str, Any]) -> bytes:
         """The tensors of an entry, which must have the size and the SHA-256 that its body says."""

@@ -7,10 +7,9 @@ from typing import Any
 
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from ...editing import saving
 from ...editing.errors import CorrigendaError
 from ...editing.scopes import scope
-from ..catalogue import served_config
+from ..catalogue import open_store, served_config
 from ..settings import ServingSettings
 from .plugin import LAYER, settings_in
 from .worker import EditsWorker
@@ -38,10 +37,10 @@ def checked(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _layer(settings: ServingSettings) -> dict[str, Any]:
-    saved = saving.read(settings.edits[0])
+    store = open_store(settings.edits[0])
     try:
-        config = served_config(saved.store)
-        base = saved.base
+        config = served_config(store)
+        base = store.header["base"]
         return {
             "layer": config.layer,
             "layers": base["layers"],
@@ -51,7 +50,7 @@ def _layer(settings: ServingSettings) -> dict[str, Any]:
             "version": version("corrigenda"),
         }
     finally:
-        saved.close()
+        store.close()
 
 
 def _check(config: Any) -> None:

@@ -16,7 +16,7 @@ from ...editing import saving
 from ...editing.base import same_weights
 from ...editing.context import RoutingContext
 from ...editing.errors import CorrigendaError
-from ..catalogue import served_config
+from ..catalogue import open_store, served_config
 from ..errors import ServingError
 from ..memory import ServedMemory, edit_key
 from ..settings import ServingSettings
@@ -55,7 +55,7 @@ class WorkerEdits:
         self.memory: ServedMemory | None = None
         wanted: dict[Path, dict[str, int]] = {}
         for path in [*settings.edits, *itertools.chain.from_iterable(settings.tenants.values())]:
-            store = saving.read(path).store
+            store = open_store(path)
             try:
                 if self.memory is None:
                     config = served_config(store)
