@@ -69,8 +69,9 @@ smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the ex
 	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/test_vllm_seams.py
 	$(VLLM)/bin/python examples/serve_vllm.py
 
-check-serving: $(STAMP) ## a served SmolLM2 in every mode of transformers, beside each prompt alone (CORRIGENDA_DATA=)
+check-serving: $(STAMP) $(VLLM)/.installed ## SmolLM2 served by transformers and vLLM in every mode, beside one prompt at a time (CORRIGENDA_DATA=)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/serving_matrix.py
+	$(VLLM)/bin/python bench/serving_vllm.py --edits '$(CORRIGENDA_DATA)/zsre.jsonl'
 
 bench: $(STAMP) ## time the operations (BENCH= more options of pytest-benchmark)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench --benchmark-only $(BENCH)

@@ -14,9 +14,11 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -312,7 +314,7 @@ def stream(case, requests=1000):
     asked = [row for row in refer["plain"] if row["edit"] is not None][:16] + refer["plain"][-8:]
     changing = sorted({row["edit"] for row in asked if row["edit"]})
     applied = {1: {edit.id for edit in Ledger.applied(folder)}}
-    problems, counts, stop = [], Counter(), threading.Event()
+    problems, counts, waits, stop = [], Counter(), [], threading.Event()
 
     def change(server) -> None:
         random.seed(0)
@@ -321,7 +323,9 @@ def stream(case, requests=1000):
             status, _, answer = server.call("DELETE", f"/v1/edits/{edit}")
             calls = [("undo", status, answer)]
             Ledger.redo(folder, edit)
+            start = time.perf_counter()
             calls.append(("load", *server.call("POST", "/v1/edits", {"store": str(folder.resolve())})[::2]))
+            waits.append(time.perf_counter() - start)
             for kind, status, answer in calls:
                 counts[kind] += 1
                 if status != 200:
@@ -357,7 +361,11 @@ def stream(case, requests=1000):
     versions = len({version for _, (_, _, _, version) in found})
     return {
         "requests while edits change": {"equal": right, "of": requests, "versions": versions, **counts},
-        "changes without an error": {"equal": sum(counts.values()) - failed, "of": sum(counts.values())},
+        "changes without an error": {
+            "equal": sum(counts.values()) - failed,
+            "of": sum(counts.values()),
+            "median_seconds_under_load": round(statistics.median(waits), 3),
+        },
     }
 
 
