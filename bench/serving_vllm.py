@@ -219,6 +219,12 @@ def lora(case):
     }
 
 
+def speculative(case):
+    guess = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
+    llm, refer = engine(case, speculative_config=guess), case.reference
+    return {"speculative decoding (n-grams)": equal(ask(llm, refer["first turn"], 48), refer["first turn"])}
+
+
 def transformers_backend(case):
     llm, rows = engine(case, model_impl="transformers"), case.reference["plain"]
     return {"vLLM's transformers backend": equal(ask(llm, rows), rows)}
@@ -276,8 +282,16 @@ def http(case):
                 "of": len(rows),
             },
         }
+        streamed = [
+            server.call("POST", "/v1/completions", {**asked, "stream": True})[1]["x-corrigenda-edit"]
+            for asked in ({"model": "m", "prompt": row["prompt"], "max_tokens": 2} for row in rows[-10:])
+        ]
+        table["HTTP, the same where it is streamed"] = {
+            "equal": sum(edit == (row["edit"] or "-") for edit, row in zip(streamed, rows[-10:])),
+            "of": len(streamed),
+        }
         metrics = server.call("GET", "/metrics")[2]
-        edited = sum(row["edit"] is not None for row in rows)
+        edited = sum(row["edit"] is not None for row in [*rows, *rows[-10:]])
         told = f'corrigenda_requests_total{{outcome="edited",tenant=""}} {edited}.0' in metrics
         wrong = [
             (404, "DELETE", "/v1/edits/nobody", None),
@@ -288,6 +302,7 @@ def http(case):
             (400, "POST", "/v1/edits", {"stor": "x"}),
             (400, "POST", "/v1/edits", b"{"),
             (400, "POST", "/v1/completions", {"model": "m", "prompt": "Hi", "vllm_xargs": {"tenant": "nobody"}}),
+            (400, "POST", "/v1/completions", {"model": "m", "prompt": "Hi", "use_beam_search": True, "n": 2}),
         ]
         refused = [(wanted, *server.call(method, path, body)[::2]) for wanted, method, path, body in wrong]
         for wanted, status, answer in refused:
@@ -408,6 +423,7 @@ ROWS = {
         compiled,
         preemption,
         lora,
+        speculative,
         transformers_backend,
         tensor_parallel,
         unrouted,

@@ -64,6 +64,14 @@ def test_the_second_runner_has_the_hooks_that_its_state_takes():
     )
 
 
+def test_beam_searches_ask_before_they_begin():
+    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
+
+    for mixin in (BeamSearchOfflineMixin, BeamSearchOnlineMixin):
+        assert "input_processor.resolve_watermarking(params)" in inspect.getsource(mixin.beam_search)
+
+
 def test_the_endpoints_are_what_vllm_calls_a_plugin():
     from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
+from vllm.sampling_params import BeamSearchParams
 
 from ...editing.base import load_tokenizer
 from ..catalogue import Admission, Catalogue
@@ -43,6 +44,18 @@ def admitting(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         assign(request)
 
     self.assign_request_id = assign_request_id
+    resolve = self.resolve_watermarking
+
+    def resolve_watermarking(params: Any) -> Any:
+        # The one thing of this object that every beam search asks before its first request.
+        if isinstance(params, BeamSearchParams):
+            raise VLLMValidationError(
+                "Beam search asks for every token as a prompt of its own, and no edit can tell where an answer began: "
+                "a server with edits refuses it."
+            )
+        return resolve(params)
+
+    self.resolve_watermarking = resolve_watermarking
 
 
 class Admissions:
