@@ -4,7 +4,7 @@
 
 The reference is an edited model asked one prompt at a time, whole, greedily, in fp32. Prompts are rephrasings of ZsRE
 edits and questions that no edit is about, mixed. The control shares blocks that were made under an edit, which serving
-never does: it must differ, or the row beside it shows nothing. Exits 1 unless every other row is equal.
+never does: what differs there is what sharing would cost. Exits 1 unless every other row is equal.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ class Reference:
         )
         return output[0, len(row) :].tolist(), source.edit and source.edit.id
 
+    def answers(self, rows, **options):
+        return [self.alone(row, **options) for row in rows]
+
 
 class Matrix:
     """Rows of the table: each a way to run the model, with how many sequences were equal to the reference."""
@@ -97,7 +100,7 @@ class Matrix:
         return list(zip(_ended(output[:, width:].tolist(), tokenizer.eos_token_id), _ids(found)))
 
     def batch(self, rows, generation=None, **settings):
-        """Through continuous batching."""
+        """Through continuous batching, all at once."""
         outputs, found = self.served.generate_batch(
             rows,
             max_new_tokens=NEW,
@@ -107,25 +110,22 @@ class Matrix:
         )
         return list(zip([output.generated_tokens for output in outputs.values()], _ids(found.values())))
 
-    def one_after_another(self, rows, **settings):
+    def one_after_another(self, rows, generation=None, **settings):
         """Through a manager that goes on running, so that each prompt finds the blocks of those before it."""
         manager = self.served.model.init_continuous_batching(
-            generation_config=_greedy(self.served), continuous_batching_config=_config(**settings)
+            generation_config=generation or _greedy(self.served), continuous_batching_config=_config(**settings)
         )
         manager.start()
         try:
-            names = [manager.add_request(row, max_new_tokens=NEW) for row in rows[:1]]
-            found = [manager.get_result(name, timeout=300).generated_tokens for name in names]
-            for row in rows[1:]:
-                found.append(manager.get_result(manager.add_request(row, max_new_tokens=NEW), timeout=300))
-                found[-1] = found[-1].generated_tokens
+            found = [manager.get_result(manager.add_request(row, max_new_tokens=NEW), timeout=300) for row in rows]
         finally:
             manager.stop()
-        return [(new, _edit(self.served, row)) for new, row in zip(found, rows)]
+        return [(output.generated_tokens, _edit(self.served, row)) for output, row in zip(found, rows)]
 
 
-def _greedy(served):
-    ends = served.model.generation_config.eos_token_id
+def _greedy(served, ends=None):
+    """ends: -1 for answers that go on after their end, so that they fill blocks."""
+    ends = served.model.generation_config.eos_token_id if ends is None else ends
     return GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=ends)
 
 
@@ -189,7 +189,9 @@ def write_store(args, model, tokenizer, store):
     edited.detach()
 
 
-def fill(matrix, reference, rows, prefixed, second, beams):
+def fill(matrix, known):
+    """known: the reference's answers to each list of prompts, by what is asked of them."""
+    (rows, reference), beams = known["prompts"], known["beams"]
     generate, batch = matrix.generate, matrix.batch
     matrix.row("generate, one prompt a call", lambda: [generate([row])[0] for row in rows], reference)
     matrix.row("generate, left-padded batch", lambda: generate(rows), reference)
@@ -207,7 +209,7 @@ def fill(matrix, reference, rows, prefixed, second, beams):
         lambda: generate(rows, cache_implementation="static", compile_config=compiled),
         reference,
     )
-    matrix.row("generate, 3 beams", lambda: generate(rows[:4], num_beams=3), beams)
+    matrix.row("generate, 3 beams", lambda: generate(beams[0], num_beams=3), beams[1])
     matrix.row("generate_batch, prompts in one pass", lambda: batch(rows), reference)
     for budget in (16, 7):
         matrix.row(
@@ -217,10 +219,11 @@ def fill(matrix, reference, rows, prefixed, second, beams):
         )
     matrix.row("generate_batch, without block sharing", lambda: batch(rows, allow_block_sharing=False), reference)
     with seen(RequestState, "create_equivalent_initial_request") as renewed:
+        endless = _greedy(matrix.served, -1)
         matrix.row(
             "generate_batch, few blocks: requests start anew",
-            lambda: batch(rows, num_blocks=14, safety_margin=0.0),
-            reference,
+            lambda: batch(rows, generation=endless, page_size=4, num_blocks=36, safety_margin=0.0),
+            known["endless"][1],
             started_anew=lambda: len(renewed),
         )
     forks = _greedy(matrix.served)
@@ -235,18 +238,17 @@ def fill(matrix, reference, rows, prefixed, second, beams):
         lambda: batch(rows, varlen_compile_config=CompileConfig(mode=None, backend="aot_eager"), max_batch_tokens=64),
         reference,
     )
+    prefixed, expected = known["prefixed"]
     for name, run in (
-        (f"generate_batch, a shared prefix of {PREFIX} tokens", lambda: batch(prefixed[0])),
-        (f"a running manager, a shared prefix of {PREFIX} tokens", lambda: matrix.one_after_another(prefixed[0])),
+        (f"generate_batch, a shared prefix of {PREFIX} tokens", lambda: batch(prefixed)),
+        (f"a running manager, a shared prefix of {PREFIX} tokens", lambda: matrix.one_after_another(prefixed)),
     ):
         with seen(PagedAttentionCache, "search_prefix_match") as hits:
-            matrix.row(name, run, prefixed[1], tokens_shared=lambda hits=hits: sum(hits))
-    first = [row for row, (_, edit) in zip(rows, reference) if edit]
-    turns = [row for pair in zip(first, second[0]) for row in pair]
-    answers = [answer for pair in zip([one for one in reference if one[1]], second[1]) for answer in pair]
+            matrix.row(name, run, expected, tokens_shared=lambda hits=hits: sum(hits))
+    turns, answers = known["turns"]
 
     def talk():
-        return matrix.one_after_another(turns, page_size=4, num_blocks=1024)
+        return matrix.one_after_another(turns, generation=endless, page_size=4, num_blocks=1024)
 
     with seen(PagedAttentionCache, "search_prefix_match") as hits:
         matrix.row(
@@ -278,24 +280,24 @@ def main():
             write_store(args, model, tokenizer, store)
         reference = Reference(model, tokenizer, store)
         rows = [reference.ids(prompt) for prompt in prompts(args.edits, args.others)]
-        expected = [reference.alone(row) for row in rows]
+        known = {"prompts": (rows, reference.answers(rows))}
+        known["beams"] = rows[:4], reference.answers(rows[:4], num_beams=3)
+        known["endless"] = rows, reference.answers(rows, eos_token_id=None)
         text = "Here is what was said before anything was asked, which is of no use for the answer. " * 9
-        prefix = tokenizer(text)["input_ids"][:PREFIX]
-        prefixed = [prefix + row for row in rows]
-        beams = [reference.alone(row, num_beams=3) for row in rows[:4]]
-        plain = [row for row, (_, edit) in zip(rows, expected) if edit is None]
-        answered = [(row, new) for row, (new, edit) in zip(rows, expected) if edit is not None]
-        second = [row + new + tokenizer("\n")["input_ids"] + other for (row, new), other in zip(answered, plain)]
-        prefixed = prefixed, [reference.alone(row) for row in prefixed]
-        second = second, [reference.alone(row) for row in second]
+        prefixed = [tokenizer(text)["input_ids"][:PREFIX] + row for row in rows]
+        known["prefixed"] = prefixed, reference.answers(prefixed)
+        again = tokenizer("\n")["input_ids"] + reference.ids("What was the answer to the question before?")
+        first = [(row, new) for row, (new, edit) in zip(rows, known["endless"][1]) if edit is not None]
+        turns = [turn for row, new in first for turn in (row, row + new + again)]
+        known["turns"] = turns, reference.answers(turns, eos_token_id=None)
         edits = len(reference.edited.edits)
         reference.edited.detach()
         base = [alone_without_edits(model, row) for row in rows]
-        changed = sum(new != unedited for (new, _), unedited in zip(expected, base))
+        changed = sum(new != unedited for (new, _), unedited in zip(known["prompts"][1], base))
         matrix = Matrix(ServedModel(model, tokenizer, store))
-        fill(matrix, expected, rows, prefixed, second, beams)
+        fill(matrix, known)
         matrix.served.detach()
-    equal = all((row["tokens"] == row["edits"] == row["of"]) != row.get("control", False) for row in matrix.rows)
+    equal = all(row["tokens"] == row["edits"] == row["of"] for row in matrix.rows if "control" not in row)
     write_json(
         results_folder() / "serving-matrix-transformers.json",
         {

@@ -1,10 +1,10 @@
 """Edited layers in inference servers: continuous batching in transformers, and vLLM.
 
 `Catalogue` says which edit answers a request, `ServedMemory` holds their rows, `Slots` tells the layer whose tokens a
-packed batch holds. What ties them to a server is a module of its own: `batching` and `launcher` for transformers, the
-package `vllm` for vLLM.
+packed batch holds. What ties them to a stack is apart: `ServedModel` for transformers, the package `vllm` for vLLM.
 """
 
+from .batching import ServedModel
 from .catalogue import Admission, Catalogue, Change, ServedEdit
 from .errors import ServingError
 from .memory import ServedMemory, edit_key
@@ -17,6 +17,7 @@ __all__ = [
     "Change",
     "ServedEdit",
     "ServedMemory",
+    "ServedModel",
     "ServingError",
     "ServingSettings",
     "Slots",

@@ -238,8 +238,6 @@ class ServedModel:
                 version = self.catalogue.publish(change)
             finally:
                 self._untidy = True
-                for manager in self._managers:
-                    manager.sweep()
                 self.tidy()
         return change.to_dict(version)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -93,6 +94,7 @@ class BatchedRequests:
         self._taken: list[tuple[Any, str]] = []
         self._flights: dict[str, Flight] = {}  # of the generation's thread
         self._queued: weakref.WeakValueDictionary[str, Flight] = weakref.WeakValueDictionary()
+        self._arriving = threading.Lock()
         self._around(manager, "add_request", self._add_request)
         self._around(manager.input_queue, "put", self._put)
         self._around(manager, "_create_batch_processor", self._create)
@@ -135,13 +137,14 @@ class BatchedRequests:
 
     def _put(self, original: Any, state: Any, *args: Any, **kwargs: Any) -> None:
         """The decision belongs to a request's arrival: what changes later is for those that come later."""
-        name = state.request_id
-        live = () if self._scheduler is None else (self._scheduler.active_requests, self._scheduler.waiting_requests)
-        if name in self._queued or any(name in requests for requests in live):
-            raise ServingError(f'A request with the id "{name}" is in flight: give another id.', 409)
-        flight = self.desk.admit(name, state.initial_tokens, _tenant.get())
-        setattr(state, _FLIGHT, flight)
-        self._queued[name] = flight
+        name, scheduler = state.request_id, self._scheduler
+        with self._arriving:
+            live = () if scheduler is None else (scheduler.active_requests, scheduler.waiting_requests)
+            if name in self._queued or any(name in requests for requests in live):
+                raise ServingError(f'A request with the id "{name}" is in flight: give another id.', 409)
+            flight = self.desk.admit(name, state.initial_tokens, _tenant.get())
+            setattr(state, _FLIGHT, flight)
+            self._queued[name] = flight
         batch, request = arrivals.get(), asked()
         if batch is not None:
             batch.admissions[name] = flight.admission
@@ -207,7 +210,7 @@ class BatchedRequests:
         original(requests_in_batch, *args, **kwargs)
 
     def _describe(self, states: list[Any], past: np.ndarray, lengths: np.ndarray) -> None:
-        self.sweep()
+        self._sweep()
         self.desk.tidy()
         names = [state.request_id for state in states]
         new = [state for state in states if state.request_id not in self._slots]
@@ -218,10 +221,8 @@ class BatchedRequests:
             self._slots.start(state.request_id, flight.prompt, self.desk.place(flight))
         self._slots.describe(names, past, lengths)
 
-    def sweep(self) -> None:
-        """Forget the requests that have ended. Of the generation's thread, or while it is paused."""
-        if self._scheduler is None:
-            return
+    def _sweep(self) -> None:
+        """Forget the requests that have ended."""
         active, waiting = self._scheduler.active_requests, self._scheduler.waiting_requests
         self._slots.keep(active)
         gone = [name for name in self._flights if name not in active and name not in waiting]

@@ -287,7 +287,7 @@ def test_each_request_is_its_tenants(serve, folders, alone):
 
 def slowly(served, running, rows):
     """Names of requests that are in the middle of their answers."""
-    names = [running.manager.add_request(row, max_new_tokens=300, eos_token_id=-1, streaming=True) for row in rows]
+    names = [running.manager.add_request(row, max_new_tokens=150, eos_token_id=-1, streaming=True) for row in rows]
     seen = set()
     while seen != set(names):
         seen.add(running.manager.get_result(timeout=30).request_id)
@@ -319,7 +319,7 @@ def test_what_is_in_flight_keeps_its_edit(serve, tmp_path, alone):
 
 def batch_reference(folder, rows):
     edited = EditedModel.from_pretrained(tiny_model(), folder, tokenizer=tiny_tokenizer())
-    options = {"max_new_tokens": 300, "do_sample": False, "eos_token_id": None}
+    options = {"max_new_tokens": 150, "do_sample": False, "eos_token_id": None}
     return [edited.generate(torch.tensor([row]), **options)[0, len(row) :].tolist() for row in rows]
 
 
