@@ -224,6 +224,9 @@ class BatchedRequests:
     def _sweep(self) -> None:
         """Forget the requests that have ended."""
         active, waiting = self._scheduler.active_requests, self._scheduler.waiting_requests
+        for name, state in active.items():
+            if name not in self._flights:  # a fork, which may outlive its parent before its own first pass
+                self._flight(state)
         self._slots.keep(active)
         gone = [name for name in self._flights if name not in active and name not in waiting]
         dropped = {self._flights.pop(name) for name in gone}

@@ -228,6 +228,25 @@ def test_forks_are_answered_as_their_parents(serve, folders, alone, blocks):
     assert tokens(outputs) == [answer for answer in alone(rows) for _ in range(4)]
 
 
+def test_a_fork_that_outlives_its_parent_keeps_its_rows(serve, folders, alone, monkeypatch):
+    describe, forks = continuous.BatchedRequests._describe, set()
+
+    def checked(self, *given):
+        describe(self, *given)
+        for name, state in self._scheduler.active_requests.items():
+            assert not state._corrigenda.ended
+            if "__child#" in name and name.partition("__child#")[0] not in self._scheduler.active_requests:
+                forks.add(name)
+
+    monkeypatch.setattr(continuous.BatchedRequests, "_describe", checked)
+    served = serve(folders / "shared")
+    rows = served.encode(PROMPTS[:1])
+    generation = GenerationConfig(max_new_tokens=1, do_sample=False, eos_token_id=2)
+    generation.num_return_sequences = 4
+    outputs = batch(served, rows, new=1, generation=generation, max_requests_per_batch=1)
+    assert forks and tokens(outputs) == alone(rows, 1) * 4
+
+
 def test_requests_that_lose_their_cache_keep_their_edit(serve, folders, alone, monkeypatch):
     resets = []
     renew = RequestState.create_equivalent_initial_request
