@@ -219,7 +219,7 @@ def test_what_a_request_says():
     assert asked(7, sampling("k")) == (7, "k") and asked(7, sampling(None)) == (7, None) == asked(7, None)
 
 
-def test_the_launchers_command(monkeypatch, tmp_path):
+def test_the_launchers_command(monkeypatch, tmp_path, folder):
     monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CorrigendaError, match="vLLM is not installed"):
         launcher.command("m", {"edits": "e"})
@@ -233,3 +233,10 @@ def test_the_launchers_command(monkeypatch, tmp_path):
         launcher.command("m", {"edits": "e"}, ["--additional-config={}"])
     with pytest.raises(CorrigendaError, match='no setting "edit"'):
         launcher.command("m", {"edit": "e"})
+    started = []
+    monkeypatch.setattr(launcher.os, "execve", lambda *given: started.append(given))
+    with pytest.raises(CorrigendaError, match="There is no folder"):
+        launcher.serve("m", {"edits": str(tmp_path / "none")})
+    launcher.serve("m", {"edits": str(folder)}, ["--port", "1"])
+    ((program, given, _),) = started
+    assert program == given[0] and given[-2:] == ["--port", "1"]

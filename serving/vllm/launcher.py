@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 from ...editing.base import PACKAGED, as_folder
 from ...editing.errors import CorrigendaError
+from ..catalogue import open_store, served_config
 from ..settings import ServingSettings
 from .plugin import CONFIG
 
@@ -37,6 +39,11 @@ def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -
 
 
 def serve(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> None:
-    """Become vLLM's server."""
+    """Become vLLM's server; what is wrong with the edits is said here, not at the end of its own long report."""
+    parsed = ServingSettings.parse(settings)
+    for folder in [*parsed.edits, *itertools.chain.from_iterable(parsed.tenants.values())]:
+        store = open_store(folder)
+        served_config(store)
+        store.close()
     arguments, environment = command(model, settings, options)
     os.execve(arguments[0], arguments, environment)
