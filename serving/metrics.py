@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 try:
     import prometheus_client
@@ -15,6 +16,31 @@ _MARGINS = (-0.4, -0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 """A margin is the score less what it takes to be applied: between -0.5 and 0.6."""
 
 
+class _Collectors(NamedTuple):
+    requests: Any
+    margin: Any
+    edits: Any
+    version: Any
+    changes: Any
+
+
+@functools.cache
+def _collectors(registry: Any) -> _Collectors:
+    """Those of a registry, made once: engines of one process count together."""
+    made = {"registry": registry}
+    return _Collectors(
+        prometheus_client.Counter(
+            "corrigenda_requests", "Requests by what answers them", ["outcome", "tenant"], **made
+        ),
+        prometheus_client.Histogram(
+            "corrigenda_route_margin", "How far the best match stands above the threshold", buckets=_MARGINS, **made
+        ),
+        prometheus_client.Gauge("corrigenda_edits", "Edits that are served", ["tenant"], **made),
+        prometheus_client.Gauge("corrigenda_version", "Version of the served edits", **made),
+        prometheus_client.Counter("corrigenda_changes", "Edits added and removed", ["kind"], **made),
+    )
+
+
 class Metrics:
     """What a server counts of its edits, in the registry that its stack shows.
 
@@ -23,47 +49,28 @@ class Metrics:
     """
 
     def __init__(self, registry: Any = None) -> None:
-        self._known: list[Any] = []
-        if prometheus_client is None:
-            return
-        registry = prometheus_client.REGISTRY if registry is None else registry
-        options = {"registry": registry}
-        self._requests = prometheus_client.Counter(
-            "corrigenda_requests", "Requests by what answers them", ["outcome", "tenant"], **options
-        )
-        self._margin = prometheus_client.Histogram(
-            "corrigenda_route_margin", "How far the best match stands above the threshold", buckets=_MARGINS, **options
-        )
-        self._edits = prometheus_client.Gauge("corrigenda_edits", "Edits that are served", ["tenant"], **options)
-        self._version = prometheus_client.Gauge("corrigenda_version", "Version of the served edits", **options)
-        self._changes = prometheus_client.Counter("corrigenda_changes", "Edits added and removed", ["kind"], **options)
-        self._registry = registry
-        self._known = [self._requests, self._margin, self._edits, self._version, self._changes]
+        self._to: _Collectors | None = None
+        if prometheus_client is not None:
+            self._to = _collectors(prometheus_client.REGISTRY if registry is None else registry)
 
     def admitted(self, admission: Admission) -> None:
         """Count a request."""
-        if self._known:
+        if self._to is not None:
             outcome = "base" if admission.edit is None else "edited"
-            self._requests.labels(outcome, admission.tenant or "").inc()
-            self._margin.observe(admission.margin)
+            self._to.requests.labels(outcome, admission.tenant or "").inc()
+            self._to.margin.observe(admission.margin)
 
     def refused(self) -> None:
         """Count a request that named a tenant which is not there."""
-        if self._known:
-            self._requests.labels("refused", "").inc()
+        if self._to is not None:
+            self._to.requests.labels("refused", "").inc()
 
     def changed(self, catalogue: Catalogue, added: int, removed: int) -> None:
         """Count a change, and show what is served now."""
-        if not self._known:
+        if self._to is None:
             return
-        self._changes.labels("added").inc(added)
-        self._changes.labels("removed").inc(removed)
-        self._version.set(catalogue.version)
+        self._to.changes.labels("added").inc(added)
+        self._to.changes.labels("removed").inc(removed)
+        self._to.version.set(catalogue.version)
         for tenant in (None, *catalogue.tenants()):
-            self._edits.labels(tenant or "").set(len(catalogue.served(tenant)))
-
-    def close(self) -> None:
-        """Take the counters out of the registry."""
-        for metric in self._known:
-            self._registry.unregister(metric)
-        self._known = []
+            self._to.edits.labels(tenant or "").set(len(catalogue.served(tenant)))
