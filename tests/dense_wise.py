@@ -132,11 +132,12 @@ class DenseWise:
                 self.merged = self.ties(weights, [1 / count] * count)
             else:
                 shares = [(1 - config.merged_weight) / count] * count + [config.merged_weight]
-                self.merged = self.ties([*weights, self.merged], shares)
+                mean = self.frozen + (self.merged - self.frozen) / config.merge_scale
+                self.merged = self.ties([*weights, mean], shares)
             self.finished = []
 
     def ties(self, weights, shares):
-        """The frozen weight and the TIES merge of the differences to it."""
+        """The frozen weight and the TIES merge of the differences to it, scaled."""
         trimmed = []
         for weight in weights:
             delta = weight - self.frozen
@@ -148,7 +149,8 @@ class DenseWise:
         sign = torch.where(parts.sum(0) >= 0, 1, -1)
         agrees = (parts * sign > 0).to(parts.dtype)
         mass = (share * agrees).sum(0)
-        return self.frozen + torch.where(mass > 0, (parts * agrees).sum(0) / mass.clamp(min=1e-30), 0.0)
+        mean = torch.where(mass > 0, (parts * agrees).sum(0) / mass.clamp(min=1e-30), 0.0)
+        return self.frozen + self.config.merge_scale * mean
 
     @torch.no_grad()
     def route(self, prompt):

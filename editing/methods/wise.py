@@ -116,7 +116,7 @@ class Wise(Method):
         if config.variant == "merge" and len(memory.finished) > count > 0:
             weights = [config.merged_weight, *((1 - config.merged_weight) / count for _ in range(count))]
         if weights:
-            memory.merge(weights, config.merge, config.merge_density, config.seed)
+            memory.merge(weights, config.merge, config.merge_density, config.seed, config.merge_scale)
 
     def _solve(self, edits: Sequence[Edit], memory: SideMemories) -> list[Solved]:
         """Take the steps of edits that the current shard has room for, on a copy of it."""
@@ -202,8 +202,13 @@ class Wise(Method):
     def _gradient_mask(self, shard: int) -> Tensor:
         """int32 `[D, ceil(d/32)]`: which entries a shard's edits may write."""
         if self._mask is None or self._mask[0] != shard:
-            shape = self.width, self.out_width, self.config.mask_ratio, self.device
-            self._mask = shard, random_bits(self.config.seed, shard, *shape)
+            config, group, first, last = self.config, shard, 0.0, self.config.mask_ratio
+            if config.disjoint_masks:
+                together = config.merge_every // config.save_every
+                group, part = divmod(shard, together)
+                first, last = part / together, min(part / together + config.mask_ratio, (part + 1) / together)
+            shape = self.width, self.out_width, last, self.device
+            self._mask = shard, random_bits(config.seed, group, *shape, below=first)
         return self._mask[1]
 
     def _decayed(self) -> Tensor | None:
