@@ -30,10 +30,10 @@ MASKS = {
 # (kind, density, scale) by shards merged.
 MERGES = {
     "all entries": {
-        2: (("ties", 0.53, 1.0), ("ties", 1.0, 1.0), ("linear", 1.0, 2.0), ("ties", 0.53, 1.5), ("ties", 0.53, 2.0)),
+        2: (("ties", 0.53, 1.0), ("ties", 1.0, 1.0), ("linear", 1.0, 2.0), ("ties", 0.53, 2.0)),
         4: (
             *(("ties", 0.53, 1.0), ("ties", 1.0, 1.0), ("linear", 1.0, 4.0)),
-            *(("ties", density, scale) for density in (0.53, 0.3) for scale in (1.5, 2.0, 2.5)),
+            *(("ties", 0.53, 1.5), ("ties", 0.53, 2.0), ("ties", 0.53, 2.5), ("ties", 0.3, 2.0)),
         ),
     },
     "disjoint, two": {2: (("ties", 1.0, 1.0),)},
@@ -58,7 +58,8 @@ class Asked:
     """An edited model whose memories can be put in one at a time, and what they make of the edits they hold."""
 
     def __init__(self, edited, edits, misfires):
-        self.memory, self.method, self.edits, self.misfires = edited.method.memory, edited.method, edits, misfires
+        self.memory, self.method, self.misfires = edited.method.memory, edited.method, misfires
+        self.edits = [replace(edit, localities=[]) for edit in edits]
         self.evaluator = Evaluator(edited, free=False)
         self.empty = self.memory.current
         self.local = [place.prompt for edit in edits for place in edit.localities]

@@ -40,8 +40,18 @@ def dense_twin(edited):
         bits = random_bits(edited.config.seed, stream, method.width, method.out_width, rate, "cpu")
         return unpack_mask(bits, method.out_width)
 
+    sparing = torch.linalg.inv(dense_second_moment(method)) if edited.config.spared else None
     model = copy.deepcopy(edited.detach()).double()
-    return DenseWise(model, edited.prompts, method._contexts, edited.config.layer, edited.config, mask_of)
+    return DenseWise(model, edited.prompts, method._contexts, edited.config.layer, edited.config, mask_of, sparing)
+
+
+def dense_second_moment(method):
+    """I + spared C / mean(diag C), float64, for the second moment C of background inputs."""
+    config = method.config
+    found = method.prompt_features(config.layer, background_prompts()[: config.background_prompts])
+    used = torch.cat([prompt.inputs for prompt in found]).double()
+    second = used.T @ used / len(used)
+    return torch.eye(method.width).double() + config.spared * second / second.diagonal().mean()
 
 
 def irrelevant(number):
@@ -80,8 +90,13 @@ def decision_of(edited, prompt):
         {"variant": "retrieve", "distance": "raw", "decay": "masked", "weight_decay": 1e-2},
         {"variant": "merge", "disjoint_masks": True, "mask_ratio": 1.0, "merge_density": 1.0, "merge_scale": 1.5},
         {"variant": "retrieve", "disjoint_masks": True, "merge_scale": 2.0},
+        {"variant": "merge", **{"margin_weight": 0.3, "spared": 3.0, "background_prompts": 40, "mask_ratio": 1.0}}
+        | {"distance_tokens": "prompt", "reduction": "max", "merge_scale": 2.0},
     ],
-    ids=["merge", "retrieve, decay of all", "retrieve, raw, masked decay", "merge, disjoint", "retrieve, disjoint"],
+    ids=[
+        *("merge", "retrieve, decay of all", "retrieve, raw, masked decay", "merge, disjoint", "retrieve, disjoint"),
+        "merge, as tuned for SmolLM2",
+    ],
 )
 def test_equals_the_dense_loop_over_shards_and_merges(sharp_model, wrap, settings):
     """Twenty edits: shards of three, two of them merged three times, and two edits in the shard in use."""
@@ -341,16 +356,13 @@ def test_directions_that_background_prompts_use_are_spared(sharp_model, wrap):
         edited = wrap(sharp_model(), tiny_tokenizer(), config)
         method = edited.method
         found = method.prompt_features(edited.config.layer, background_prompts()[:40])
-        used = torch.cat([prompt.inputs for prompt in found]).double()
-        second = used.T @ used / len(used)
-        dense = torch.eye(160).double() + spared * second / second.diagonal().mean()
-        x = found[0].inputs
-        expected = torch.linalg.solve(dense, x.double().T).T
+        used, x = torch.cat([prompt.inputs for prompt in found]), found[0].inputs
+        expected = torch.linalg.solve(dense_second_moment(method), x.double().T).T
         torch.testing.assert_close(method._written_along(x).double(), expected, rtol=1e-3, atol=1e-5)
         (solved,) = method.solve(TWENTY[:1])
         update = solved.record.tensors["x"].T @ solved.record.tensors["h"]
         own = method.prompt_features(edited.config.layer, [TWENTY[0].prompt])[0].inputs
-        far[spared] = float((used.float() @ update).norm(dim=1).mean() / (own @ update).norm(dim=1).mean())
+        far[spared] = float((used @ update).norm(dim=1).mean() / (own @ update).norm(dim=1).mean())
     assert far[30.0] < 0.8 * far[0.0]
 
 
