@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -221,6 +222,12 @@ class WiseConfig(EditingConfig):
     """"ties", "linear", "magnitude", "sign", "dare", "dare_ties" or "slerp"."""
     merge_density: float = 0.53
     """Share of a shard's entries that "ties", "magnitude" and "dare" keep."""
+    merge_scale: float | None = None
+    """By how much merged differences are multiplied (the lambda of TIES, arXiv 2306.01708): 1 as published. A mean of
+    shards gives every edit less than its own shard did."""
+    disjoint_masks: bool = False
+    """Whether shards that are merged together write entries of their own: of g such shards, each those entries whose
+    random number is in its g-th part, `mask_ratio` of all at most. TIES then has no conflict among them."""
     merged_weight: float = 0.6
     """For "merge": the weight of what was merged before; the new shards share the rest."""
     record_rank: int | None = None
@@ -252,11 +259,15 @@ class WiseConfig(EditingConfig):
         for name in ("margin_weight", "spared"):
             value = getattr(self, name)
             self._require(value is None or (_is_number(value) and value >= 0), name, "a number from 0 on")
+        scale = self.merge_scale
+        self._require(scale is None or (_is_number(scale) and 0 < scale < math.inf), "merge_scale", "a number above 0")
         self._require_positive("save_every")
         for name in ("contexts", "steps", "record_rank", "irrelevant_prompts"):
             if getattr(self, name) is not None:
                 self._require_positive(name)
         self._require(not self.replay or self.variant == "retrieve", "replay", 'False for "merge"')
+        mergeless = self.merge_every is None
+        self._require(not (self.disjoint_masks and mergeless), "disjoint_masks", "False where nothing is merged")
         if self.merge_every is not None:
             self._require_positive("merge_every")
             self._require(self.merge_every % self.save_every == 0, "merge_every", "a multiple of `save_every`, or None")

@@ -32,6 +32,7 @@ _WISE_PUBLISHED = {
     "irrelevant_prompts": 1,
     "spared": 0.0,
     "mask_ratio": 0.2,
+    "merge_scale": 1.0,
     "distance_tokens": "row",
     "reduction": "published",
     "act_ratio": 0.88,
@@ -57,12 +58,12 @@ _WISE_KNOWN: dict[tuple[str, int, int, int | None], dict[str, Any]] = {
     # far as edits; with `spared`, all entries free and 8 steps, .97 to 1.00. A mask of .2 or .5 brings back, as noise,
     # what is spared. Told by the largest distance of a token, not the mean, 90 % of 40 rephrasings and not 70 % stand
     # above 99 % of unrelated prompts: names tell. After 100 edits in one shard, 2 % of unrelated prompts stand above
-    # 1.4 times the least distance; in shards of 25 each, above 1.22 times. With all entries free, shards use the same
-    # ones, and merging costs: without a threshold, Rel .96 of four shards apart is .88 with each two merged by TIES,
-    # .68 with all four.
+    # 1.4 times the least distance; in shards of 25 each, above 1.22 times. What merging by TIES costs is not a conflict
+    # but the mean, of which every edit has a share: without a threshold, Rel .97 of four shards apart is .89 with each
+    # two merged and .67 with all four, and .98 and .95 with twice the mean.
     ("llama", 30, 1536, None): {
         **{"layer": 24, "learning_rate": 6.0, "steps": 8, "margin_weight": 0.03, "spared": 3.0, "mask_ratio": 1.0},
-        **{"contexts": 4, "distance_tokens": "prompt", "reduction": "max", "act_ratio": 1.4},
+        **{"contexts": 4, "distance_tokens": "prompt", "reduction": "max", "act_ratio": 1.4, "merge_scale": 2.0},
     },
 }
 

@@ -195,6 +195,10 @@ class Suffix:
 
         delta: `[tokens, d]`, what the memory adds at the valid positions, in row order.
         """
+        return suffix_losses([self], [delta])[0]
+
+    def last_hidden(self, delta: Tensor) -> Tensor:
+        """What the last layer makes of the positions that a label is predicted from, `[labels, d]` in row order."""
         rows, length, width = self.hidden.shape
         hidden = self.hidden.view(-1, width).index_add(
             0, self.valid.view(-1).nonzero()[:, 0], delta.to(self.hidden.dtype)
@@ -212,6 +216,20 @@ class Suffix:
                 hidden = self.decoder.last_layer_at(hidden, asked, positions, mask)
             else:
                 hidden = hidden[asked.to(hidden.device)]
-        logits = self.decoder.logits(hidden)
-        losses = F.cross_entropy(logits, self.labels[asked].to(logits.device), reduction="none").to(delta.device)
-        return torch.zeros(rows, length, device=delta.device).masked_scatter(asked, losses)
+        return hidden
+
+
+def suffix_losses(suffixes: Sequence[Suffix], deltas: Sequence[Tensor]) -> list[Tensor]:
+    """`Suffix.losses` of several. What they predict passes the head together, which then reads its weight once.
+
+    For a dozen answer tokens that reading, 113 MB of SmolLM2's, is most of the head's time on a CPU.
+    """
+    hidden = torch.cat([suffix.last_hidden(delta) for suffix, delta in zip(suffixes, deltas)])
+    asked = [suffix.labels != -100 for suffix in suffixes]
+    labels = [suffix.labels[where] for suffix, where in zip(suffixes, asked)]
+    logits = suffixes[0].decoder.logits(hidden)
+    losses = F.cross_entropy(logits, torch.cat(labels).to(logits.device), reduction="none").to(deltas[0].device)
+    return [
+        torch.zeros(where.shape, device=losses.device).masked_scatter(where, part)
+        for where, part in zip(asked, losses.split([len(of_suffix) for of_suffix in labels]))
+    ]

@@ -12,11 +12,14 @@ _ENTRIES = 1 << 22
 """Entries drawn at a time: 32 MB a temporary, where the whole of an 8B model's matrix would take 470 MB."""
 
 
-def random_bits(seed: int, stream: int, rows: int, columns: int, rate: float, device: torch.device) -> Tensor:
-    """int32 `[rows, ceil(columns / 32)]`: every bit is 1 with probability `rate`, independently of all others.
+def random_bits(
+    seed: int, stream: int, rows: int, columns: int, rate: float, device: torch.device, below: float = 0.0
+) -> Tensor:
+    """int32 `[rows, ceil(columns / 32)]`: every bit is 1 with probability `rate - below`, independently of all others.
 
-    Bit (i, j) is whether the upper half of SplitMix64's output number i * columns + j is below rate * 2^32, for the
-    state that `seed` and `stream` (at most 2^32 each) name. int64 wraps around as that generator's arithmetic does.
+    Bit (i, j) is whether the upper half of SplitMix64's output number i * columns + j is from below * 2^32 to less than
+    rate * 2^32, for the state that `seed` and `stream` (at most 2^32 each) name: ranges that share no number share no
+    bit. int64 wraps around as that generator's arithmetic does.
     """
     state = ((stream << 32) ^ seed) % (1 << 64)
     start = _mixed(torch.tensor([state - (state >> 63 << 64)]))  # the same bits, signed
@@ -26,7 +29,8 @@ def random_bits(seed: int, stream: int, rows: int, columns: int, rate: float, de
         count = min(step, rows - row)
         index = torch.arange(row * columns, (row + count) * columns, device=device)
         drawn = _shifted(_mixed(start.to(device) + (index + 1) * _GOLDEN), 32)
-        bits[row : row + count] = pack_mask((drawn < int(rate * 2**32)).view(count, columns))
+        chosen = (drawn >= int(below * 2**32)) & (drawn < int(rate * 2**32))
+        bits[row : row + count] = pack_mask(chosen.view(count, columns))
     return bits
 
 

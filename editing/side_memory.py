@@ -126,10 +126,14 @@ class SideMemories:
         else:
             self.shards[-1] = replace(current, number=next_number)
 
-    def merge(self, weights: list[float], kind: str, density: float, seed: int) -> None:
-        """Make one shard of the last finished ones, as many as there are weights; it takes their place."""
+    def merge(self, weights: list[float], kind: str, density: float, seed: int, scale: float = 1.0) -> None:
+        """Make one shard of the last finished ones, as many as there are weights; it takes their place.
+
+        What is merged is multiplied by `scale`; one that was merged before goes in without it, or it would grow.
+        """
         old = self.finished[-len(weights) :]
-        delta = merge(kind, [shard.delta for shard in old], weights, density, seed)
+        deltas = [shard.delta / scale if shard.merged else shard.delta for shard in old]
+        delta = merge(kind, deltas, weights, density, seed) * scale
         minimum = torch.stack([shard.minimum for shard in old]).amin()
         merged = Shard(old[-1].number, delta, minimum, old[0].first, old[-1].end, merged=True)
         self.shards[-1 - len(old) : -1] = [merged]

@@ -3,7 +3,8 @@
 Every step is a full forward and backward of the model over 12 left-padded rows with logits at every position, a copy
 of the edited weight under `torch.optim.SGD`, its gradient multiplied by a dense 0/1 mask, and a clamp of the whole
 weight. Written from the paper's algorithm; it shares nothing with the package but the text format and the masks' bits.
-Padding counts in no distance, where the published code lets it.
+Padding counts in no distance, where the published code lets it. Of what goes beyond the paper it knows, in their plain
+form, what changes a step or a distance: `margin_weight`, `spared`, `distance_tokens`, `reduction`, `merge_scale`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ class DenseWise:
     """The dense loop over a plain transformers model; weights `[d, D]`.
 
     mask_of(shard): bool `[D, d]`, the entries that a shard's edits may write. config: the settings, a `WiseConfig`.
+    sparing: `[D, D]`, what an update is multiplied by on the side of the inputs; None for nothing.
     """
 
-    def __init__(self, model, prompts, contexts, layer, config, mask_of):
+    def __init__(self, model, prompts, contexts, layer, config, mask_of, sparing=None):
         self.model = model
         self.prompts = prompts
         self.contexts = contexts
         self.config = config
         self.steps = config.steps
         self.mask_of = mask_of
+        self.sparing = sparing
         self.module = model.model.layers[layer].mlp.down_proj
         model.requires_grad_(False)
         self.frozen = self.module.weight.detach().clone()
@@ -47,7 +50,12 @@ class DenseWise:
             ids[i, width - len(prompt) - len(target) :] = torch.tensor(prompt + target)
             attention[i, width - len(prompt) - len(target) :] = 1
             labels[i, width - len(target) :] = torch.tensor(target)
-        return ids, attention, labels
+        # The last target token is read by no label and counts in no distance either: it is not part of a row.
+        counted = attention.clone()
+        counted[: len(self.contexts), -1] = 0
+        if self.config.distance_tokens == "prompt":
+            counted *= labels == -100
+        return ids, attention, labels, counted
 
     def token_distance(self, x, weight):
         """How far another weight than the frozen one moves the output, token by token."""
@@ -61,10 +69,7 @@ class DenseWise:
         config = self.config
         shard = self.edits // config.save_every
         mask = self.mask_of(shard).T
-        ids, attention, labels = self._batch(edit, irrelevant)
-        # The last target token is read by no label but counts in no distance either: it is not part of a row.
-        read = attention.clone()
-        read[: len(self.contexts), -1] = 0
+        ids, attention, labels, read = self._batch(edit, irrelevant)
         taken = {}
 
         def replace(_module, args, _out):
@@ -82,9 +87,10 @@ class DenseWise:
                 # The published label mask starts one position early, on a label that is ignored.
                 counted = (labels[:, 1:] != -100).sum(1) + 1
                 loss = (token_loss.sum(1) / counted)[: len(self.contexts)].mean()
-                distance = (self.token_distance(taken["x"], self.side) * read).sum(1) / read.sum(1)
+                of_token = self.token_distance(taken["x"], self.side)
+                distance = (of_token * read).sum(1) / read.sum(1)
                 edited, unrelated = distance[:-1], distance[-1]
-                loss = loss + sum(
+                loss = loss + config.margin_weight * sum(
                     part[part > 0].mean() if (part > 0).any() else 0.0
                     for part in (
                         unrelated[None] - config.alpha,
@@ -98,6 +104,8 @@ class DenseWise:
                     break
                 optimizer.zero_grad()
                 loss.backward()
+                if self.sparing is not None:
+                    self.side.grad.copy_(self.side.grad @ self.sparing)
                 self.side.grad.mul_(mask)
                 if config.decay == "masked":
                     self.side.grad.add_(config.weight_decay * self.side.detach() * mask)
@@ -107,6 +115,8 @@ class DenseWise:
                     self.side.copy_(torch.clamp(self.side, self.frozen - limit, self.frozen + limit))
         finally:
             handle.remove()
+        if config.reduction == "max":
+            edited = (of_token * read)[:-1].amax(1)
         self.minimum = min(self.minimum, edited.mean().item())
         self.edits += 1
         if self.edits % config.save_every == 0:
@@ -132,11 +142,12 @@ class DenseWise:
                 self.merged = self.ties(weights, [1 / count] * count)
             else:
                 shares = [(1 - config.merged_weight) / count] * count + [config.merged_weight]
-                self.merged = self.ties([*weights, self.merged], shares)
+                mean = self.frozen + (self.merged - self.frozen) / config.merge_scale
+                self.merged = self.ties([*weights, mean], shares)
             self.finished = []
 
     def ties(self, weights, shares):
-        """The frozen weight and the TIES merge of the differences to it."""
+        """The frozen weight and the TIES merge of the differences to it, scaled."""
         trimmed = []
         for weight in weights:
             delta = weight - self.frozen
@@ -148,7 +159,8 @@ class DenseWise:
         sign = torch.where(parts.sum(0) >= 0, 1, -1)
         agrees = (parts * sign > 0).to(parts.dtype)
         mass = (share * agrees).sum(0)
-        return self.frozen + torch.where(mass > 0, (parts * agrees).sum(0) / mass.clamp(min=1e-30), 0.0)
+        mean = torch.where(mass > 0, (parts * agrees).sum(0) / mass.clamp(min=1e-30), 0.0)
+        return self.frozen + self.config.merge_scale * mean
 
     @torch.no_grad()
     def route(self, prompt):
@@ -160,7 +172,8 @@ class DenseWise:
 
         def distance(weight):
             tokens = self.token_distance(taken[0][0], weight)
-            return float(tokens.mean() if len(tokens) <= 100 else tokens.max())
+            longest = {"published": 100, "mean": 1 << 30, "max": 0}[self.config.reduction]
+            return float(tokens.mean() if len(tokens) <= longest else tokens.max())
 
         ratio = self.config.act_ratio
         if self.config.variant == "merge":

@@ -13,6 +13,7 @@ from corrigenda.editing.decoder import Decoder, causal_mask, check_decoder
 from corrigenda.editing.defaults import resolved
 from corrigenda.editing.frozen import Row, Suffix, frozen_features, length_groups
 from corrigenda.editing.last_layer import knows
+from corrigenda.editing.methods import steps
 
 LENGTHS = (5, 12, 9, 12, 1, 20)
 every_kind = pytest.mark.parametrize("kind", ["llama", "mistral"])
@@ -233,6 +234,26 @@ def test_suffix_losses_and_gradients_are_the_whole_models(name, layer, start):
         (gradient,) = torch.autograd.grad(losses.sum(), delta)
         (expected,) = torch.autograd.grad(torch.cat(own).sum(), own_delta)
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_an_edits_rows_pass_the_head_together_or_apart(monkeypatch):
+    """However many groups of rows share a pass of the head, losses and gradients are the same."""
+    model, texts = small("Llama").requires_grad_(False), rows()
+    found = frozen_features(Decoder(model), 0, [row.tokens for row in texts])
+    monkeypatch.setattr(steps, "_STEP_TOKENS", 1)  # each row a group
+    losses, gradients, passes = [], [], []
+    delta = 0.5 * torch.randn(sum(len(row.tokens) for row in texts), 32)
+    for budget in (1, 20, 10_000):
+        monkeypatch.setattr(steps, "_HEAD_TOKENS", budget)
+        batch = steps.EditRows(Decoder(model), 0, texts, found, [0] * len(texts), 1)
+        loss, gradient = batch.loss_and_gradient(delta)
+        losses.append(loss)
+        gradients.append(gradient)
+        passes.append(len(batch._passes))
+    assert passes[0] == len(texts) > passes[1] > passes[2] == 1
+    for loss, gradient in zip(losses[1:], gradients[1:]):
+        torch.testing.assert_close(loss, losses[0])
+        torch.testing.assert_close(gradient, gradients[0])
 
 
 def test_length_groups_keep_to_their_budget():

@@ -28,11 +28,30 @@ def dense_twin(edited):
     method = edited.method
 
     def mask_of(shard):
-        bits = random_bits(edited.config.seed, shard, method.width, method.out_width, edited.config.mask_ratio, "cpu")
+        config = edited.config
+        if not config.disjoint_masks:
+            return below(shard, config.mask_ratio)
+        together = config.merge_every // config.save_every
+        part = shard % together / together
+        upper = min(part + config.mask_ratio, (shard % together + 1) / together)
+        return below(shard // together, upper) & ~below(shard // together, part)
+
+    def below(stream, rate):
+        bits = random_bits(edited.config.seed, stream, method.width, method.out_width, rate, "cpu")
         return unpack_mask(bits, method.out_width)
 
+    sparing = torch.linalg.inv(dense_second_moment(method)) if edited.config.spared else None
     model = copy.deepcopy(edited.detach()).double()
-    return DenseWise(model, edited.prompts, method._contexts, edited.config.layer, edited.config, mask_of)
+    return DenseWise(model, edited.prompts, method._contexts, edited.config.layer, edited.config, mask_of, sparing)
+
+
+def dense_second_moment(method):
+    """I + spared C / mean(diag C), float64, for the second moment C of background inputs."""
+    config = method.config
+    found = method.prompt_features(config.layer, background_prompts()[: config.background_prompts])
+    used = torch.cat([prompt.inputs for prompt in found]).double()
+    second = used.T @ used / len(used)
+    return torch.eye(method.width).double() + config.spared * second / second.diagonal().mean()
 
 
 def irrelevant(number):
@@ -69,8 +88,15 @@ def decision_of(edited, prompt):
         {"variant": "merge"},
         {"variant": "retrieve", "decay": "all", "weight_decay": 1e-2},
         {"variant": "retrieve", "distance": "raw", "decay": "masked", "weight_decay": 1e-2},
+        {"variant": "merge", "disjoint_masks": True, "mask_ratio": 1.0, "merge_density": 1.0, "merge_scale": 1.5},
+        {"variant": "retrieve", "disjoint_masks": True, "merge_scale": 2.0},
+        {"variant": "merge", **{"margin_weight": 0.3, "spared": 3.0, "background_prompts": 40, "mask_ratio": 1.0}}
+        | {"distance_tokens": "prompt", "reduction": "max", "merge_scale": 2.0},
     ],
-    ids=["merge", "retrieve, decay of all", "retrieve, raw, masked decay"],
+    ids=[
+        *("merge", "retrieve, decay of all", "retrieve, raw, masked decay", "merge, disjoint", "retrieve, disjoint"),
+        "merge, as tuned for SmolLM2",
+    ],
 )
 def test_equals_the_dense_loop_over_shards_and_merges(sharp_model, wrap, settings):
     """Twenty edits: shards of three, two of them merged three times, and two edits in the shard in use."""
@@ -117,6 +143,47 @@ def test_the_clamp_is_the_dense_loops(sharp_model, wrap):
         assert (delta.abs() == 0.01).float().mean() > 0.05 and delta.abs().max() == 0.01
 
 
+@pytest.mark.parametrize("together", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_disjoint_masks_part_the_entries(sharp_model, wrap, together, share):
+    """Of shards that are merged together every entry is one's, or at most one's where the masks are narrower."""
+    config = WiseConfig(save_every=1, merge_every=together, disjoint_masks=True, mask_ratio=share, **LEARNT)
+    method = wrap(sharp_model(), tiny_tokenizer(), config).method
+    for first in (0, together):
+        masks = [unpack_mask(method._gradient_mask(first + part), method.out_width) for part in range(together)]
+        taken = torch.stack(masks).sum(0)
+        assert taken.max() == 1 and (share < 1 or taken.min() == 1)
+        for mask in masks:
+            assert mask.float().mean().item() == pytest.approx(min(share, 1 / together), rel=0.1)
+    assert not same_bits(method._gradient_mask(0), method._gradient_mask(together)) or share == together == 1
+
+
+def test_merging_disjoint_shards_keeps_every_entry(sharp_model, wrap):
+    config = WiseConfig(save_every=2, merge_every=4, disjoint_masks=True, mask_ratio=1.0, merge_density=1.0, **LEARNT)
+    edited = wrap(sharp_model(), tiny_tokenizer(), config)
+    apart, memory = [], edited.method.memory
+    merge = memory.merge
+    memory.merge = lambda *how: (apart.extend(shard.delta for shard in memory.finished), merge(*how))
+    edited.edit(TWENTY[:4])
+    first, second = apart[-2:]
+    assert first.any() and second.any() and not (first * second).any()
+    assert same_bits(memory.finished[0].delta, first + second)
+
+
+def test_a_merge_scale_is_not_taken_twice(sharp_model, wrap):
+    """Merged once and again, beside shards that are empty, a memory stays what it was."""
+    memory = wrap(sharp_model(), tiny_tokenizer(), WiseConfig(**LEARNT)).method.memory
+    memory.writable().normal_()
+    own = memory.current.delta.clone()
+    memory.count_in([1.0], [torch.zeros(0)])
+    memory.finish(1)
+    for number in (2, 3):
+        memory.merge([1.0] if number == 2 else [0.6, 0.4], "sign", 1.0, 0, 2.0)
+        torch.testing.assert_close(memory.finished[0].delta, 2 * own)
+        memory.count_in([1.0], [torch.zeros(0)])
+        memory.finish(number)
+
+
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])
 def test_one_prompt_and_many_route_and_answer_alike(sharp_model, wrap, variant):
     config = WiseConfig(variant=variant, save_every=3, merge_every=6, **LEARNT)
@@ -148,10 +215,14 @@ def test_prompts_that_no_memory_answers_keep_the_base_models_bits(sharp_model, w
     assert edited.method.memory.current.delta.abs().sum() > 0
 
 
-@pytest.mark.parametrize("variant", ["merge", "retrieve"])
-def test_undo_over_shards_is_a_rebuild(sharp_model, wrap, tmp_path, variant):
+@pytest.mark.parametrize(
+    "settings",
+    [{"variant": "merge"}, {"variant": "retrieve"}, {"variant": "merge", "disjoint_masks": True, "merge_scale": 1.5}],
+    ids=["merge", "retrieve", "merge, disjoint"],
+)
+def test_undo_over_shards_is_a_rebuild(sharp_model, wrap, tmp_path, settings):
     """Edits out of finished, merged and unfinished shards; redo gives the bits back, undo of all the base model's."""
-    config = WiseConfig(variant=variant, save_every=2, merge_every=4, decay="all", weight_decay=1e-3, **LEARNT)
+    config = WiseConfig(save_every=2, merge_every=4, decay="all", weight_decay=1e-3, **{**LEARNT, **settings})
     edited = wrap(sharp_model(), tiny_tokenizer(), config)
     ids = torch.tensor([irrelevant(5)])
     before = edited.model(ids).logits
@@ -204,9 +275,17 @@ def test_a_shard_keeps_its_mask_and_ends_where_it_ended(sharp_model, wrap):
     assert shards() == [(1, 0, 2), (2, 2, 2)]
 
 
-@pytest.mark.parametrize("variant", ["merge", "retrieve"])
-def test_saved_memories_answer_and_go_on_alike(sharp_model, wrap, tmp_path, variant):
-    config = WiseConfig(variant=variant, save_every=2, merge_every=4, replay=variant == "retrieve", **LEARNT)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"variant": "merge"},
+        {"variant": "retrieve", "replay": True},
+        {"variant": "merge", "disjoint_masks": True, "mask_ratio": 0.7, "merge_scale": 1.5},
+    ],
+    ids=["merge", "retrieve", "merge, disjoint"],
+)
+def test_saved_memories_answer_and_go_on_alike(sharp_model, wrap, tmp_path, settings):
+    config = WiseConfig(save_every=2, merge_every=4, **{**LEARNT, **settings})
     edited = wrap(sharp_model(), tiny_tokenizer(), config)
     edited.edit(TWENTY[:7])
     edited.save_pretrained(tmp_path / "saved")
@@ -277,16 +356,13 @@ def test_directions_that_background_prompts_use_are_spared(sharp_model, wrap):
         edited = wrap(sharp_model(), tiny_tokenizer(), config)
         method = edited.method
         found = method.prompt_features(edited.config.layer, background_prompts()[:40])
-        used = torch.cat([prompt.inputs for prompt in found]).double()
-        second = used.T @ used / len(used)
-        dense = torch.eye(160).double() + spared * second / second.diagonal().mean()
-        x = found[0].inputs
-        expected = torch.linalg.solve(dense, x.double().T).T
+        used, x = torch.cat([prompt.inputs for prompt in found]), found[0].inputs
+        expected = torch.linalg.solve(dense_second_moment(method), x.double().T).T
         torch.testing.assert_close(method._written_along(x).double(), expected, rtol=1e-3, atol=1e-5)
         (solved,) = method.solve(TWENTY[:1])
         update = solved.record.tensors["x"].T @ solved.record.tensors["h"]
         own = method.prompt_features(edited.config.layer, [TWENTY[0].prompt])[0].inputs
-        far[spared] = float((used.float() @ update).norm(dim=1).mean() / (own @ update).norm(dim=1).mean())
+        far[spared] = float((used @ update).norm(dim=1).mean() / (own @ update).norm(dim=1).mean())
     assert far[30.0] < 0.8 * far[0.0]
 
 
@@ -348,6 +424,8 @@ def test_the_margin_loss_by_hand(sharp_model, wrap):
         {"margin_weight": -1},
         {"spared": "much"},
         {"reduction": "sum"},
+        {"merge_scale": 0},
+        {"disjoint_masks": True, "merge_every": None},
     ],
 )
 def test_settings_that_cannot_be_are_named(changed):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..decoder import Decoder
-from ..frozen import Features, Row, Suffix, length_groups, pass_tokens
+from ..frozen import Features, Row, Suffix, length_groups, pass_tokens, suffix_losses
 from .record import Written
 
 _STEP_TOKENS = 192
 """Padded tokens in one pass on a CPU: splits an edit's 11 rows by length, so short contexts do not pay for long."""
+
+_HEAD_TOKENS = 1024
+"""Padded tokens whose answers pass the head together on a CPU: their activations are kept until then."""
 
 
 class EditRows:
@@ -44,7 +47,7 @@ class EditRows:
         self.owner = self.row // contexts
         prompts = [torch.arange(starts[i], len(features[i].inputs)) < len(rows[i].prompt) for i in order]
         self.in_prompt = torch.cat(prompts).to(device)
-        self._suffixes = [
+        suffixes = [
             Suffix(
                 decoder,
                 layer,
@@ -54,23 +57,36 @@ class EditRows:
             )
             for group in groups
         ]
-        self._sizes = [sum(len(features[i].inputs) - starts[i] for i in group) for group in groups]
+        self._passes = list(_together(suffixes, pass_tokens(device, _HEAD_TOKENS)))
         # The published loss divides by one more than the target's tokens, and is a mean over an edit's rows.
         scale = torch.tensor([1 / ((len(rows[i].labels) + 1) * contexts) for i in order])
         self._scale, self._row_owner = scale.to(device), torch.tensor(order, device=device) // contexts
 
     def loss_and_gradient(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Each edit's loss `[edits]`, and the gradient of their sum by `delta` `[tokens, d]`, group after group."""
+        """Each edit's loss `[edits]`, and the gradient of their sum by `delta` `[tokens, d]`, pass after pass."""
         loss = torch.zeros(self.edits, device=delta.device)
-        gradients, row = [], 0
-        for suffix, part in zip(self._suffixes, delta.split(self._sizes)):
-            part = part.detach().requires_grad_()
-            of_group = slice(row, row + len(suffix.hidden))
-            per_row = suffix.losses(part).sum(1) * self._scale[of_group]
-            gradients += torch.autograd.grad(per_row.sum(), part)
-            loss.index_add_(0, self._row_owner[of_group], per_row.detach())
-            row = of_group.stop
+        gradients, row, token = [], 0, 0
+        for suffixes, sizes in self._passes:
+            parts = [part.detach().requires_grad_() for part in delta[token : token + sum(sizes)].split(sizes)]
+            per_row = torch.cat([losses.sum(1) for losses in suffix_losses(suffixes, parts)])
+            of_pass = slice(row, row + len(per_row))
+            per_row = per_row * self._scale[of_pass]
+            gradients += torch.autograd.grad(per_row.sum(), parts)
+            loss.index_add_(0, self._row_owner[of_pass], per_row.detach())
+            row, token = of_pass.stop, token + sum(sizes)
         return loss, torch.cat(gradients)
+
+
+def _together(suffixes: Sequence[Suffix], budget: int) -> Iterator[tuple[list[Suffix], list[int]]]:
+    """Suffixes in turn, as many as have `budget` padded tokens together (one at least), and each one's tokens."""
+    taken: list[Suffix] = []
+    for suffix in suffixes:
+        if taken and sum(s.valid.numel() for s in taken) + suffix.valid.numel() > budget:
+            yield taken, [int(s.valid.sum()) for s in taken]
+            taken = []
+        taken.append(suffix)
+    if taken:
+        yield taken, [int(s.valid.sum()) for s in taken]
 
 
 class Progress:

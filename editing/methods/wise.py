@@ -73,7 +73,7 @@ class Wise(Method):
         )
         self._irrelevant = [tuple(prompts.encode(prompts.wrap(prompt))) for prompt in background_prompts()]
         self._mask: tuple[int, Tensor] | None = None
-        self._background: tuple[Tensor, Tensor] | None = None
+        self._sparing: Tensor | None = None
         self._frozen_weight: Tensor | None = None
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
@@ -116,7 +116,7 @@ class Wise(Method):
         if config.variant == "merge" and len(memory.finished) > count > 0:
             weights = [config.merged_weight, *((1 - config.merged_weight) / count for _ in range(count))]
         if weights:
-            memory.merge(weights, config.merge, config.merge_density, config.seed)
+            memory.merge(weights, config.merge, config.merge_density, config.seed, config.merge_scale)
 
     def _solve(self, edits: Sequence[Edit], memory: SideMemories) -> list[Solved]:
         """Take the steps of edits that the current shard has room for, on a copy of it."""
@@ -181,19 +181,19 @@ class Wise(Method):
     def _written_along(self, x: Tensor) -> Tensor:
         """Inputs `[tokens, D]`, their parts along directions that background prompts use much made small.
 
-        (I + spared C / mean(diag C))^-1 x, for C the second moment of background inputs B `[n, D]`, by Woodbury's
-        identity: x - B^T (B B^T + n mean(diag C) / spared)^-1 B x.
+        (I + spared C / mean(diag C))^-1 x, for C the second moment of background inputs. The inverse `[D, D]` is made
+        once: solving for each edit's tokens, over 5,900 of the background, took half an edit's time on SmolLM2.
         """
         if not self.config.spared:
             return x
-        if self._background is None:
+        if self._sparing is None:
             prompts = background_prompts()[: self.config.background_prompts]
             used = torch.cat([prompt.inputs for prompt in self.prompt_features(self.layer, prompts)]).float()
-            gram = used @ used.T
-            gram.diagonal().add_(gram.trace() / self.width / self.config.spared)
-            self._background = used, torch.linalg.cholesky(gram)
-        used, factor = self._background
-        return (x.float() - torch.cholesky_solve(used @ x.float().T, factor).T @ used).to(x.dtype)
+            second = used.T @ used
+            second *= self.config.spared / second.diagonal().mean()
+            second.diagonal().add_(1)
+            self._sparing = torch.cholesky_inverse(torch.linalg.cholesky(second))
+        return (x.float() @ self._sparing).to(x.dtype)
 
     @torch.no_grad()
     def _base_output(self, x: Tensor) -> Tensor:
@@ -202,8 +202,13 @@ class Wise(Method):
     def _gradient_mask(self, shard: int) -> Tensor:
         """int32 `[D, ceil(d/32)]`: which entries a shard's edits may write."""
         if self._mask is None or self._mask[0] != shard:
-            shape = self.width, self.out_width, self.config.mask_ratio, self.device
-            self._mask = shard, random_bits(self.config.seed, shard, *shape)
+            config, group, first, last = self.config, shard, 0.0, self.config.mask_ratio
+            if config.disjoint_masks:
+                together = config.merge_every // config.save_every
+                group, part = divmod(shard, together)
+                first, last = part / together, min(part / together + config.mask_ratio, (part + 1) / together)
+            shape = self.width, self.out_width, last, self.device
+            self._mask = shard, random_bits(config.seed, group, *shape, below=first)
         return self._mask[1]
 
     def _decayed(self) -> Tensor | None:
@@ -273,7 +278,8 @@ class Wise(Method):
         return [[] for _ in prompts]
 
     def learn_background(self) -> None:
-        """Nothing: irrelevant prompts take part in the loss itself."""
+        """What `spared` needs; irrelevant prompts take part in the loss itself."""
+        self._written_along(torch.zeros(0, self.width, device=self.device))
 
     def remove(self, edits: set[int]) -> bool:
         return False
