@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--options", nargs="*", default=["--dtype", "float32"], help="of vLLM's server")
+    parser.add_argument("--options", default="--dtype float32", help="of vLLM's server")
     parser.add_argument("--work", type=Path, default=Path("bench-work/serving"))
     parser.add_argument("--results", type=Path, default=results_folder() / "serving-throughput.json")
     args = parser.parse_args()
@@ -57,7 +58,7 @@ def main():
     about = [edit.prompt for edit in saved.edits]
     saved.close()
     unrelated = background_prompts()
-    options = ["--max-model-len", "512", "--max-num-seqs", str(args.requests), *args.options]
+    options = ["--max-model-len", "512", "--max-num-seqs", str(args.requests), *shlex.split(args.options)]
     ratios, rates, edited = [], [], 0
     with (
         Server(model, {"edits": str(args.edits_dir)}, args.work / "with.log", *options) as ours,
