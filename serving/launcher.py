@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..editing.base import PACKAGED, load_base
+from ..editing.base import PACKAGED, check_model, load_base
 from ..editing.errors import CorrigendaError
 from .endpoints import EditHeader, edits_router, error_body
 from .settings import ServingSettings
@@ -20,6 +20,7 @@ STACKS = ("transformers", "vllm")
 
 def launch(stack: str, model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> Any:
     """Start a stack's own server with a model and edits, until it is stopped; `options` are that server's."""
+    check_model(model)
     if stack == "transformers":
         return serve_transformers(model, ServingSettings.parse(settings), options)
     if stack == "vllm":

@@ -326,3 +326,6 @@ def test_another_models_edits_are_refused_before_anything_is_served(folders, tmp
     save_tiny(tmp_path / "other", seed=1)
     with pytest.raises(CorrigendaError, match="its weights differ"):
         launch("transformers", str(tmp_path / "other"), {"edits": folders / "edits" / "shared"})
+    for stack in ("transformers", "vllm"):
+        with pytest.raises(CorrigendaError, match="does not exist"):
+            launch(stack, str(tmp_path / "none"), {"edits": folders / "edits" / "shared"})
