@@ -448,7 +448,10 @@ def main():
         (args.work / f"{args.one}.json").write_text(json.dumps(ROWS[args.one](case)))
         return
     case.prepare(args.edits, args.count)
-    table, failed = {}, []
+    found = {**provenance(), "edits": args.count}
+    # Rows that are not asked for stay as they were measured before, each with its commit.
+    table = json.loads(args.results.read_text())["rows"] if args.results.exists() else {}
+    failed = []
     for row in args.rows:
         command = [sys.executable, __file__, "--edits", str(args.edits), "--work", str(args.work), "--one", row]
         with open(args.work / f"{row}.log", "w") as log:
@@ -458,8 +461,8 @@ def main():
             print(f"{name:70s} {result}", flush=True)
             if result.get("equal") != result.get("of") or "failed" in result:
                 failed.append(name)
-        table |= part
-    write_json(args.results, {**provenance(), "edits": args.count, "rows": table})
+        table |= {name: {**result, "commit": found["commit"]} for name, result in part.items()}
+    write_json(args.results, {**found, "rows": table})
     if failed:
         sys.exit(f"Not equal: {'; '.join(failed)}. Logs are in {args.work}.")
 
