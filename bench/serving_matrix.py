@@ -4,7 +4,7 @@
 
 The reference is an edited model asked one prompt at a time, whole, greedily, in fp32. Prompts are rephrasings of ZsRE
 edits and questions that no edit is about, mixed. The control shares blocks that were made under an edit, which serving
-never does: what differs there is what sharing would cost. Exits 1 unless every other row is equal.
+never does: where it does not differ, the row beside it shows little. Exits 1 unless every other row is equal.
 """
 
 from __future__ import annotations
