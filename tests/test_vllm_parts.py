@@ -229,6 +229,9 @@ def test_the_launchers_command(monkeypatch, tmp_path, folder):
     assert arguments[-2:] == ["--port", "1"] and arguments[arguments.index("--model") + 1] == "m"
     assert json.loads(arguments[arguments.index("--additional-config") + 1]) == {CONFIG: {"edits": "e"}}
     assert environment["VLLM_PLUGINS"] == "mine,corrigenda,corrigenda_edits"
+    monkeypatch.setattr(launcher, "as_folder", lambda name, folder: folder)
+    arguments, _ = launcher.command("smollm2", {"edits": "e"}, ["--port", "1"])
+    assert arguments[-4:] == ["--served-model-name", "smollm2", "--port", "1"]
     with pytest.raises(CorrigendaError, match="Leave out --additional-config"):
         launcher.command("m", {"edits": "e"}, ["--additional-config={}"])
     with pytest.raises(CorrigendaError, match='no setting "edit"'):

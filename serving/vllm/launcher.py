@@ -30,6 +30,7 @@ def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -
     if model == PACKAGED:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "corrigenda"
         model = str(as_folder(PACKAGED, cache / PACKAGED))
+        options = ["--served-model-name", PACKAGED, *options]  # else clients would have to name that folder
     named = os.environ.get("VLLM_PLUGINS")
     plugins = ",".join(dict.fromkeys([*(named.split(",") if named else ()), *PLUGINS]))
     # By module: CPU builds of vLLM have no console script that works.
