@@ -147,10 +147,15 @@ def weight_sample(decoder: Decoder, layer: int, count: int = 512) -> Tensor:
     parts = []
     norms = [p for n, p in decoder.layers[layer].named_parameters() if p.is_floating_point() and p.dim() == 1]
     for tensor in (decoder.model.get_input_embeddings().weight, decoder.body.norm.weight, torch.cat(norms)):
-        flat = tensor.detach().reshape(-1)
-        places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
-        parts.append(flat[places.to(flat.device)].float().cpu())
+        parts.append(at_places(tensor, count))
     return torch.cat(parts)
+
+
+def at_places(tensor: Tensor, count: int) -> Tensor:
+    """fp32 `[count]`: a tensor at evenly spread places, on the CPU."""
+    flat = tensor.detach().reshape(-1)
+    places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+    return flat[places.to(flat.device)].float().cpu()
 
 
 def same_weights(saved: Tensor, found: Tensor) -> bool:
@@ -159,4 +164,9 @@ def same_weights(saved: Tensor, found: Tensor) -> bool:
     Part by part: a norm's weights are near 1, and would drown what two embeddings differ by.
     """
     pairs = zip(saved.chunk(3), found.chunk(3))
-    return saved.shape == found.shape and all(bool((a - b).norm() <= 0.02 * a.norm()) for a, b in pairs)
+    return saved.shape == found.shape and all(same_part(a, b) for a, b in pairs)
+
+
+def same_part(saved: Tensor, found: Tensor) -> bool:
+    """The same of one tensor's places."""
+    return bool((saved - found).norm() <= 0.02 * saved.norm())

@@ -21,10 +21,8 @@ class RoutingContext:
         weight float32 its weight in the pooled fingerprint of the prompt (0: padding or generated)
     Per slot:
         route  int32   the edit that answers this sequence, -1 for none
-    Per sequence of the pass, in the order of its tokens, where features decide:
+    Per sequence of a pass in which features decide:
         offsets int32  where its tokens begin, and after the last one where they end
-        members int64  its slot
-        final   bool   its prompt is whole in this pass, so its route is decided here
     """
 
     def __init__(self, device: torch.device, tokens: int = 4096, slots: int = 64) -> None:
@@ -65,10 +63,9 @@ class RoutingContext:
     def fill(self, gate: Tensor, first: Tensor, weight: Tensor, *, deciding: bool) -> None:
         """Describe the next pass as `[slots, length]` each, row i being the i-th sequence that was started."""
         rows, length = gate.shape
-        self.members = torch.arange(1, rows + 1, device=self.device)
-        self.offsets = torch.arange(rows + 1, dtype=torch.int32, device=self.device) * length
-        self.final = torch.ones(rows, dtype=torch.bool, device=self.device)
-        slot = self.members.repeat_interleave(length)
+        if deciding:
+            self.offsets = torch.arange(rows + 1, dtype=torch.int32, device=self.device) * length
+        slot = torch.arange(1, rows + 1, dtype=torch.int32, device=self.device).repeat_interleave(length)
         self.describe(slot, gate.reshape(-1), first.reshape(-1), weight.reshape(-1), deciding=deciding)
 
     def describe(
@@ -80,21 +77,18 @@ class RoutingContext:
             self.reserve(max(count, 2 * len(self.slot)), 0)
         for buffer, values in ((self.slot, slot), (self.gate, gate), (self.first, first), (self.weight, weight)):
             if values is not None:
-                buffer[:count].copy_(values)
+                # From pageable memory a copy would wait for all that the device has been given to do.
+                pinned = values.pin_memory() if buffer.is_cuda and not values.is_cuda else values
+                buffer[:count].copy_(pinned, non_blocking=True)
         if count < self.tokens:  # where an earlier pass had tokens, this one may have padding
             self.gate[count : self.tokens] = False
         self.tokens = count
         self.deciding = deciding
         self.active = True
 
-    def decide(self, route: Tensor) -> None:
-        """Set the routes that features decided, int32 `[sequences]`, of those sequences whose prompt is whole."""
-        self.route[self.members] = torch.where(self.final, route, self.route[self.members])
-
     def token_routes(self, count: int) -> Tensor:
         """int32 `[count]`: the edit to read at each token of the pass, -1 for none."""
-        route = self.route[self.slot[:count].long()]
-        return torch.where(self.gate[:count], route, -1)
+        return torch.where(self.gate[:count], self.route.index_select(0, self.slot[:count]), -1)
 
     def stop(self) -> None:
         """End: until the next `fill`, edited layers are the base model's."""

@@ -36,16 +36,12 @@ class Site:
         """Add the memory's residual of `x` `[..., D]` to `out` `[..., d]`, in place, on the tokens that are routed."""
         if not self.context.active:
             return
-        tokens = self.whole(x.reshape(-1, x.shape[-1]))
+        tokens = x.reshape(-1, x.shape[-1])
         count = len(tokens)
         with scope("edit: gather"):
             route = self.context.token_routes(count)
         with scope("edit: residual"):
             self.memory.read_(out.view(-1, out.shape[-1]), tokens, route, self.context.first[:count])
-
-    def whole(self, tokens: Tensor) -> Tensor:
-        """The layer's whole input `[tokens, D]`; a layer that holds a shard of it gathers the others'."""
-        return tokens
 
 
 _sites: weakref.WeakValueDictionary[str, Site] = weakref.WeakValueDictionary()

@@ -154,7 +154,7 @@ class MaskRouter(EditRouter):
         rows = features.reshape(-1, self.width)
         with scope("edit: route"):
             decision = self.decide(self.mask(rows, context.offsets, context.weight[: len(rows)]))
-            context.decide(decision.route)
+            context.routes.copy_(decision.route)
         context.decision = decision
 
     def ground(self) -> dict[str, Tensor]:

@@ -190,7 +190,7 @@ class SideMemories:
         with scope("edit: route"):
             distance, self._sides = self.distances(x, base, context.offsets, context.weight[: len(x)])
             decision = self.decide(distance)
-            context.decide(decision.route)
+            context.routes.copy_(decision.route)
         context.decision = decision
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:

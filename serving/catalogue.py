@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,19 +9,18 @@ from typing import Any, NamedTuple
 
 from ..editing import saving
 from ..editing.base import same_weights, tokenizer_digest
-from ..editing.config import AssociativeConfig, EditingConfig
 from ..editing.errors import CorrigendaError
 from ..editing.prompts import PromptFormat
 from ..editing.scopes import scope
 from ..editing.store.codec import fingerprint_of, unpacked
-from ..editing.store.files import LEDGER_NAME
 from ..editing.store.history import StoredEdit
-from ..editing.store.store import EditStore, check_format
+from ..editing.store.store import EditStore
 from ..editing.store.why import explained
 from ..editing.token_router import TokenRouter
 from .errors import ServingError
 from .memory import edit_key
 from .settings import ServingSettings
+from .stores import OpenStores, open_store, served_config
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
 
 
@@ -127,7 +125,7 @@ class Catalogue:
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
         self._background: dict[str, Any] | None = None
-        self._open = _OpenStores()
+        self._open = OpenStores()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
         self._withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]] = {}
         # By tenant: what the next version is made of, and what requests are decided by now, all tenants' at once.
@@ -336,51 +334,3 @@ class Catalogue:
 
 def _served(stored: StoredEdit, path: Path, tenant: str | None) -> ServedEdit:
     return ServedEdit(edit_key(stored), path, tenant, stored, tuple(fingerprint_of(stored).tolist()))
-
-
-class _OpenStores:
-    """Stores that are kept open, so that reading one anew costs what was written to it since."""
-
-    def __init__(self) -> None:
-        self._held: dict[Path, tuple[EditStore, tuple[int, int]]] = {}
-
-    def at(self, path: Path) -> EditStore:
-        """The store in a folder, as it is now."""
-        if path in self._held:
-            store, file = self._held.pop(path)
-            with contextlib.suppress(CorrigendaError, OSError):
-                if file == _file(path):  # else another folder has come in this one's place
-                    store.refresh()
-                    self._held[path] = store, file
-                    return store
-            store.close()
-        store = open_store(path)
-        self._held[path] = store, _file(path)
-        return store
-
-
-def _file(path: Path) -> tuple[int, int]:
-    found = (path / LEDGER_NAME).stat()
-    return found.st_dev, found.st_ino
-
-
-def open_store(path: Path) -> EditStore:
-    """The store in a folder; one that an earlier version saved is refused, for workers read entries by number."""
-    try:
-        check_format(path)
-        return EditStore.open(path)
-    except CorrigendaError as error:
-        raise ServingError(str(error), 422) from error
-
-
-def served_config(store: EditStore) -> AssociativeConfig:
-    """The configuration of a store's edits, if they can be routed when a request is admitted."""
-    config = EditingConfig.from_dict(store.header["config"])
-    if not isinstance(config, AssociativeConfig) or config.router != "tokens":
-        raise ServingError(
-            f'The edits in {store.ledger.name} ({config.method}, scope="{config.scope}") are found by features of the '
-            "whole prompt, which chunked prefill and prefix sharing hide from a server: serve edits of the method "
-            'associative (scope="causal", router="tokens").',
-            422,
-        )
-    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,11 @@ class ServingSettings:
     capacity: int | None = None
     rows: int = 8
     read_only: bool = False
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder of the start, tenants' included."""
+        return [*self.edits, *itertools.chain.from_iterable(self.tenants.values())]
 
     @classmethod
     def parse(cls, given: Any) -> ServingSettings:

@@ -88,7 +88,6 @@ class Slots:
         begin = np.cumsum(lengths) - lengths
         position = past[row] + np.arange(len(row)) - begin[row]
         last = self._prompt[slots][row] - 1
-        self.context.describe(
-            torch.from_numpy(slots[row]), torch.from_numpy(position >= last), torch.from_numpy(position == last)
-        )
+        told = slots[row].astype(np.int32), position >= last, position == last
+        self.context.describe(*map(torch.from_numpy, told))
         self._decoding = list(requests) if decoding else None

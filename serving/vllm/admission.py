@@ -16,7 +16,7 @@ from ..endpoints import asked
 from ..errors import ServingError
 from ..metrics import Metrics
 from ..settings import ServingSettings
-from .plugin import settings_in
+from .plugin import CONFIG, settings_in
 
 logger = init_logger("vllm.corrigenda")
 
@@ -40,8 +40,10 @@ def admitting(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     assign = self.assign_request_id
 
     def assign_request_id(request: Any) -> None:
-        self.corrigenda.admit(request)
+        name, admission = request.request_id, self.corrigenda.admit(request)
         assign(request)
+        if admission is not None:
+            self.corrigenda.remember(name, request.request_id, admission)
 
     self.assign_request_id = assign_request_id
     resolve = self.resolve_watermarking
@@ -68,9 +70,9 @@ class Admissions:
         self.catalogue = Catalogue(load_tokenizer(model.tokenizer or model.model), settings)
         self.metrics = Metrics()
         self.metrics.changed(self.catalogue, len(self.catalogue.keys()), 0)
-        self._recent: OrderedDict[str, tuple[Any, Admission, float]] = OrderedDict()
+        self._recent: OrderedDict[str, tuple[str, Admission, float]] = OrderedDict()
 
-    def admit(self, request: Any) -> None:
+    def admit(self, request: Any) -> Admission | None:
         """Decide a request, and write the decision where workers and engine core read it.
 
         `vllm_xargs`, or a header, names a tenant; what it says under "corrigenda" is overwritten. A tenant's prompts
@@ -79,7 +81,7 @@ class Admissions:
         """
         params = request.sampling_params
         if params is None or request.prompt_token_ids is None:
-            return
+            return None
         extra = dict(params.extra_args or {})
         http = asked()
         tenant = extra.get("tenant", http and http.tenant)
@@ -88,13 +90,14 @@ class Admissions:
         except ServingError as error:
             self.metrics.refused()
             raise VLLMValidationError(str(error)) from error  # the only kind that its server answers with a 400
-        extra["corrigenda"] = {"edit": admission.key, "version": admission.version}
+        extra[CONFIG] = {"edit": admission.key, "version": admission.version}
         params.extra_args = extra
         if tenant is not None:
             request.cache_salt = f"corrigenda:{tenant}:{request.cache_salt or ''}"
-        self._remember(request, admission)
+        return admission
 
-    def _remember(self, request: Any, admission: Admission) -> None:
+    def remember(self, name: str, inner: str, admission: Admission) -> None:
+        """Keep what was decided for a request, by its caller's name for it; `inner` is the engine's."""
         self.metrics.admitted(admission)
         http = asked()
         if http is not None:
@@ -102,14 +105,14 @@ class Admissions:
         if admission.edit is not None:
             logger.info(
                 "Request %s: edit %s (tenant %s, score %.3f, margin %.3f, version %d)",
-                request.request_id,
+                name,
                 admission.edit.id,
                 admission.tenant or "-",
                 admission.score,
                 admission.margin,
                 admission.version,
             )
-        self._recent[request.request_id] = request, admission, time.monotonic()
+        self._recent[name] = inner, admission, time.monotonic()
         if len(self._recent) > _REMEMBERED:
             self._recent.popitem(last=False)
 
@@ -127,6 +130,6 @@ class Admissions:
         now = time.monotonic()
         return {
             admission.key
-            for request, admission, since in self._recent.values()
-            if admission.key is not None and (now - since < _GRACE or request.request_id in running)
+            for inner, admission, since in self._recent.values()
+            if admission.key is not None and (now - since < _GRACE or inner in running)
         }

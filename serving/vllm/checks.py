@@ -9,9 +9,9 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from ...editing.errors import CorrigendaError
 from ...editing.scopes import scope
-from ..catalogue import open_store, served_config
 from ..settings import ServingSettings
-from .plugin import LAYER, settings_in
+from ..stores import open_store, served_config
+from .plugin import CONFIG, LAYER, settings_in
 from .worker import EditsWorker
 
 EXTENSION = f"{__package__}.worker.EditsWorker"
@@ -20,7 +20,7 @@ EXTENSION = f"{__package__}.worker.EditsWorker"
 def checked(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     """`EngineArgs.create_engine_config`: the configuration, with the edits' layer in it, or one sentence why not."""
     extra = self.additional_config
-    if isinstance(extra, dict) and "corrigenda" in extra:
+    if isinstance(extra, dict) and CONFIG in extra:
         scope("edit: swap")  # raises now, not in the first pass, where no such kind of ranges is there
         self.worker_extension_cls = self.worker_extension_cls or EXTENSION
         if not issubclass(resolve_obj_by_qualname(self.worker_extension_cls), EditsWorker):
@@ -29,7 +29,7 @@ def checked(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
                 "or leave worker_extension_cls out."
             )
         # Part of the key of compiled code, which names the layer: code for another one must not be found again.
-        self.additional_config = {**extra, LAYER: _layer(ServingSettings.parse(extra["corrigenda"]))}
+        self.additional_config = {**extra, LAYER: _layer(ServingSettings.parse(extra[CONFIG]))}
     config = original(self, *args, **kwargs)
     if settings_in(config) is not None:
         _check(config)

@@ -16,20 +16,13 @@ class EditsEndpoints:
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        self._edits: AsyncEdits | None = None
+        self._edits = AsyncEdits()
 
     def attach_router(self, app: Any) -> None:
-        app.include_router(edits_router(self))
+        app.include_router(edits_router(self._edits))
         app.add_middleware(EditHeader)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         if getattr(args, "api_server_count", None) not in (None, 1):
             raise ServingError("Edits are served by one API server: start it with --api-server-count 1.")
-        self._edits = AsyncEdits(engine_client)
-        await self._edits.start()
-
-    def __getattr__(self, name: str) -> Any:
-        """The routes ask this object for what they need; before the engine is there, it has nothing."""
-        if name in ("load", "undo", "listing", "why"):
-            return getattr(self._edits, name)
-        raise AttributeError(name)
+        await self._edits.start(engine_client)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import os
 import sys
@@ -13,8 +12,8 @@ from typing import Any
 
 from ...editing.base import PACKAGED, as_folder
 from ...editing.errors import CorrigendaError
-from ..catalogue import open_store, served_config
 from ..settings import ServingSettings
+from ..stores import open_store, served_config
 from .plugin import CONFIG
 
 PLUGINS = ("corrigenda", "corrigenda_edits")
@@ -41,8 +40,7 @@ def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -
 
 def serve(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> None:
     """Become vLLM's server; what is wrong with the edits is said here, not at the end of its own long report."""
-    parsed = ServingSettings.parse(settings)
-    for folder in [*parsed.edits, *itertools.chain.from_iterable(parsed.tenants.values())]:
+    for folder in ServingSettings.parse(settings).folders:
         store = open_store(folder)
         served_config(store)
         store.close()

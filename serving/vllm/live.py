@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .admission import Admissions
 
 _AT_ONCE = 64
-"""Edits that a worker loads between two steps: 64 of SmolLM2 take 30 ms."""
+"""Edits that a worker loads between two steps: each is a read of some tens of kilobytes."""
 
 
 def edits_of(llm: Any) -> Edits:
@@ -62,11 +62,11 @@ class Edits:
 
 
 class AsyncEdits:
-    """The edits of a server's engine: the same, one change at a time, while requests go on."""
+    """The edits of a server's engine: the same, one change at a time, while requests go on; none before `start`."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._admissions: Admissions | None = getattr(client.input_processor, "corrigenda", None)
+    def __init__(self) -> None:
+        self._client: Any = None
+        self._admissions: Admissions | None = None
         self._changing = asyncio.Lock()
 
     @property
@@ -77,8 +77,10 @@ class AsyncEdits:
             )
         return self._admissions.catalogue
 
-    async def start(self) -> None:
+    async def start(self, client: Any) -> None:
         """Make sure that every worker has what the catalogue answers by, whatever was written between their starts."""
+        self._client = client
+        self._admissions = getattr(client.input_processor, "corrigenda", None)
         if self._admissions is not None:
             await self._load(self.catalogue.start)
 

@@ -54,6 +54,12 @@ def _wrap(owner: Any, name: str, wrapper: Any) -> None:
     setattr(owner, name, wrapped)
 
 
+def edit_of(sampling_params: Any) -> str | None:
+    """The key of the edit that answers a request, as the front end wrote it into its parameters (`admission`)."""
+    extra = getattr(sampling_params, "extra_args", None) or {}
+    return (extra.get(CONFIG) or {}).get("edit")
+
+
 def settings_in(vllm_config: Any) -> Any:
     """What a configuration gives for Corrigenda; None without."""
     extra = getattr(vllm_config, "additional_config", None)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from .plugin import edit_of
+
 
 def without_edited(original: Any, self: Any, request: Any, num_computed_tokens: int) -> None:
     """`KVCacheCoordinator.cache_blocks`: of an edited request, only blocks before the last prompt token."""
-    if _edited(request):
+    if edit_of(request.sampling_params) is not None:
         num_computed_tokens = min(num_computed_tokens, request.num_prompt_tokens - 1)
     return original(self, request, num_computed_tokens)
 
@@ -21,7 +23,7 @@ def of_the_prompt(original: Any, self: Any, request: Any) -> Any:
     """`KVCacheManager.get_computed_blocks`: an edited request that starts anew, its answer so far behind its prompt,
     takes no block of the answer, which another's prompt may have brought there.
     """
-    return original(self, _Prompt(request) if _edited(request) else request)
+    return original(self, _Prompt(request) if edit_of(request.sampling_params) is not None else request)
 
 
 class _Prompt:
@@ -33,8 +35,3 @@ class _Prompt:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._request, name)
-
-
-def _edited(request: Any) -> bool:
-    extra = getattr(request.sampling_params, "extra_args", None) or {}
-    return (extra.get("corrigenda") or {}).get("edit") is not None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +11,15 @@ import numpy as np
 import torch
 
 from ...editing import saving
-from ...editing.base import same_weights
+from ...editing.base import at_places, same_part
 from ...editing.context import RoutingContext
 from ...editing.errors import CorrigendaError
-from ..catalogue import open_store, served_config
 from ..errors import ServingError
 from ..memory import ServedMemory, edit_key
 from ..settings import ServingSettings
 from ..slots import Slots
-from .plugin import LAYER, settings_in
+from ..stores import open_store, served_config
+from .plugin import LAYER, edit_of, settings_in
 
 logger = logging.getLogger("vllm.corrigenda")
 
@@ -35,8 +33,7 @@ class Asked(NamedTuple):
 
 def asked(prompt_tokens: int, sampling_params: Any) -> Asked:
     """From what the front end left in a request's sampling parameters (`admission`)."""
-    extra = getattr(sampling_params, "extra_args", None) or {}
-    return Asked(prompt_tokens, (extra.get("corrigenda") or {}).get("edit"))
+    return Asked(prompt_tokens, edit_of(sampling_params))
 
 
 class WorkerEdits:
@@ -44,7 +41,6 @@ class WorkerEdits:
 
     def __init__(self, vllm_config: Any) -> None:
         settings = ServingSettings.parse(settings_in(vllm_config))
-        self.layer = vllm_config.additional_config[LAYER]["layer"]
         widths = tuple(vllm_config.additional_config[LAYER]["widths"])
         device = torch.device(vllm_config.device_config.device)
         with torch.device(device):
@@ -54,7 +50,7 @@ class WorkerEdits:
         self.sample = None
         self.memory: ServedMemory | None = None
         wanted: dict[Path, dict[str, int]] = {}
-        for path in [*settings.edits, *itertools.chain.from_iterable(settings.tenants.values())]:
+        for path in settings.folders:
             store = open_store(path)
             try:
                 if self.memory is None:
@@ -103,21 +99,14 @@ class WorkerEdits:
             return
         embedding, norm = self.sample.chunk(3)[:2]
         for name, parameter in model.named_parameters():
-            if re.search(r"(^|[^.]model\.|^model\.)norm\.weight$", name):
+            if name.endswith("model.norm.weight"):
                 wanted, found = norm, parameter
             elif name.endswith("embed_tokens.weight") and vocabulary is not None:
                 wanted, found = embedding, parameter[:vocabulary]
             else:
                 continue
-            if not same_weights(wanted.repeat(3), _at_places(found, len(wanted)).repeat(3)):
+            if not same_part(wanted, at_places(found, len(wanted))):
                 raise CorrigendaError(f"The edits are for another model: its weights differ ({name}).")
-
-
-def _at_places(tensor: torch.Tensor, count: int) -> torch.Tensor:
-    """The sample that `base.weight_sample` takes of one tensor."""
-    flat = tensor.detach().reshape(-1)
-    places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
-    return flat[places.to(flat.device)].float().cpu()
 
 
 class EditsWorker:

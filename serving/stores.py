@@ -1,0 +1,60 @@
+"""Stores as a server reads them: those that it can serve, kept open."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from ..editing.config import AssociativeConfig, EditingConfig
+from ..editing.errors import CorrigendaError
+from ..editing.store.files import LEDGER_NAME
+from ..editing.store.store import EditStore, check_format
+from .errors import ServingError
+
+
+class OpenStores:
+    """Stores that are kept open, so that reading one anew costs what was written to it since."""
+
+    def __init__(self) -> None:
+        self._held: dict[Path, tuple[EditStore, tuple[int, int]]] = {}
+
+    def at(self, path: Path) -> EditStore:
+        """The store in a folder, as it is now."""
+        if path in self._held:
+            store, file = self._held.pop(path)
+            with contextlib.suppress(CorrigendaError, OSError):
+                if file == _file(path):  # else another folder has come in this one's place
+                    store.refresh()
+                    self._held[path] = store, file
+                    return store
+            store.close()
+        store = open_store(path)
+        self._held[path] = store, _file(path)
+        return store
+
+
+def _file(path: Path) -> tuple[int, int]:
+    found = (path / LEDGER_NAME).stat()
+    return found.st_dev, found.st_ino
+
+
+def open_store(path: Path) -> EditStore:
+    """The store in a folder; one that an earlier version saved is refused, for workers read entries by number."""
+    try:
+        check_format(path)
+        return EditStore.open(path)
+    except CorrigendaError as error:
+        raise ServingError(str(error), 422) from error
+
+
+def served_config(store: EditStore) -> AssociativeConfig:
+    """The configuration of a store's edits, if they can be routed when a request is admitted."""
+    config = EditingConfig.from_dict(store.header["config"])
+    if not isinstance(config, AssociativeConfig) or config.router != "tokens":
+        raise ServingError(
+            f'The edits in {store.ledger.name} ({config.method}, scope="{config.scope}") are found by features of the '
+            "whole prompt, which chunked prefill and prefix sharing hide from a server: serve edits of the method "
+            'associative (scope="causal", router="tokens").',
+            422,
+        )
+    return config
