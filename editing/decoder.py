@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CorrigendaError
+from .head import label_losses
 from .last_layer import layer_at
 
 
@@ -97,6 +98,11 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states that have passed the last layer."""
         return self.head(self.body.norm(hidden)).float()
+
+    def label_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the labels, fp32 `[labels]`, given what the last layer made where they are predicted."""
+        hidden = self.body.norm(hidden)
+        return label_losses(self.head, hidden, labels.to(hidden.device))
 
     @contextlib.contextmanager
     def masked_attention(self) -> Iterator[None]:

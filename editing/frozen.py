@@ -227,8 +227,7 @@ def suffix_losses(suffixes: Sequence[Suffix], deltas: Sequence[Tensor]) -> list[
     hidden = torch.cat([suffix.last_hidden(delta) for suffix, delta in zip(suffixes, deltas)])
     asked = [suffix.labels != -100 for suffix in suffixes]
     labels = [suffix.labels[where] for suffix, where in zip(suffixes, asked)]
-    logits = suffixes[0].decoder.logits(hidden)
-    losses = F.cross_entropy(logits, torch.cat(labels).to(logits.device), reduction="none").to(deltas[0].device)
+    losses = suffixes[0].decoder.label_losses(hidden, torch.cat(labels)).to(deltas[0].device)
     return [
         torch.zeros(where.shape, device=losses.device).masked_scatter(where, part)
         for where, part in zip(asked, losses.split([len(of_suffix) for of_suffix in labels]))
