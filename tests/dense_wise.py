@@ -129,7 +129,7 @@ class DenseWise:
         self.side.data.copy_(self.frozen)
         if config.variant == "retrieve":
             self.minimum = float("inf")
-        if self.edits % config.merge_every:
+        if not config.merge_every or self.edits % config.merge_every:
             return
         count = config.merge_every // config.save_every
         if config.variant == "retrieve":
