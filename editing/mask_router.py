@@ -50,6 +50,7 @@ class MaskRouter(EditRouter):
         self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.size = 0
         self._threshold: float | None = None
+        self._minimum: tuple[float, Tensor] | None = None  # of the threshold: the same as a count, on the device
         self._views: weakref.WeakSet[MaskRouter] = weakref.WeakSet()
 
     @property
@@ -152,10 +153,27 @@ class MaskRouter(EditRouter):
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide the routes of a pass that holds whole prompts: `features` `[..., D]` as the tapped layer sees them."""
         rows = features.reshape(-1, self.width)
+        prompts = context.offsets, context.weight[: len(rows)]
         with scope("edit: route"):
-            decision = self.decide(self.mask(rows, context.offsets, context.weight[: len(rows)]))
+            if self.withdrawn is None:
+                decision = self._route(rows, *prompts)
+            else:  # which are asked by the same fingerprints
+                decision = self.decide(self.mask(rows, *prompts))
             context.routes.copy_(decision.route)
         context.decision = decision
+
+    def _route(self, features: Tensor, offsets: Tensor, weight: Tensor) -> Decision:
+        """`decide` of the fingerprints of packed prompts, in one op."""
+        threshold = self.threshold
+        if self._minimum is None or self._minimum[0] != threshold:
+            below = torch.arange(self.top_k + 1) / self.top_k - threshold < 0
+            self._minimum = threshold, below.sum(0, keepdim=True).int().to(features.device)
+        settings = self.top_k, weight, self.background, self.permutation
+        stored = self._masks, self._minimum[1], self._count
+        nearest, overlap, route = ops.mask_route(features, offsets, *settings, *stored)
+        score = overlap.float() / self.top_k
+        none = torch.full_like(nearest, -1)
+        return Decision(route, nearest, score, torch.zeros_like(score), score - threshold, none)
 
     def ground(self) -> dict[str, Tensor]:
         """What decisions depend on besides the stored edits."""

@@ -304,6 +304,18 @@ def test_only_weighted_tokens_count_for_a_fingerprint():
     assert partly.route.tolist() == [5] and partly.score.tolist() == [1.0]
 
 
+@given(threshold=st.one_of(st.floats(0, 1), st.integers(0, TOP_K).map(lambda shared: shared / TOP_K)))
+@property_test
+def test_what_a_pass_decides_is_what_its_fingerprints_decide(threshold):
+    """Also where an overlap is the threshold itself, which the one counts and the other divides."""
+    stored = normal(5, WIDTH, seed=15)
+    router = mask_router(stored, threshold=threshold)
+    rows = [share * stored[:1] + (1 - share) * normal(1, WIDTH, seed=16) for share in torch.linspace(0, 1, 12)]
+    expected = router.decide(router.mask(torch.cat(rows)))
+    for a, b in zip(observed(router, rows, [torch.ones(1)] * len(rows)), expected):
+        assert torch.equal(a, b)
+
+
 def test_mask_router_is_its_ground_and_its_edits():
     router = MaskRouter(WIDTH, TOP_K)
     router.set_background(normal(30, WIDTH, seed=8), averaged=20)
