@@ -154,3 +154,58 @@ def wrap():
     for edited in reversed(wrapped):
         if getattr(edited.model, "_corrigenda", None) is edited:
             edited.detach()
+
+
+@pytest.fixture(scope="module")
+def folders(few_background_prompts, tmp_path_factory):
+    """Two folders of edits of the tiny model: `shared` for all, and `acme`, a tenant's."""
+    from served import OF_ACME, SHARED, store
+
+    root = tmp_path_factory.mktemp("stores")
+    store(root / "shared", SHARED)
+    store(root / "acme", OF_ACME)
+    return root
+
+
+@pytest.fixture
+def serve():
+    """`ServedModel` of a tiny model, taken off again after the test, with whatever still runs on it."""
+    from tiny import tiny_model, tiny_tokenizer
+
+    from corrigenda.serving.batching import ServedModel
+
+    served = []
+
+    def build(edits, model=None):
+        served.append(ServedModel(model or tiny_model(), tiny_tokenizer(), edits))
+        return served[-1]
+
+    yield build
+    for one in served:
+        for requests in list(one._managers):
+            if requests.running:
+                requests.manager.stop(hard_stop=True)
+        one.detach()
+
+
+@pytest.fixture(scope="module")
+def alone(folders):
+    """What each prompt is answered when it comes alone, whole, to an edited model; `edits` None: to the base model."""
+    from batched import NEW
+    from tiny import tiny_model, tiny_tokenizer
+
+    from corrigenda.editing import EditedModel
+
+    known = {}
+
+    def answer(rows, new=NEW, edits="shared"):
+        if edits not in known:
+            path = None if edits is None else folders / edits
+            known[edits] = EditedModel.from_pretrained(tiny_model(), path, tokenizer=tiny_tokenizer())
+        edited = known[edits]
+        return [
+            edited.generate(torch.tensor([row]), max_new_tokens=new, do_sample=False)[0, len(row) :].tolist()
+            for row in rows
+        ]
+
+    return answer

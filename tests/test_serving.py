@@ -21,14 +21,6 @@ from corrigenda.serving import Catalogue, ServingError, ServingSettings, Slots
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 
 
-@pytest.fixture(scope="module")
-def folders(few_background_prompts, tmp_path_factory):
-    root = tmp_path_factory.mktemp("stores")
-    store(root / "shared", SHARED)
-    store(root / "acme", OF_ACME)
-    return root
-
-
 @pytest.fixture
 def settings(folders):
     return ServingSettings.parse(
