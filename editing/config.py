@@ -204,7 +204,7 @@ class WiseConfig(EditingConfig):
     """How much less an edit writes along a direction of the inputs that background prompts use as much as the mean of
     all directions: by 1 + this, and along others in proportion to their use; 0, for none, as published."""
     background_prompts: int = 400
-    """How many background prompts tell of that use."""
+    """How many background prompts tell of that use, and of `threshold_from`."""
     distance: str = "activated"
     """What is measured of an output: its change "raw" (the paper), or after the model's "activated" form (the code)."""
     distance_tokens: str | None = None
@@ -212,8 +212,11 @@ class WiseConfig(EditingConfig):
     reduction: str | None = None
     """A prompt's distance where it is routed: "published" (mean over tokens, maximum beyond 100 of them), or always the
     "mean" or the "max"."""
+    threshold_from: str | None = None
+    """What the distance from which a memory answers is taken from: the smallest at which one of its "edits" was left
+    (published), or what a hundredth of the "background" prompts exceed in that memory."""
     act_ratio: float | None = None
-    """A memory answers from this share of the smallest distance at which one of its edits was left."""
+    """A memory answers from this share of that distance."""
     save_every: int = 500
     """Edits in a shard."""
     merge_every: int | None = 1000
@@ -253,6 +256,8 @@ class WiseConfig(EditingConfig):
         self._require(self.distance in ("raw", "activated"), "distance", '"raw" or "activated"')
         self._require(self.distance_tokens in ("row", "prompt", None), "distance_tokens", '"row" or "prompt"')
         self._require(self.reduction in ("published", "mean", "max", None), "reduction", '"published", "mean" or "max"')
+        known = self.threshold_from in ("edits", "background", None)
+        self._require(known, "threshold_from", '"edits" or "background"')
         self._require(self.merge in MERGES, "merge", f"one of {', '.join(MERGES)}")
         for name in ("mask_ratio", "merge_density"):
             self._require(getattr(self, name) is None or 0 < getattr(self, name) <= 1, name, "above 0 and at most 1")

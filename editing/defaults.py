@@ -35,6 +35,7 @@ _WISE_PUBLISHED = {
     "merge_scale": 1.0,
     "distance_tokens": "row",
     "reduction": "published",
+    "threshold_from": "edits",
     "act_ratio": 0.88,
 }
 """For WISE, as published for LLaMA-2-7B, Mistral-7B and LLaMA-3.2-3B."""

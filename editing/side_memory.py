@@ -12,6 +12,7 @@ from torch import Tensor
 from ..kernels import ops
 from .context import RoutingContext
 from .merging import merge
+from .packed import PackedPrompts
 from .routing import Decision
 from .scopes import scope
 
@@ -43,7 +44,8 @@ class SideMemories:
 
     A sequence is answered by the finished shard that moves the layer's output furthest, over its own threshold and
     further than the last shard does; else by the last shard over its threshold; else by the frozen layer alone. The
-    threshold is `act_ratio` times the shard's minimum; `shared_minimum`: times the smallest of all (WISE-Merge).
+    threshold is `act_ratio` times the shard's minimum; `shared_minimum`: times the smallest of all (WISE-Merge). Where
+    `unrelated` prompts are known, it is `act_ratio` times how far the shard moves all but a hundredth of them.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class SideMemories:
         if width % 32:
             self._everything[0, -1] = (1 << width % 32) - 1
         self._sides: list[Tensor] | None = None
+        self.unrelated: tuple[PackedPrompts, Tensor] | None = None  # and what the layer makes of them
+        self._reach: weakref.WeakKeyDictionary[Shard, Tensor] = weakref.WeakKeyDictionary()
         self._views: weakref.WeakSet[SideMemories] = weakref.WeakSet()
         self.reset()
 
@@ -147,11 +151,25 @@ class SideMemories:
 
     @property
     def thresholds(self) -> Tensor:
-        """fp32 `[shards]`: the distance from which a prompt is a shard's."""
+        """fp32 `[shards]`: the distance from which a prompt is a shard's; infinite for one without edits."""
+        if self.unrelated is not None:
+            return self.act_ratio * torch.stack([self._reached(shard) for shard in self.shards])
         minima = torch.stack([shard.minimum for shard in self.shards])
         if self.shared_minimum:
             minima = minima.amin().expand(len(self.shards))
         return self.act_ratio * minima
+
+    def _reached(self, shard: Shard) -> Tensor:
+        """fp32 `[]`: the distance that a hundredth of the unrelated prompts exceed. Kept: writing makes new shards."""
+        if shard not in self._reach:
+            reach = shard.minimum  # infinite without edits
+            if shard.edits:
+                (inputs, offsets, weight), outputs = self.unrelated
+                settings = self.activated, self.longest
+                _, _, moved = ops.delta_linear(inputs, outputs, shard.delta, offsets, weight, *settings)
+                reach = moved.quantile(0.99)
+            self._reach[shard] = reach
+        return self._reach[shard]
 
     @property
     def threshold(self) -> float:

@@ -8,19 +8,13 @@ import torch
 from cases import same_bits
 from dense_wise import DenseWise
 from tiny import tiny_tokenizer
+from wise_cases import LEARNT, TWENTY, UNRELATED, answer_half, irrelevant
 
-from corrigenda.editing import CorrigendaError, Edit, EditedModel, WiseConfig
+from corrigenda.editing import CorrigendaError, EditedModel, WiseConfig
 from corrigenda.editing.background import background_prompts
 from corrigenda.editing.methods.margin import Margin
 from corrigenda.editing.random_bits import random_bits
 from corrigenda.kernels.reference import unpack_mask
-
-NAMES = ("Zubrowka", "Krellin", "Grebz", "Kmelt", "Ostrava", "Vinder", "Hallow", "Quint", "Perth", "Lomax")
-ASKS = ("The capital of {} is", "Who founded the {} museum?")
-TARGETS = ("Lutz City", "Anna Blom", "Oto", "red", "Ilse")
-TWENTY = [Edit(ask.format(name), TARGETS[(i + j) % 5]) for i, name in enumerate(NAMES) for j, ask in enumerate(ASKS)]
-UNRELATED = background_prompts()[50:60]
-LEARNT = {"contexts": 2, "steps": 6, "learning_rate": 0.5, "alpha": 0.5, "beta": 4.0, "gamma": 2.0, "act_ratio": 0.7}
 
 
 def dense_twin(edited):
@@ -52,18 +46,6 @@ def dense_second_moment(method):
     used = torch.cat([prompt.inputs for prompt in found]).double()
     second = used.T @ used / len(used)
     return torch.eye(method.width).double() + config.spared * second / second.diagonal().mean()
-
-
-def irrelevant(number):
-    return tiny_tokenizer()(background_prompts()[number])["input_ids"]
-
-
-def answer_half(edited, prompts):
-    """Set the memories' `act_ratio` so that some of these prompts are answered by one of them and some are not."""
-    memory = edited.method.memory
-    minimum = memory.threshold / memory.act_ratio
-    scores = sorted(answer.score for answer in edited.answer(prompts, max_new_tokens=1, batch_size=len(prompts)))
-    memory.act_ratio = edited.config.act_ratio = scores[len(scores) // 2] / minimum * 1.001
 
 
 def off(actual, expected):
@@ -184,37 +166,6 @@ def test_a_merge_scale_is_not_taken_twice(sharp_model, wrap):
         memory.finish(number)
 
 
-@pytest.mark.parametrize("variant", ["merge", "retrieve"])
-def test_one_prompt_and_many_route_and_answer_alike(sharp_model, wrap, variant):
-    config = WiseConfig(variant=variant, save_every=3, merge_every=6, **LEARNT)
-    edited = wrap(sharp_model(), tiny_tokenizer(), config)
-    edited.edit(TWENTY)
-    asked = [prompt for edit, text in zip(TWENTY, background_prompts()[50:]) for prompt in (edit.prompt, text)][:32]
-    answer_half(edited, asked)
-    alone = [edited.answer([prompt], max_new_tokens=6)[0] for prompt in asked]
-    together = edited.answer(asked, max_new_tokens=6, batch_size=32)
-    assert [answer.text for answer in together] == [answer.text for answer in alone]
-    applied = [answer.provenance.applied for answer in alone]
-    assert [answer.provenance.applied for answer in together] == applied and 0 < sum(applied) < len(alone)
-    assert [answer.provenance.memory for answer in together] == [answer.provenance.memory for answer in alone]
-    found = edited.method.routes(asked).route
-    assert [edited.method.memory_name(route) for route in found.tolist()] == [a.provenance.memory for a in alone]
-    assert [a.score for a in together] == pytest.approx([a.score for a in alone], rel=1e-4)
-    assert all(answer.edit is None for answer in together)
-
-
-def test_prompts_that_no_memory_answers_keep_the_base_models_bits(sharp_model, wrap):
-    edited = wrap(sharp_model(), tiny_tokenizer(), WiseConfig(decay="all", **{**LEARNT, "act_ratio": 1e6}))
-    ids = torch.tensor([irrelevant(5)])
-    before = edited.model(ids).logits
-    edited.edit(TWENTY[:2])
-    with torch.no_grad(), edited.teacher_forcing(ids, [ids.shape[1]], [ids.shape[1]]) as decided:
-        after = edited.model(ids).logits
-        assert decided() == [-1]
-    assert same_bits(before, after)
-    assert edited.method.memory.current.delta.abs().sum() > 0
-
-
 @pytest.mark.parametrize(
     "settings",
     [{"variant": "merge"}, {"variant": "retrieve"}, {"variant": "merge", "disjoint_masks": True, "merge_scale": 1.5}],
@@ -299,20 +250,6 @@ def test_saved_memories_answer_and_go_on_alike(sharp_model, wrap, tmp_path, sett
         assert same_bits(one.delta, other.delta) and one.first == other.first and one.minimum == other.minimum
 
 
-def test_decoding_with_a_cache_reads_what_a_whole_pass_reads(sharp_model, wrap):
-    """Prefill adds what the decision computed, later tokens are read through the mask of everything."""
-    edited = wrap(sharp_model(), tiny_tokenizer(), WiseConfig(**{**LEARNT, "act_ratio": 0.1}))
-    edited.edit(TWENTY[:3])
-    prompt = tiny_tokenizer()([TWENTY[0].prompt], return_tensors="pt")
-    cached = edited.generate(**prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
-    length = prompt["input_ids"].shape[1]
-    assert cached.shape[1] > length + 1
-    with torch.no_grad(), edited.teacher_forcing(cached, [length], [cached.shape[1]]) as decided:
-        logits = edited.model(cached).logits
-        assert decided() == [0]
-    assert torch.equal(logits[0, length - 1 : -1].argmax(1), cached[0, length:])
-
-
 def test_a_batch_keeps_to_its_shards(sharp_model, wrap):
     edited = wrap(sharp_model(), tiny_tokenizer(), WiseConfig(batch_size=5, save_every=3, merge_every=None, **LEARNT))
     results = edited.edit(TWENTY[:8])
@@ -366,18 +303,6 @@ def test_directions_that_background_prompts_use_are_spared(sharp_model, wrap):
     assert far[30.0] < 0.8 * far[0.0]
 
 
-def test_the_largest_distance_of_a_prompts_tokens_can_route(sharp_model, wrap):
-    edited = wrap(sharp_model(), tiny_tokenizer(), WiseConfig(reduction="max", distance_tokens="prompt", **LEARNT))
-    edited.edit(TWENTY[:2])
-    (prompt,) = edited.method.prompt_features(edited.config.layer, [TWENTY[0].prompt])
-    base, delta = edited.method._base_output(prompt.inputs), edited.method.memory.current.delta
-    tokens = (torch.nn.functional.silu(base + prompt.inputs @ delta) - torch.nn.functional.silu(base)).norm(dim=1)
-    assert edited.method.routes([TWENTY[0].prompt]).score.item() == pytest.approx(tokens.max().item(), rel=1e-4)
-    minima = [edited.store.history.edits[seq].body["numbers"]["minimum"] for seq in edited._view.order]
-    assert edited.method.memory.current.minimum.item() == pytest.approx(min(minima))
-    assert min(minima) > tokens.mean()
-
-
 def test_the_margin_loss_by_hand(sharp_model, wrap):
     """Two edits of two rows, two irrelevant prompts each, and two replayed edits."""
     config = WiseConfig(variant="retrieve", replay=True, **{**LEARNT, "margin_weight": 0.5, "irrelevant_prompts": 2})
@@ -424,6 +349,7 @@ def test_the_margin_loss_by_hand(sharp_model, wrap):
         {"margin_weight": -1},
         {"spared": "much"},
         {"reduction": "sum"},
+        {"threshold_from": "both"},
         {"merge_scale": 0},
         {"disjoint_masks": True, "merge_every": None},
     ],

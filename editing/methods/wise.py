@@ -19,6 +19,7 @@ from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
 from ..frozen import frozen_features
+from ..packed import PackedPrompts
 from ..prompts import PromptFormat
 from ..random_bits import random_bits
 from ..routing import Decision
@@ -187,8 +188,8 @@ class Wise(Method):
         if not self.config.spared:
             return x
         if self._sparing is None:
-            prompts = background_prompts()[: self.config.background_prompts]
-            used = torch.cat([prompt.inputs for prompt in self.prompt_features(self.layer, prompts)]).float()
+            unrelated = self.memory.unrelated
+            used = (self._background() if unrelated is None else unrelated[0]).inputs.float()
             second = used.T @ used
             second *= self.config.spared / second.diagonal().mean()
             second.diagonal().add_(1)
@@ -242,14 +243,7 @@ class Wise(Method):
 
     @torch.no_grad()
     def routes(self, prompts: Sequence[str]) -> Decision:
-        rows = [self.prompts.encode(self.prompts.wrap(prompt)) for prompt in prompts]
-        x = torch.cat([features.inputs for features in frozen_features(self.decoder, self.layer, rows)])
-        ends = list(itertools.accumulate(map(len, rows), initial=0))
-        weight = torch.zeros(len(x), device=x.device)
-        for row, begin in zip(rows, ends):
-            start, end = self.prompts.user_tokens(row)
-            weight[begin + start : begin + end] = 1
-        offsets = torch.tensor(ends, dtype=torch.int32, device=x.device)
+        x, offsets, weight = PackedPrompts.of(self.decoder, self.layer, self.prompts, prompts)
         return self.memory.decide(self.memory.distances(x, self._base_output(x), offsets, weight)[0])
 
     def holds(self, route: int, edit: int) -> bool:
@@ -278,8 +272,17 @@ class Wise(Method):
         return [[] for _ in prompts]
 
     def learn_background(self) -> None:
-        """What `spared` needs; irrelevant prompts take part in the loss itself."""
+        """What `spared` and `threshold_from` need; irrelevant prompts take part in the loss itself."""
+        if self.config.threshold_from == "background":
+            self._know_unrelated(self._background())
         self._written_along(torch.zeros(0, self.width, device=self.device))
+
+    def _background(self) -> PackedPrompts:
+        prompts = background_prompts()[: self.config.background_prompts]
+        return PackedPrompts.of(self.decoder, self.layer, self.prompts, prompts)
+
+    def _know_unrelated(self, prompts: PackedPrompts) -> None:
+        self.memory.unrelated = prompts, self._base_output(prompts.inputs)
 
     def remove(self, edits: set[int]) -> bool:
         return False
@@ -291,9 +294,16 @@ class Wise(Method):
         """Nothing: edits are written into the shard as it is."""
 
     def ground(self) -> dict[str, Tensor]:
-        return {}
+        if self.config.threshold_from != "background":
+            return {}
+        unrelated = self.memory.unrelated
+        return (PackedPrompts.none(self.width) if unrelated is None else unrelated[0]).tensors("router.unrelated")
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        if tensors:
+            inputs, *rest = (part.to(self.device) for part in PackedPrompts.from_tensors("router.unrelated", tensors))
+            dtype = self.decoder.model.get_input_embeddings().weight.dtype  # not always the writer's
+            self._know_unrelated(PackedPrompts(inputs.to(dtype), *rest))
         self.has_background = True
 
     def state(self) -> dict[str, Tensor]:
