@@ -34,7 +34,9 @@ def _cpu():
 def _commit():
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
+    # Results do not change what is measured, and a run that writes its own part by part finds them new.
+    code = ["status", "--porcelain", "--", ":/", ":/!bench/results"]
+    dirty = subprocess.run([*git, *code], capture_output=True, text=True).stdout.strip()
     return head.stdout.strip() + ("-dirty" if dirty else "") if head.returncode == 0 else None
 
 

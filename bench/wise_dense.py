@@ -25,8 +25,11 @@ from corrigenda.kernels.reference import unpack_mask
 sys.path.insert(0, str(ROOT / "tests"))
 from dense_wise import DenseWise
 
-# As in the table of methods: one shard, and shards that stay apart.
-VARIANTS = {"merge": {}, "retrieve": {"save_every": 25, "merge_every": None, "act_ratio": 1.22}}
+# One shard, and shards that stay apart; thresholds as published, from the edits' distances.
+VARIANTS = {
+    "merge": {"threshold_from": "edits", "act_ratio": 1.4},
+    "retrieve": {"threshold_from": "edits", "act_ratio": 1.22, "save_every": 25, "merge_every": None},
+}
 
 
 def arguments():
@@ -93,7 +96,7 @@ def main():
     torch.set_num_threads(1)
     model, tokenizer = load_base(args.model)
     edits = load_edits(args.edits, unique_subject=True, limit=args.count)
-    rows = {}
+    rows, found = {}, provenance()
     for variant in args.variants:
         config = config_for(f"wise-{variant}", **VARIANTS[variant])
         edited = EditedModel.wrap(model, tokenizer, config, template=args.template)
@@ -110,7 +113,7 @@ def main():
         rows[variant]["fast_less_dense"] = {name: round(fast[name] - dense[name], 4) for name in dense}
         print(variant, rows[variant], flush=True)
         result = {"edits": args.edits.name, "count": args.count, "rows": rows}
-        write_json(args.results, {**provenance(), "threads": 1, **result})
+        write_json(args.results, {**found, "threads": 1, **result})
 
 
 if __name__ == "__main__":

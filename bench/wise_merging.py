@@ -100,7 +100,8 @@ def main():
     rows = []
     for masks in args.masks:
         together, settings = MASKS[masks]
-        config = config_for("wise-retrieve", save_every=args.shard, merge_every=together * args.shard, **settings)
+        settings = {"threshold_from": "edits", "merge_every": together * args.shard, **settings}
+        config = config_for("wise-retrieve", save_every=args.shard, **settings)
         edited = EditedModel.wrap(model, tokenizer, config, template=args.template)
         memory = edited.method.memory
         merge, memory.merge = memory.merge, lambda *_: None  # the stream's shards stay apart
