@@ -214,12 +214,15 @@ class SideMemories:
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """Add to `out` `[tokens, d]`, in place, what the shards in `route` make of `x` `[tokens, D]`."""
         sides, self._sides = self._sides, None
-        for number, shard in enumerate(self.shards):
+        # A GPU is not asked which ones: its launch for a shard that no token reads ends at once.
+        used = route[route >= 0].unique().tolist() if route.device.type == "cpu" else range(len(self.shards))
+        for number in used:
             if sides is not None:  # this pass was the one that decided: what it computed for that is the answer
                 here = (route == number)[:, None]
                 out.copy_(torch.where(here, (out.float() + sides[number]).to(out.dtype), out))
             else:
-                ops.masked_linear_(out, x, shard.delta, self._everything, torch.where(route == number, 0, -1).int())
+                delta, here = self.shards[number].delta, torch.where(route == number, 0, -1)
+                ops.masked_linear_(out, x, delta, self._everything, here.int())
 
     def state(self) -> dict[str, Tensor]:
         """The shards' matrices, and a row of number, minimum, first and last edit, and merged for each."""

@@ -156,6 +156,25 @@ def wrap():
             edited.detach()
 
 
+@pytest.fixture
+def load():
+    """Loads a folder of edits into a fresh tiny model; the patch is off again after the test."""
+    from tiny import tiny_model, tiny_tokenizer
+
+    from corrigenda.editing import EditedModel
+
+    loaded = []
+
+    def build(folder):
+        loaded.append(EditedModel.from_pretrained(tiny_model(), edits=folder, tokenizer=tiny_tokenizer()))
+        return loaded[-1]
+
+    yield build
+    for edited in loaded:
+        if getattr(edited.model, "_corrigenda", None) is edited:
+            edited.detach()
+
+
 @pytest.fixture(scope="module")
 def folders(few_background_prompts, tmp_path_factory):
     """Two folders of edits of the tiny model: `shared` for all, and `acme`, a tenant's."""

@@ -64,21 +64,6 @@ def edited(wrap):
     return build
 
 
-@pytest.fixture
-def load(wrap):
-    """Loads a folder into a fresh model; the patch is off again after the test."""
-    loaded = []
-
-    def build(folder):
-        loaded.append(EditedModel.from_pretrained(tiny_model(), edits=folder, tokenizer=tiny_tokenizer()))
-        return loaded[-1]
-
-    yield build
-    for model in loaded:
-        if getattr(model.model, "_corrigenda", None) is model:
-            model.detach()
-
-
 def bits(edited):
     return {name: tensor.clone() for name, tensor in edited.method.state().items()}
 

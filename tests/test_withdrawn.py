@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_store import CONFIGS, EDITS, bits, ids, same
 from tiny import tiny_model, tiny_tokenizer
 
-from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel
+from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit
 from corrigenda.editing.background import background_prompts
 from corrigenda.editing.context import RoutingContext
 from corrigenda.editing.mask_router import MaskRouter
@@ -258,19 +258,6 @@ def edited(wrap):
         return model
 
     return build
-
-
-@pytest.fixture
-def load():
-    loaded = []
-
-    def build(folder):
-        loaded.append(EditedModel.from_pretrained(tiny_model(), edits=folder, tokenizer=tiny_tokenizer()))
-        return loaded[-1]
-
-    yield build
-    for model in loaded:
-        model.detach()
 
 
 def asked(model, prompt=TAKEN.prompt):
