@@ -161,6 +161,7 @@ class MaskRouter(EditRouter):
                 decision = self.decide(self.mask(rows, *prompts))
             context.routes.copy_(decision.route)
         context.decision = decision
+        context.deciding = False  # once a prompt, whatever else passes under the same description
 
     def _route(self, features: Tensor, offsets: Tensor, weight: Tensor) -> Decision:
         """`decide` of the fingerprints of packed prompts, in one op."""

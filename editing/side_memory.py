@@ -210,6 +210,7 @@ class SideMemories:
             decision = self.decide(distance)
             context.routes.copy_(decision.route)
         context.decision = decision
+        context.deciding = False  # once a prompt, whatever else passes under the same description
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """Add to `out` `[tokens, d]`, in place, what the shards in `route` make of `x` `[tokens, D]`."""

@@ -127,6 +127,15 @@ def test_unrouted_prompts_get_the_base_models_logits(kind, method):
 
 
 @every_case
+def test_a_prompt_is_decided_once_whatever_else_a_call_passes(kind, method):
+    """Guidance runs a second forward over the last prompt token alone, which is no prompt to decide by."""
+    edited = edited_model(kind, method)
+    for prompt, route in zip(PROMPTS, expected_routes(method)):
+        found, _ = generated(edited, padded([prompt]), guidance_scale=1.01)
+        assert found == [route]
+
+
+@every_case
 def test_a_plain_forward_is_the_base_models(kind, method):
     edited, base = edited_model(kind, method), unedited_model(kind)
     inputs = padded(PROMPTS)
