@@ -63,6 +63,8 @@ class ServedModel:
             self.memory.load(folder, needed)
         self._lock = threading.RLock()  # of what is admitted and of what the memory holds
         self._changing = threading.RLock()  # of one change at a time
+        self.passing = threading.RLock()  # of one pass at a time, whichever manager's
+        self._coming: frozenset[str] = frozenset()  # edits of the change that is being read
         self._flights: weakref.WeakSet[Flight] = weakref.WeakSet()
         self._untidy = False
         self._managers: weakref.WeakSet[BatchedRequests] = weakref.WeakSet()
@@ -159,7 +161,7 @@ class ServedModel:
             kwargs["attention_mask"] = torch.ones_like(prompt) if pad is None or pad in ends else (prompt != pad).long()
         with self._between_passes():
             deciding = self._provider.method = _Deciding(self, owners)
-            with self._provider.session(prompt, kwargs["attention_mask"]):
+            with self._provider.session(prompt, kwargs["attention_mask"]), self.passing:
                 self.site.context = self._alone
                 try:
                     output = self.model.generate(prompt, **kwargs)
@@ -197,7 +199,7 @@ class ServedModel:
         with self._lock:
             known = self.catalogue.keys()
             flying = {flight.admission.key for flight in self._flights if not flight.ended}
-            self.memory.keep(known | flying)
+            self.memory.keep(known | flying | self._coming)
             self._untidy = bool(flying - known - {None})
 
     # Changes
@@ -230,15 +232,22 @@ class ServedModel:
 
     def _take(self, change: Change) -> dict[str, Any]:
         """Read the rows while passes run; write them, and answer by them, between two."""
-        rows = [self.memory.read(folder, needed) for folder, needed in change.needed.items()]
-        with self._between_passes():
-            try:
-                for records in rows:
-                    self.memory.put(records)
-                version = self.catalogue.publish(change)
-            finally:
-                self._untidy = True
-                self.tidy()
+        with self._lock:  # rows that are still here for a request in flight are not read: they must stay
+            self._coming = frozenset().union(*change.needed.values())
+        try:
+            rows = [self.memory.read(folder, needed) for folder, needed in change.needed.items()]
+            with self._between_passes():
+                try:
+                    for records in rows:
+                        self.memory.put(records)
+                    version = self.catalogue.publish(change)
+                finally:
+                    self._coming = frozenset()
+                    self._untidy = True
+                    self.tidy()
+        finally:
+            self._coming = frozenset()
+            self._untidy = True
         return change.to_dict(version)
 
     @contextlib.contextmanager

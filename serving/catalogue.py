@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from ..editing import saving
 from ..editing.base import same_weights, tokenizer_digest
 from ..editing.errors import CorrigendaError
@@ -124,6 +126,7 @@ class Catalogue:
             raise ServingError(f"The edits in {settings.edits[0]} are for another model: its tokenizer differs.", 422)
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
+        self._fits = TokenRouter(tokenizer, (), threshold=self.config.threshold).fits
         self._background: dict[str, Any] | None = None
         self._open = OpenStores()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
@@ -156,6 +159,14 @@ class Catalogue:
             applied = [store.history.edits[seq] for seq in store.history.applied()]
             read[tenant, path] = [known.get(id(stored)) or _served(stored, path, tenant) for stored in applied]
             withdrawn[tenant, path] = withdrawn_edits(store.history)
+            new = [edit for edit in read[tenant, path] if id(edit.stored) not in known]
+            for edit in [*new, *withdrawn[tenant, path]]:
+                if not self._fits(torch.as_tensor(edit.fingerprint, dtype=torch.int32)):
+                    raise ServingError(
+                        f'The fingerprint of edit "{edit.id}" in {path} is not one of this router\'s: see '
+                        f"`corrigenda verify {path}`.",
+                        422,
+                    )
             if self._background is None and store.history.ground is not None:
                 ground = store.history.ground
                 self._background = unpacked(store.ledger, ground.seq, ground.body["tensors"])
@@ -202,11 +213,17 @@ class Catalogue:
     def publish(self, change: Change) -> int:
         """Answer by a change from now on; the number of the new version."""
         with self._lock, scope("edit: swap"):
-            self._stores.update(change.stores)
-            self._withdrawn.update(change.withdrawn)
+            before = self._stores, self._withdrawn
+            self._stores = {**self._stores, **change.stores}
+            self._withdrawn = {**self._withdrawn, **change.withdrawn}
             version = self.version + 1
             tenants = dict.fromkeys([None, *self.settings.tenants, *(tenant for tenant, _ in self._stores)])
-            self._next = {tenant: self._become(self._next.get(tenant), tenant, version) for tenant in tenants}
+            try:
+                self._next = {tenant: self._become(self._next.get(tenant), tenant, version) for tenant in tenants}
+            except BaseException:
+                self._stores, self._withdrawn = before
+                self._next = {}  # some are half changed: the next version makes all anew
+                raise
             self._now = {tenant: seen._replace(router=seen.router.view()) for tenant, seen in self._next.items()}
             self.version = version
             return version

@@ -50,6 +50,7 @@ class Desk(Protocol):
 
     site: Site
     idle: RoutingContext
+    passing: threading.RLock  # of one pass at a time: what the layer reads is one manager's
 
     def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> Flight:
         """Decide a request's edit and keep that edit's rows while the request is in flight."""
@@ -91,17 +92,19 @@ class BatchedRequests:
         self._slots: Slots | None = None
         self._scheduler: Any = None
         self._stream: Any = None
-        self._taken: list[tuple[Any, str]] = []
+        self._taken: list[tuple[Any, str]] = []  # of the manager
+        self._wired: list[tuple[Any, str]] = []  # of its processor, which a stop ends
         self._flights: dict[str, Flight] = {}  # of the generation's thread
         self._queued: weakref.WeakValueDictionary[str, Flight] = weakref.WeakValueDictionary()
         self._arriving = threading.Lock()
-        self._around(manager, "add_request", self._add_request)
-        self._around(manager.input_queue, "put", self._put)
-        self._around(manager, "_create_batch_processor", self._create)
+        self._around(self._taken, manager, "add_request", self._add_request)
+        self._around(self._taken, manager.input_queue, "put", self._put)
+        self._around(self._taken, manager, "_create_batch_processor", self._create)
+        self._around(self._taken, manager, "stop", self._stop)
         if manager.batch_processor is not None:
             self._wire(manager.batch_processor)
 
-    def _around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    def _around(self, taken: list[tuple[Any, str]], owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         original = getattr(owner, name)
 
         @functools.wraps(original)
@@ -109,13 +112,12 @@ class BatchedRequests:
             return wrapper(original, *args, **kwargs)
 
         setattr(owner, name, call)
-        self._taken.append((owner, name))
+        taken.append((owner, name))
 
     def remove(self) -> None:
         """Take the seams off."""
-        for owner, name in reversed(self._taken):
-            delattr(owner, name)
-        self._taken.clear()
+        self._unwire()
+        _take_off(self._taken)
 
     @property
     def running(self) -> bool:
@@ -159,9 +161,21 @@ class BatchedRequests:
         self._wire(processor)
         return processor
 
+    def _stop(self, original: Any, *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        if not self.running:
+            self._unwire()
+
+    def _unwire(self) -> None:
+        """Let go of a processor, whose cache is most of a GPU's memory."""
+        _take_off(self._wired)
+        self._scheduler = self._stream = None
+        self._flights.clear()
+
     def _wire(self, processor: Any) -> None:
         if processor.scheduler is self._scheduler:
             return
+        self._unwire()
         if processor.use_async_batching:
             raise CorrigendaError(
                 "With use_async_batching a pass is described while another reads the description: set it to False."
@@ -170,21 +184,20 @@ class BatchedRequests:
         tokens = max(processor.cache.max_batch_tokens, requests)
         self.context = RoutingContext(torch.device(device), tokens, requests)
         self._slots = Slots(self.context, requests, tokens)
-        self._flights.clear()
         self._stream = processor.inputs_and_outputs.compute_stream
         self._scheduler = processor.scheduler
-        self._around(processor.scheduler, "add_waiting_request", self._wait)
-        self._around(processor.inputs_and_outputs, "prepare_batch_tensors", self._prepare)
-        self._around(processor.model_runner, "compute_batch", self._compute)
-        self._around(processor.cache, "search_prefix_match", self._search)
+        self._around(self._wired, processor.scheduler, "add_waiting_request", self._wait)
+        self._around(self._wired, processor.inputs_and_outputs, "prepare_batch_tensors", self._prepare)
+        self._around(self._wired, processor.model_runner, "compute_batch", self._compute)
+        self._around(self._wired, processor.cache, "search_prefix_match", self._search)
         for allocator in processor.cache.cache_allocators.values():
-            self._around(allocator, "mark_complete_blocks", self._mark)
+            self._around(self._wired, allocator, "mark_complete_blocks", self._mark)
 
     def _wait(self, original: Any, state: Any) -> None:
         """A new request, one that lost its cache and starts anew, or a fork for which there was no room."""
         setattr(state, _FLIGHT, self._flight(state))
-        self._queued.pop(state.request_id, None)
         original(state)
+        self._queued.pop(state.request_id, None)  # not before the scheduler has it: a name is taken in one of the two
 
     def _flight(self, state: Any) -> Flight:
         name = state.request_id
@@ -237,11 +250,12 @@ class BatchedRequests:
         """Only within is the layer an edited one: any other forward on this model is the base model's."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self.context.device))
-        self.desk.site.context = self.context
-        try:
-            original(*args, **kwargs)
-        finally:
-            self.desk.site.context = self.desk.idle
+        with self.desk.passing:
+            self.desk.site.context = self.context
+            try:
+                original(*args, **kwargs)
+            finally:
+                self.desk.site.context = self.desk.idle
 
     # Sharing of blocks
 
@@ -256,3 +270,9 @@ class BatchedRequests:
         if flight is not None and flight.edited:
             token_ids = token_ids[: flight.prompt - 1]
         original(request_id, token_ids, new_blocks)
+
+
+def _take_off(seams: list[tuple[Any, str]]) -> None:
+    for owner, name in reversed(seams):
+        delattr(owner, name)
+    seams.clear()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import threading
+import time
+import weakref
 
 import pytest
 import torch
@@ -122,6 +125,81 @@ def test_a_request_that_is_in_flight_keeps_its_name(serve, folders):
     assert running.result("mine")
     manager.add_request(row, request_id="mine")
     assert running.result("mine")
+
+
+def test_a_name_is_taken_while_the_scheduler_takes_its_request_in(serve, folders):
+    served = serve(folders / "shared")
+    running = Running(served)
+    (row,) = served.encode(EDITED[:1])
+    scheduler, refused = running.manager._corrigenda._scheduler, []
+
+    def slowly_in(original, state):
+        with pytest.raises(ServingError, match='id "mine" is in flight'):
+            running.manager.add_request(row, request_id="mine")
+        refused.append(state.request_id)
+        original(state)
+
+    inner = scheduler.add_waiting_request.__wrapped__
+    scheduler.add_waiting_request = lambda state: running.manager._corrigenda._wait(
+        lambda state: slowly_in(inner, state), state
+    )
+    running.manager.add_request(row, request_id="mine", max_new_tokens=2)
+    assert running.result("mine") and refused == ["mine"]
+
+
+def test_two_managers_at_once(serve, folders, alone):
+    """Each describes its passes to the one layer: no pass of the other may come between."""
+    served = serve(folders / "shared")
+    asked = {"edited": served.encode(EDITED * 4), "plain": served.encode(PLAIN * 4)}
+    found = {}
+
+    def ask(name):
+        found[name] = tokens(batch(served, asked[name]))
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {name: alone(rows) for name, rows in asked.items()}
+
+
+def test_rows_that_are_still_here_when_they_come_again_stay(serve, tmp_path, monkeypatch):
+    """Those of a request in flight are not read anew; it ends before the change is made."""
+    folder = store(tmp_path / "own", SHARED)
+    served = serve(folder)
+    (row,) = served.encode(EDITED[1:2])
+    flight = served.admit("in flight", row, None)
+    served.undo("c")
+    writing = EditStore.open(folder, write=True)
+    writing.redo(writing.selected(["c"]))
+    writing.close()
+    read = served.memory.read
+
+    def then_it_ends(*given):
+        records = read(*given)
+        flight.ended = True
+        served.tidy()
+        return records
+
+    monkeypatch.setattr(served.memory, "read", then_it_ends)
+    assert served.load(folder)["added"] == ["c"]
+    assert served.place(served.admit("later", row, None)) >= 0
+
+
+def test_a_manager_that_stops_lets_its_cache_go(serve, folders, alone):
+    served = serve(folders / "shared")
+    running = Running(served)
+    rows = served.encode(EDITED[:1])
+    for _ in range(2):
+        assert running.ask(rows[0]) == alone(rows)[0]
+        kept = weakref.ref(running.manager.batch_processor.cache)
+        running.manager.stop()
+        gc.collect()
+        assert kept() is None
+        running.manager.start()
+        while running.manager.batch_processor is None:
+            time.sleep(0.01)
 
 
 def test_each_edited_request_is_logged(serve, folders, caplog):

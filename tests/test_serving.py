@@ -15,7 +15,10 @@ from transformers import DynamicCache
 
 from corrigenda.editing import CorrigendaError, Edit, EditedModel, MemoirConfig
 from corrigenda.editing.context import RoutingContext
+from corrigenda.editing.store.codec import fingerprint_text
+from corrigenda.editing.store.ledger import Ledger, New
 from corrigenda.editing.store.store import EditStore
+from corrigenda.editing.token_router import TokenRouter
 from corrigenda.serving import Catalogue, ServingError, ServingSettings, Slots
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
@@ -43,6 +46,47 @@ def test_a_tenant_sees_its_own_and_the_shared_edits(settings):
     assert catalogue.tenants() == ["acme", "none"]
     with pytest.raises(ServingError, match='no tenant "other"'):
         applied(catalogue, "Who?", "other")
+
+
+def test_a_change_that_fails_changes_nothing(settings, monkeypatch, tmp_path):
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    more = store(tmp_path / "more", OF_ACME[1:])
+    asked = ("Zubrowka has which capital?", "Who leads Vantrello Foods?")
+    before = [applied(catalogue, prompt, tenant) for prompt in asked for tenant in (None, "acme")]
+    change = catalogue.read([(None, more)])
+    add_rows, calls = TokenRouter.add_rows, []
+
+    def once_too_often(router, rows):
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise MemoryError
+        add_rows(router, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(TokenRouter, "add_rows", once_too_often)
+        catalogue.publish(change)
+    assert [applied(catalogue, prompt, tenant) for prompt in asked for tenant in (None, "acme")] == before
+    assert catalogue.version == 1 and (None, more) not in catalogue.folders()
+    assert catalogue.publish(change) == 2
+    assert applied(catalogue, "Who leads Vantrello Foods?") == "Ines Okafor"
+    assert [applied(catalogue, "Zubrowka has which capital?", tenant) for tenant in (None, "acme")] == before[:2]
+
+
+def test_a_store_whose_fingerprints_are_not_the_routers_is_refused(settings, tmp_path):
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    folder = store(tmp_path / "odd", OF_ACME[1:])
+    old = Ledger.open(folder)
+    entries = []
+    for entry in old.entries():
+        body = dict(entry.body)
+        tensors = body.pop("tensors", None)
+        if entry.kind == "edit":
+            body["fingerprint"] = fingerprint_text(torch.tensor([7, 10**6], dtype=torch.int32))
+        entries.append(New(entry.kind, body, old.tensors(entry.seq, tensors) if tensors else None))
+    old.close()
+    Ledger.create(tmp_path / "odd2", lambda ledger: ledger.append(entries)).close()
+    with pytest.raises(ServingError, match=r'fingerprint of edit "e" in .*odd2 is not one'):
+        catalogue.read([(None, tmp_path / "odd2")])
 
 
 def chunked(served, request, ids, sizes, edit):
