@@ -113,6 +113,21 @@ class _Session:
         self.context.fill(gate, columns == self._last[:, None], weight, deciding=self._known is None and past == 0)
 
 
+def prompts_of(model: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The prompts `[rows, length]` of a `generate` call, taken out of `kwargs`, and their mask, put into it.
+
+    Without a mask it is what transformers would infer, fixed here so that routing and the model see the same padding.
+    """
+    prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
+    if prompt is None:
+        raise CorrigendaError("generate needs the prompts' token ids (`input_ids`), by which edits are found.")
+    if kwargs.get("attention_mask") is None:
+        pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        kwargs["attention_mask"] = torch.ones_like(prompt) if pad is None or pad in ends else (prompt != pad).long()
+    return prompt, kwargs["attention_mask"]
+
+
 def fingerprint_weight(method: Method, rows: list[list[int]], mask: Tensor) -> Tensor:
     """fp32 `[rows, length]`: 1 on the prompt tokens that count for a fingerprint."""
     weight = mask.float()

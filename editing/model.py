@@ -21,7 +21,7 @@ from .edits import Edit
 from .errors import CorrigendaError
 from .evaluate import Evaluator, Scores
 from .frozen import length_groups
-from .generation import GenerateProvider, fingerprint_weight
+from .generation import GenerateProvider, fingerprint_weight, prompts_of
 from .layer import EditedLinear
 from .methods import METHODS
 from .prompts import PromptFormat
@@ -124,16 +124,7 @@ class EditedModel(StoredEdits):
 
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
-        prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if prompt is None:
-            raise CorrigendaError("generate needs the prompts' token ids (`input_ids`), by which edits are found.")
-        mask = kwargs.get("attention_mask")
-        if mask is None:
-            # What transformers would infer, fixed here so that routing and the model see the same padding.
-            pad, ends = self.model.generation_config.pad_token_id, self.model.generation_config.eos_token_id
-            ends = ends if isinstance(ends, list) else [ends]
-            mask = torch.ones_like(prompt) if pad is None or pad in ends else (prompt != pad).long()
-            kwargs["attention_mask"] = mask
+        prompt, mask = prompts_of(self.model, inputs, kwargs)
         with self._versions.reading() as edits, self._provider.session(prompt, mask) as session:
             output = self.model.generate(prompt, **kwargs)
             return (output, self._provenance(session.decision, edits)) if provenance else output

@@ -20,7 +20,7 @@ from ..editing.base import same_weights, weight_sample
 from ..editing.context import RoutingContext
 from ..editing.decoder import Decoder
 from ..editing.errors import CorrigendaError
-from ..editing.generation import GenerateProvider
+from ..editing.generation import GenerateProvider, prompts_of
 from ..editing.layer import EditedLinear
 from ..editing.routing import Decision
 from .catalogue import Admission, Catalogue, Change, ServedEdit
@@ -151,17 +151,11 @@ class ServedModel:
 
         Nothing else runs on the model meanwhile: a running batch waits.
         """
-        prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if prompt is None:
-            raise CorrigendaError("generate needs the prompts' token ids (`input_ids`), by which edits are found.")
+        prompt, mask = prompts_of(self.model, inputs, kwargs)
         owners = self._owners(tenants, len(prompt))
-        if kwargs.get("attention_mask") is None:
-            pad, ends = self.model.generation_config.pad_token_id, self.model.generation_config.eos_token_id
-            ends = ends if isinstance(ends, list) else [ends]
-            kwargs["attention_mask"] = torch.ones_like(prompt) if pad is None or pad in ends else (prompt != pad).long()
         with self._between_passes():
             deciding = self._provider.method = _Deciding(self, owners)
-            with self._provider.session(prompt, kwargs["attention_mask"]), self.passing:
+            with self._provider.session(prompt, mask), self.passing:
                 self.site.context = self._alone
                 try:
                     output = self.model.generate(prompt, **kwargs)
