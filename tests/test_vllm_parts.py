@@ -17,7 +17,7 @@ from corrigenda.serving.vllm import launcher
 from corrigenda.serving.vllm.model_state import edited_state
 from corrigenda.serving.vllm.plugin import CONFIG, LAYER
 from corrigenda.serving.vllm.prefix_cache import of_the_prompt, without_edited
-from corrigenda.serving.vllm.runner import connected, described
+from corrigenda.serving.vllm.runner import connected, described, renewed
 from corrigenda.serving.vllm.worker import EditsWorker, WorkerEdits, asked
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
@@ -106,6 +106,34 @@ def test_the_first_runner_describes_its_steps(config):
     described(lambda self: None, runner)
     assert edits.context.token_routes(7).tolist() == [-1, -1, place, -1, -1, place, place]
     assert len(edits.slots) == 3 and "b" not in edits.slots
+
+
+def test_a_request_that_is_over_holds_no_rows_and_leaves_its_id_to_another(config):
+    edits = WorkerEdits(config)
+    runner = SimpleNamespace(corrigenda=edits)
+    worker = EditsWorker()
+    worker.model_runner = runner
+    key, *others = keys(edits)
+
+    def step(finished, new):
+        request = SimpleNamespace(req_id="a")
+        output = SimpleNamespace(finished_req_ids=set(finished), scheduled_new_reqs=[request] * new)
+        assert renewed(lambda self, scheduler_output: "updated", runner, output) == "updated"
+
+    def described_as(tokens, key):
+        edits.describe(["a"], np.array([0]), np.array([3]), lambda request: asked(tokens, sampling(key)))
+        return edits.context.token_routes(3).tolist()
+
+    place = edits.memory.place(key)
+    step([], new=1)
+    assert described_as(3, key) == [-1, -1, place]
+    assert worker.corrigenda_keep(others) == 0
+    step(["a", "never seen"], new=1)
+    assert described_as(2, others[0]) == [-1, *[edits.memory.place(others[0])] * 2]
+    assert worker.corrigenda_keep(others) == 1
+    step(["a"], new=0)
+    assert worker.corrigenda_keep([]) == len(others) and len(edits.slots) == 0
+    renewed(lambda self, scheduler_output: None, SimpleNamespace(), None)  # a server without edits
 
 
 def test_the_second_runner_keeps_decisions_beside_its_requests(config):
