@@ -214,14 +214,14 @@ class Catalogue:
     def _seen_by(self, tenant: str | None) -> list[ServedEdit]:
         """A tenant's edits: shared ones, but for those about a fact (the same fingerprint) that it has its own of.
 
-        Among edits of equal fingerprint, the one of the store that was loaded last is seen.
+        Among edits of equal fingerprint in several stores, those of the store that is served last are seen: first the
+        shared stores, then the tenant's, each in the order in which they were first loaded. Within a store all are
+        seen: it has superseded what is about the same fact, and what is left are other questions of the same tokens.
         """
-        last: dict[tuple[int, ...], ServedEdit] = {}
-        for of in dict.fromkeys((None, tenant)):
-            for (owner, _), edits in self._stores.items():
-                if owner == of:
-                    last.update((edit.fingerprint, edit) for edit in edits)
-        return list({edit.key: edit for edit in last.values()}.values())
+        owners = dict.fromkeys((None, tenant))
+        order = [(store, edits) for of in owners for store, edits in self._stores.items() if store[0] == of]
+        last = {edit.fingerprint: store for store, edits in order for edit in edits}
+        return [edit for store, edits in order for edit in edits if last[edit.fingerprint] == store]
 
     def _become(self, seen: _Seen | None, tenant: str | None, version: int) -> _Seen:
         wanted = self._seen_by(tenant)

@@ -114,6 +114,25 @@ def test_a_layer_that_may_be_captured_runs_in_every_pass(settings):
     assert not served.context.active
 
 
+def test_edits_of_one_store_are_all_seen_and_another_stores_stand_for_theirs(tmp_path):
+    """Two questions of the same tokens in another order have one fingerprint."""
+    first = Edit("Did Ada meet Bob in Oslo or Rome?", "Oslo", id="ab")
+    second = Edit("Did Bob meet Ada in Oslo or Rome?", "Rome", id="ba")
+    shared = store(tmp_path / "shared", [first, SHARED[1], second])
+    own = store(tmp_path / "own", [Edit(first.prompt, "Bonn", id="own")])
+    settings = {"edits": shared, "tenants": {"acme": own, "copy": tmp_path / "copy"}}
+    shutil.copytree(shared, tmp_path / "copy")
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings))
+    assert catalogue.served()[0].fingerprint == catalogue.served()[-1].fingerprint
+    reference = EditedModel.from_pretrained(tiny_model(), shared, tokenizer=tiny_tokenizer())
+    assert [edit.id for edit in catalogue.served()] == [edit.id for edit in reference.edits] == ["ab", "b", "ba"]
+    for asked in (first.prompt, second.prompt, SHARED[1].prompt):
+        found = reference.answer([asked], 1)[0].edit
+        assert applied(catalogue, asked) == applied(catalogue, asked, "copy") == (found and found.target)
+    assert [edit.id for edit in catalogue.served("acme")] == ["b", "own"]
+    assert [(edit.id, edit.tenant) for edit in catalogue.served("copy")] == [(i, "copy") for i in ("ab", "b", "ba")]
+
+
 def test_slots_run_out_in_one_sentence(settings):
     served = Served(settings, requests=2)
     for name in "ab":
