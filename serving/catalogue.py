@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..editing.store.why import explained
 from ..editing.token_router import TokenRouter
 from .errors import ServingError
 from .memory import edit_key
-from .settings import ServingSettings
+from .settings import ServingSettings, resolved
 from .stores import OpenStores, open_store, served_config
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
 
@@ -319,15 +320,14 @@ class Catalogue:
     def allowed(self, folder: str) -> Path:
         """The folder that a request may have loaded: one that is served, or one under the root."""
         root = self.settings.root
-        path = Path(folder) if root is None else root / folder
-        path = path.expanduser().resolve()
+        path = resolved(folder if root is None else root / folder)
         if any(path == known for _, known in self.folders()):
             return path
         if root is None:
             raise ServingError('This server loads no further folders: start it with a "root" to allow it.', 403)
         if not path.is_relative_to(root):
             raise ServingError(f'The folder "{folder}" is outside of {root}, from where this server loads.', 403)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # which a name that is too long, or one behind a closed folder, is not either
             raise ServingError(f'There is no folder "{folder}" under {root}.', 404)
         return path
 
