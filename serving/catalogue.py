@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..editing.store.why import explained
 from ..editing.token_router import TokenRouter
 from .errors import ServingError
 from .memory import edit_key
-from .settings import ServingSettings
+from .settings import ServingSettings, resolved
 from .stores import OpenStores, open_store, served_config
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
 
@@ -231,14 +232,14 @@ class Catalogue:
     def _seen_by(self, tenant: str | None) -> list[ServedEdit]:
         """A tenant's edits: shared ones, but for those about a fact (the same fingerprint) that it has its own of.
 
-        Among edits of equal fingerprint, the one of the store that was loaded last is seen.
+        Among edits of equal fingerprint in several stores, those of the store that is served last are seen: first the
+        shared stores, then the tenant's, each in the order in which they were first loaded. Within a store all are
+        seen: it has superseded what is about the same fact, and what is left are other questions of the same tokens.
         """
-        last: dict[tuple[int, ...], ServedEdit] = {}
-        for of in dict.fromkeys((None, tenant)):
-            for (owner, _), edits in self._stores.items():
-                if owner == of:
-                    last.update((edit.fingerprint, edit) for edit in edits)
-        return list({edit.key: edit for edit in last.values()}.values())
+        owners = dict.fromkeys((None, tenant))
+        order = [(store, edits) for of in owners for store, edits in self._stores.items() if store[0] == of]
+        last = {edit.fingerprint: store for store, edits in order for edit in edits}
+        return [edit for store, edits in order for edit in edits if last[edit.fingerprint] == store]
 
     def _become(self, seen: _Seen | None, tenant: str | None, version: int) -> _Seen:
         wanted = self._seen_by(tenant)
@@ -336,15 +337,14 @@ class Catalogue:
     def allowed(self, folder: str) -> Path:
         """The folder that a request may have loaded: one that is served, or one under the root."""
         root = self.settings.root
-        path = Path(folder) if root is None else root / folder
-        path = path.expanduser().resolve()
+        path = resolved(folder if root is None else root / folder)
         if any(path == known for _, known in self.folders()):
             return path
         if root is None:
             raise ServingError('This server loads no further folders: start it with a "root" to allow it.', 403)
         if not path.is_relative_to(root):
             raise ServingError(f'The folder "{folder}" is outside of {root}, from where this server loads.', 403)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # which a name that is too long, or one behind a closed folder, is not either
             raise ServingError(f'There is no folder "{folder}" under {root}.', 404)
         return path
 

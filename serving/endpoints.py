@@ -85,8 +85,9 @@ def edits_router(edits: ServedEdits) -> Any:
 
 
 def error_body(error: Exception, status: int) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": str(error), "type": _TYPES.get(status, "invalid_request_error"), "code": status}}
+    """An error as OpenAI's clients read it. Half a pair of surrogates, which JSON can bring in, is no UTF-8."""
+    message = str(error).encode(errors="backslashreplace").decode()
+    return {"error": {"message": message, "type": _TYPES.get(status, "invalid_request_error"), "code": status}}
 
 
 class _Malformed(CorrigendaError):

@@ -22,7 +22,10 @@ from ..editing.store.ledger import Ledger
 from .errors import ServingError
 
 _LONGEST = 512
-"""Rows of the longest edit: what `max_target_tokens` of the configurations allows."""
+"""Rows of an edit that any fixed memory has room for: what the default `max_target_tokens` comes to.
+
+A configuration may have a larger one: an edit that is longer still is refused by `put`, where `rows` is not larger too.
+"""
 
 
 def edit_key(stored: StoredEdit) -> str:
@@ -85,10 +88,12 @@ class ServedMemory:
     def put(self, records: Mapping[str, tuple[Tensor, Tensor]]) -> int:
         """What `load` writes, between two passes: all or none."""
         records = {key: rows for key, rows in records.items() if key not in self._place}
-        if self.banks.fixed and not self.banks.has_room([len(keys) for keys, _ in records.values()]):
+        lengths = [len(keys) for keys, _ in records.values()]
+        if self.banks.fixed and not self.banks.has_room(lengths):
             raise ServingError(
-                f"There is no room for {len(records)} more edits beside {len(self._place)}: start the server with a "
-                'larger "capacity".',
+                f"There is no room for {len(records)} more edits beside {len(self._place)}, the longest of "
+                f'{max(lengths)} rows: start the server with a larger "capacity" or, for one of more than {_LONGEST} '
+                'rows, with as many "rows".',
                 507,
             )
         with scope("edit: swap"):
@@ -117,7 +122,10 @@ class ServedMemory:
         if edit_key(stored) != key:
             raise ServingError(f"{ledger.name} has changed while it was loaded: load it again.", 409)
         tensors = record_of(ledger, stored).tensors
-        check_shapes(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))
+        try:
+            check_shapes(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))
+        except CorrigendaError as error:
+            raise ServingError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {error}.', 422) from None
         return tensors["keys"], tensors["values"]
 
     def keep(self, keys: Container[str], places: Container[int] = ()) -> int:

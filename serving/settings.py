@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..editing.errors import CorrigendaError
+from ..editing.store.files import reason_of
+from .errors import ServingError
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class ServingSettings:
         settings = cls(
             _folders(given.get("edits"), "edits"),
             {name: _folders(value, f"tenants.{name}", empty=True) for name, value in tenants.items()},
-            None if given.get("root") is None else Path(given["root"]).expanduser().resolve(),
+            None if given.get("root") is None else _folder(given["root"], "root"),
             given.get("capacity"),
             given.get("rows", 8),
             given.get("read_only", False),
@@ -75,6 +77,18 @@ def _folders(value: Any, name: str, empty: bool = False) -> tuple[Path, ...]:
         return ()
     if not isinstance(values, (list, tuple)) or not (values or empty):
         raise CorrigendaError(f'"{name}" must name a folder of edits, or a list of such folders.')
-    if not all(isinstance(one, (str, Path)) and str(one) for one in values):
-        raise CorrigendaError(f'"{name}" must hold folders as text.')
-    return tuple(Path(one).expanduser().resolve() for one in values)
+    return tuple(_folder(one, name) for one in values)
+
+
+def _folder(value: Any, name: str) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise CorrigendaError(f'"{name}" must hold folders as text, not {value!r}.')
+    return resolved(value)
+
+
+def resolved(folder: str | Path) -> Path:
+    """The folder in full; an error where no folder can have that name."""
+    try:
+        return Path(folder).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long or a loop of links, no such user, no file's name
+        raise ServingError(f"No folder can be named {str(folder)!r}: {reason_of(error)}.", 400) from None

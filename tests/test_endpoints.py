@@ -118,6 +118,11 @@ def test_a_refusal_has_its_status(error, status, kind):
     assert response.json() == {"error": {"message": str(error), "type": kind, "code": status}}
 
 
+def test_a_refusal_can_repeat_what_is_no_text():
+    response = client(Recorded(ServingError('There is no tenant "\ud800" here.', 400))).get("/v1/edits")
+    assert response.status_code == 400 and response.json()["error"]["message"] == 'There is no tenant "\\ud800" here.'
+
+
 # The header
 
 

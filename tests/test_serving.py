@@ -158,6 +158,25 @@ def test_a_layer_that_may_be_captured_runs_in_every_pass(settings):
     assert not served.context.active
 
 
+def test_edits_of_one_store_are_all_seen_and_another_stores_stand_for_theirs(tmp_path):
+    """Two questions of the same tokens in another order have one fingerprint."""
+    first = Edit("Did Ada meet Bob in Oslo or Rome?", "Oslo", id="ab")
+    second = Edit("Did Bob meet Ada in Oslo or Rome?", "Rome", id="ba")
+    shared = store(tmp_path / "shared", [first, SHARED[1], second])
+    own = store(tmp_path / "own", [Edit(first.prompt, "Bonn", id="own")])
+    settings = {"edits": shared, "tenants": {"acme": own, "copy": tmp_path / "copy"}}
+    shutil.copytree(shared, tmp_path / "copy")
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings))
+    assert catalogue.served()[0].fingerprint == catalogue.served()[-1].fingerprint
+    reference = EditedModel.from_pretrained(tiny_model(), shared, tokenizer=tiny_tokenizer())
+    assert [edit.id for edit in catalogue.served()] == [edit.id for edit in reference.edits] == ["ab", "b", "ba"]
+    for asked in (first.prompt, second.prompt, SHARED[1].prompt):
+        found = reference.answer([asked], 1)[0].edit
+        assert applied(catalogue, asked) == applied(catalogue, asked, "copy") == (found and found.target)
+    assert [edit.id for edit in catalogue.served("acme")] == ["b", "own"]
+    assert [(edit.id, edit.tenant) for edit in catalogue.served("copy")] == [(i, "copy") for i in ("ab", "b", "ba")]
+
+
 def test_slots_run_out_in_one_sentence(settings):
     served = Served(settings, requests=2)
     for name in "ab":
@@ -239,6 +258,10 @@ def test_a_version_counts_only_when_published(settings):
         ({"edits": "x", "tenants": ["a"]}, '"tenants" must be an object'),
         ({"edits": "x", "read_only": 1}, '"read_only" must be true or false'),
         (3, "must be a folder of edits"),
+        ({"edits": "x", "root": 5}, '"root" must hold folders as text, not 5'),
+        ({"edits": "x", "root": "a\0b"}, r"No folder can be named 'a\\x00b': embedded null byte"),
+        ({"edits": "~nosuchuser/x"}, "No folder can be named '~nosuchuser/x'"),
+        ({"edits": "x", "tenants": {"t": "~nosuchuser"}}, "No folder can be named '~nosuchuser'"),
     ],
 )
 def test_settings_that_make_no_sense(given, words):
@@ -273,7 +296,9 @@ def test_folders_that_a_request_may_name(settings, tmp_path):
     assert catalogue.allowed(str(settings.root / "shared")) == settings.root / "shared"
     (settings.root / "way-out").unlink(missing_ok=True)
     (settings.root / "way-out").symlink_to(tmp_path)
-    for folder, status in (("../x", 403), ("/etc", 403), ("missing", 404), ("way-out", 403)):
+    long = "x" * 5000
+    cases = {"../x": 403, "/etc": 403, "missing": 404, "way-out": 403, long: 404, f"/{long}": 403, "\ud800": 400}
+    for folder, status in cases.items():
         with pytest.raises(ServingError) as error:
             catalogue.allowed(folder)
         assert error.value.status == status
@@ -282,6 +307,9 @@ def test_folders_that_a_request_may_name(settings, tmp_path):
     assert closed.allowed(str(settings.edits[0])) == settings.edits[0]
     with pytest.raises(ServingError, match="loads no further folders"):
         closed.allowed("acme")
+    with pytest.raises(ServingError, match="No folder can be named '~nosuchuser/x'") as error:
+        closed.allowed("~nosuchuser/x")
+    assert error.value.status == 400
 
 
 def test_undo_of_what_is_not_there(settings):
@@ -309,6 +337,17 @@ def test_rows_that_changed_under_the_server(settings):
     assert len(served.memory) == len(SHARED) + len(OF_ACME)
 
 
+def test_an_edit_that_does_not_fit_the_layer_is_named(settings):
+    served = Served(settings)
+    (folder, edits), *_ = served.catalogue.start.needed.items()
+    fresh = type(served.memory)(served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32)
+    fresh._take_ground = lambda ledger: None
+    fresh.widths = (fresh.widths[0], 63)
+    with pytest.raises(ServingError, match=r'^Edit "a" of .*shared.* cannot be used: its tensor "values" has') as error:
+        fresh.load(folder, edits)
+    assert error.value.status == 422 and len(fresh) == 0
+
+
 def test_a_fixed_memory_says_when_it_is_full(settings):
     served = Served(settings)
     fresh = type(served.memory)(served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32)
@@ -325,6 +364,8 @@ def test_a_fixed_memory_says_when_it_is_full(settings):
         fresh.load(settings.root / "acme", other)
     assert error.value.status == 507 and fresh.banks._keys.data_ptr() == address
     assert all(key not in fresh._place for key in other)
+    with pytest.raises(ServingError, match=r'the longest of 513 rows.*as many "rows"'):
+        fresh.put({"long": tuple(part[:1].expand(513, -1) for part in record)})
 
 
 def test_why_names_the_nearest(settings):

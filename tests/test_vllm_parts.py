@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import sys
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from served import SHARED, store
+from tiny import tiny_tokenizer
 from torch import nn
 
 from corrigenda.editing import CorrigendaError
@@ -17,7 +20,7 @@ from corrigenda.serving.vllm import launcher
 from corrigenda.serving.vllm.model_state import edited_state
 from corrigenda.serving.vllm.plugin import CONFIG, LAYER
 from corrigenda.serving.vllm.prefix_cache import of_the_prompt, without_edited
-from corrigenda.serving.vllm.runner import connected, described
+from corrigenda.serving.vllm.runner import connected, described, renewed
 from corrigenda.serving.vllm.worker import EditsWorker, WorkerEdits, asked
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
@@ -54,6 +57,68 @@ class Model(nn.Module):
 
 def keys(edits):
     return list(edits.memory._place)
+
+
+@pytest.fixture
+def admissions(monkeypatch, folder):
+    """An engine's admissions with the tenants "acme" and 'acme", "', over stand-ins for what they import of vLLM."""
+    names = {"exceptions": "VLLMValidationError", "logger": "init_logger", "sampling_params": "BeamSearchParams"}
+    for name, attribute in names.items():
+        module = ModuleType(f"vllm.{name}")
+        setattr(module, attribute, type(attribute, (ValueError,), {"info": lambda *given: None}))
+        monkeypatch.setitem(sys.modules, f"vllm.{name}", module)
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.delitem(sys.modules, "corrigenda.serving.vllm.admission", raising=False)
+    admission = import_module("corrigenda.serving.vllm.admission")
+    nothing = SimpleNamespace(changed=lambda *given: None, admitted=lambda *given: None)
+    monkeypatch.setattr(admission, "Metrics", lambda: nothing)
+    monkeypatch.setattr(admission, "load_tokenizer", lambda name: tiny_tokenizer())
+    settings = {"edits": str(folder), "tenants": {"acme": [], 'acme", "': []}}
+    model = SimpleNamespace(tokenizer="tiny", model=None)
+    yield admission.Admissions(SimpleNamespace(model_config=model, additional_config={CONFIG: settings}))
+    sys.modules.pop("corrigenda.serving.vllm.admission")
+
+
+def request(admissions, prompt, tenant=None, salt=None):
+    prompts = admissions.catalogue.prompts
+    return SimpleNamespace(
+        sampling_params=SimpleNamespace(extra_args={"tenant": tenant} if tenant else None),
+        prompt_token_ids=prompts.encode(prompts.wrap(prompt)),
+        cache_salt=salt,
+    )
+
+
+def test_no_salt_is_another_tenants(admissions):
+    def salt(tenant, given):
+        asking = request(admissions, "Why is the sky blue?", tenant, given)
+        admissions.admit(asking)
+        return asking.cache_salt
+
+    tenants, given = (None, "acme", 'acme", "'), [None, "", "null", "corrigenda:acme:", 'x", "y']
+    given += [salt("acme", None), salt("acme", "x")]
+    salts = {salt(tenant, one) for tenant in tenants for one in given}
+    assert len(salts) == len(tenants) * len(given) and salt(None, None) is None
+    assert salt("acme", "x") == salt("acme", "x")
+
+
+def test_requests_of_one_name_hold_their_own_edits(admissions, monkeypatch):
+    first, second, plain = (
+        admissions.admit(request(admissions, prompt))
+        for prompt in (SHARED[0].prompt, SHARED[1].prompt, "Why is the sky blue?")
+    )
+    admission = sys.modules["corrigenda.serving.vllm.admission"]
+    monkeypatch.setattr(admission, "_GRACE", 0.0)
+    for number, decided in enumerate((first, second, plain)):
+        admissions.remember("x", f"x-{number}", decided)
+    running = SimpleNamespace(request_states={"x-0": 1, "x-2": 1}, parent_requests={"x-1": 1})
+    assert admissions.pinned(running) == {first.key, second.key}
+    assert admissions.of("x") == plain and admissions.of("y") is None
+    monkeypatch.setattr(admission, "_REMEMBERED", 3)
+    admissions.remember("y", "y-0", second)
+    assert admissions.pinned(running) == {second.key} and admissions.of("x") == plain
+    for number in range(3):
+        admissions.remember("z", f"z-{number}", first)
+    assert admissions.of("x") is None and admissions.of("z") == first and set(admissions._inner) == {"z"}
 
 
 def test_blocks_with_an_edits_values_are_not_shared():
@@ -106,6 +171,34 @@ def test_the_first_runner_describes_its_steps(config):
     described(lambda self: None, runner)
     assert edits.context.token_routes(7).tolist() == [-1, -1, place, -1, -1, place, place]
     assert len(edits.slots) == 3 and "b" not in edits.slots
+
+
+def test_a_request_that_is_over_holds_no_rows_and_leaves_its_id_to_another(config):
+    edits = WorkerEdits(config)
+    runner = SimpleNamespace(corrigenda=edits)
+    worker = EditsWorker()
+    worker.model_runner = runner
+    key, *others = keys(edits)
+
+    def step(finished, new):
+        request = SimpleNamespace(req_id="a")
+        output = SimpleNamespace(finished_req_ids=set(finished), scheduled_new_reqs=[request] * new)
+        assert renewed(lambda self, scheduler_output: "updated", runner, output) == "updated"
+
+    def described_as(tokens, key):
+        edits.describe(["a"], np.array([0]), np.array([3]), lambda request: asked(tokens, sampling(key)))
+        return edits.context.token_routes(3).tolist()
+
+    place = edits.memory.place(key)
+    step([], new=1)
+    assert described_as(3, key) == [-1, -1, place]
+    assert worker.corrigenda_keep(others) == 0
+    step(["a", "never seen"], new=1)
+    assert described_as(2, others[0]) == [-1, *[edits.memory.place(others[0])] * 2]
+    assert worker.corrigenda_keep(others) == 1
+    step(["a"], new=0)
+    assert worker.corrigenda_keep([]) == len(others) and len(edits.slots) == 0
+    renewed(lambda self, scheduler_output: None, SimpleNamespace(), None)  # a server without edits
 
 
 def test_the_second_runner_keeps_decisions_beside_its_requests(config):

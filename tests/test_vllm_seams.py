@@ -29,6 +29,7 @@ def test_the_plugin_finds_every_seam():
     assert "request.num_tokens - 1" in inspect.getsource(KVCacheManager.get_computed_blocks)
     assert parameters(InputProcessor.assign_request_id) == ["request"]
     assert parameters(GPUModelRunner._model_forward)[0] == "self"
+    assert parameters(GPUModelRunner._update_states) == ["self", "scheduler_output"]
     assert parameters(GPUModelRunner.initialize_kv_cache)[:2] == ["self", "kv_cache_config"]
 
     from corrigenda.serving.vllm.plugin import register
@@ -40,6 +41,7 @@ def test_the_plugin_finds_every_seam():
         (InputProcessor, "__init__"),
         (KVCacheCoordinator, "cache_blocks"),
         (KVCacheManager, "get_computed_blocks"),
+        (GPUModelRunner, "_update_states"),
         (GPUModelRunner, "_model_forward"),
         (GPUModelRunner, "initialize_kv_cache"),
     )
@@ -55,10 +57,11 @@ def test_the_second_runner_has_the_hooks_that_its_state_takes():
     assert parameters(state.add_request) == ["self", "req_index", "new_req_data"]
     assert parameters(state.remove_request) == ["self", "req_id"]
     assert parameters(state.preprocess_state)[:2] == ["self", "input_batch"]
-    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
     from vllm.v1.worker.gpu.input_batch import InputBatch
 
     assert {"req_ids", "num_reqs", "num_computed_tokens_np", "query_start_loc_np"} <= set(InputBatch.__annotations__)
+    assert {"finished_req_ids", "scheduled_new_reqs"} <= set(SchedulerOutput.__annotations__)
     assert {"req_id", "sampling_params"} <= set(NewRequestData.__annotations__) and hasattr(
         NewRequestData, "prompt_len"
     )

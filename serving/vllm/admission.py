@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import OrderedDict
 from typing import Any
@@ -70,7 +71,9 @@ class Admissions:
         self.catalogue = Catalogue(load_tokenizer(model.tokenizer or model.model), settings)
         self.metrics = Metrics()
         self.metrics.changed(self.catalogue, len(self.catalogue.keys()), 0)
+        # By the engine's name of a request, for several in flight may have one name of their callers' choice.
         self._recent: OrderedDict[str, tuple[str, Admission, float]] = OrderedDict()
+        self._inner: dict[str, str] = {}
 
     def admit(self, request: Any) -> Admission | None:
         """Decide a request, and write the decision where workers and engine core read it.
@@ -92,12 +95,13 @@ class Admissions:
             raise VLLMValidationError(str(error)) from error  # the only kind that its server answers with a 400
         extra[CONFIG] = {"edit": admission.key, "version": admission.version}
         params.extra_args = extra
-        if tenant is not None:
-            request.cache_salt = f"corrigenda:{tenant}:{request.cache_salt or ''}"
+        if tenant is not None or request.cache_salt is not None:
+            # With every salt that a client gives, and as JSON: else one could be chosen that is another tenant's.
+            request.cache_salt = json.dumps([CONFIG, tenant, request.cache_salt])
         return admission
 
     def remember(self, name: str, inner: str, admission: Admission) -> None:
-        """Keep what was decided for a request, by its caller's name for it; `inner` is the engine's."""
+        """Keep what was decided for a request: `name` is its caller's for it, `inner` the engine's, which is unique."""
         self.metrics.admitted(admission)
         http = asked()
         if http is not None:
@@ -112,13 +116,16 @@ class Admissions:
                 admission.margin,
                 admission.version,
             )
-        self._recent[name] = inner, admission, time.monotonic()
+        self._recent[inner] = name, admission, time.monotonic()
+        self._inner[name] = inner
         if len(self._recent) > _REMEMBERED:
-            self._recent.popitem(last=False)
+            oldest, (name, _, _) = self._recent.popitem(last=False)
+            if self._inner.get(name) == oldest:
+                del self._inner[name]
 
     def of(self, request_id: str) -> Admission | None:
-        """What was decided for a request, by the id that its caller knows."""
-        found = self._recent.get(request_id)
+        """What was decided for a request, the last one by the id that its caller knows."""
+        found = self._recent.get(self._inner.get(request_id))
         return None if found is None else found[1]
 
     def pinned(self, output_processor: Any) -> set[str]:
@@ -130,6 +137,6 @@ class Admissions:
         now = time.monotonic()
         return {
             admission.key
-            for inner, admission, since in self._recent.values()
+            for inner, (_, admission, since) in self._recent.items()
             if admission.key is not None and (now - since < _GRACE or inner in running)
         }

@@ -33,8 +33,8 @@ class EditedState:
     def remove_request(self, req_id: str) -> None:
         super().remove_request(req_id)
         self._asked.pop(req_id, None)
-        if self.corrigenda is not None and req_id in self.corrigenda.slots:
-            self.corrigenda.slots.end(req_id)
+        if self.corrigenda is not None:
+            self.corrigenda.end([req_id])
 
     def preprocess_state(self, input_batch: Any, *args: Any, **kwargs: Any) -> None:
         super().preprocess_state(input_batch, *args, **kwargs)

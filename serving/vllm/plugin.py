@@ -32,6 +32,7 @@ def register() -> None:
     _wrap(KVCacheCoordinator, "cache_blocks", prefix_cache.without_edited)
     _wrap(KVCacheManager, "get_computed_blocks", prefix_cache.of_the_prompt)
     _wrap(gpu_model_runner.GPUModelRunner, "initialize_kv_cache", runner.connected)
+    _wrap(gpu_model_runner.GPUModelRunner, "_update_states", runner.renewed)
     _wrap(gpu_model_runner.GPUModelRunner, "_model_forward", runner.described)
     layer.register()
     try:

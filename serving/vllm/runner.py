@@ -34,6 +34,18 @@ def edits_in(model: Any, vllm_config: Any) -> WorkerEdits | None:
     return found
 
 
+def renewed(original: Any, self: Any, scheduler_output: Any) -> Any:
+    """`_update_states`, where requests come and go: rows of those that are over are held no longer.
+
+    An id may end and come back in one step. One that comes anew without an end is a session's next prompt.
+    """
+    edits = getattr(self, "corrigenda", None)
+    if edits is not None:
+        edits.end(scheduler_output.finished_req_ids)
+        edits.end(new.req_id for new in scheduler_output.scheduled_new_reqs)
+    return original(self, scheduler_output)
+
+
 def described(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     """`_model_forward`, which runs for real steps alone, outside of what is compiled or captured."""
     edits = getattr(self, "corrigenda", None)

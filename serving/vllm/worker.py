@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +79,12 @@ class WorkerEdits:
                 what = ask(request)
                 self.slots.start(request, what.prompt_tokens, self._place(request, what.key))
         self.slots.describe(requests, past, lengths)
+
+    def end(self, requests: Iterable[str]) -> None:
+        """Give back the slots of requests that are over; what comes under one of these ids later is another request."""
+        for request in requests:
+            if request in self.slots:
+                self.slots.end(request)
 
     def _place(self, request: str, key: str | None) -> int:
         try:
