@@ -261,7 +261,7 @@ class Catalogue:
         undone = [
             one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
         ]
-        withdraw(router, undone, [edit.stored.body["time"] for edit in edits])
+        withdraw(router, undone, [edit.stored for edit in edits])
         return _Seen(router, edits, version)
 
     def _check(self, store: EditStore, path: Path) -> None:

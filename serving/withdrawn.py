@@ -8,36 +8,46 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..editing.store.codec import fingerprint_of
-from ..editing.store.history import History
+from ..editing.store.history import History, StoredEdit
 from ..editing.token_router import TokenRouter
+
+Moment = tuple[str, int]
+"""When an entry was written: its time (ISO 8601, as ledgers have it), and its number.
+
+Times of one ledger never descend, but where the clock was set back they stand still: there the number decides, as it
+does for the model that was edited.
+"""
 
 
 class WithdrawnEdit(NamedTuple):
-    """An edit that its store has undone, and when (ISO 8601, as ledgers have it)."""
+    """An edit that its store has undone, and when."""
 
     id: str
     fingerprint: Tensor
-    time: str
+    undone: Moment
 
 
 def withdrawn_edits(history: History) -> list[WithdrawnEdit]:
     """Those of one store, the last undone first."""
     found = ((history.edits[seq], entry) for seq, entry in history.withdrawn(history.applied()).items())
-    return [WithdrawnEdit(stored.id, fingerprint_of(stored), _time(entry, stored.events)) for stored, entry in found]
+    return [
+        WithdrawnEdit(stored.id, fingerprint_of(stored), (_time(entry, stored.events), entry))
+        for stored, entry in found
+    ]
 
 
 def _time(entry: int, events: Sequence[dict[str, Any]]) -> str:
     return next(event.get("time", "") for event in events if event["seq"] == entry)
 
 
-def withdraw(router: TokenRouter, withdrawn: Iterable[WithdrawnEdit], written: Sequence[str]) -> None:
-    """Tell a router of these edits; `written` has the time of every edit that it has stored, by place."""
-    latest_first = sorted(withdrawn, key=lambda edit: edit.time, reverse=True)
-    times = {*written, *(edit.time for edit in latest_first)} if latest_first else ()
-    rank = {time: number for number, time in enumerate(sorted(times))}
+def withdraw(router: TokenRouter, withdrawn: Iterable[WithdrawnEdit], written: Iterable[StoredEdit]) -> None:
+    """Tell a router of these edits; `written` are the edits that it has stored, by place."""
+    latest_first = sorted(withdrawn, key=lambda edit: edit.undone, reverse=True)
+    moments = [(stored.body["time"], stored.seq) for stored in written] if latest_first else []
+    rank = {moment: number for number, moment in enumerate(sorted({*moments, *(edit.undone for edit in latest_first)}))}
     router.withdraw(
         [edit.id for edit in latest_first],
         [edit.fingerprint for edit in latest_first],
-        [rank[edit.time] for edit in latest_first],
-        [rank[time] for time in written] if latest_first else [],
+        [rank[edit.undone] for edit in latest_first],
+        [rank[moment] for moment in moments],
     )

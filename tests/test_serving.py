@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +238,22 @@ def test_no_older_edit_answers_the_question_of_an_undone_one(tmp_path):
     writing.close()
     catalogue.publish(catalogue.read([(None, folder)]))
     assert applied(catalogue, asked) == "Lutz City"
+
+
+def test_what_was_undone_is_told_from_what_came_since_while_the_clock_stands_still(tmp_path, monkeypatch):
+    asked, other = "What is the capital of Zubrowka?", "What is the anthem of Zubrowka?"
+    clock = SimpleNamespace(now=lambda zone: datetime(2026, 1, 1, tzinfo=zone))
+    monkeypatch.setattr("corrigenda.editing.store.history.datetime", clock)
+    folder = store(tmp_path / "own", [Edit(other, "The older road", id="older"), Edit(asked, "Lutz City", id="taken")])
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse({"edits": folder}))
+    catalogue.publish(catalogue.undo("taken", None))
+    model = EditedModel.from_pretrained(tiny_model(), folder, tokenizer=tiny_tokenizer())
+    assert model.answer([asked], 1)[0].provenance.withdrawn == catalogue.why(asked)["withdrawn"] == "taken"
+    assert applied(catalogue, asked) is None
+    model.edit(Edit(other, "The newer road", id="newer"))
+    model.save_pretrained(tmp_path / "since")
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(tmp_path / "since"))
+    assert model.answer([asked], 1)[0].edit.target == applied(catalogue, asked) == "The newer road"
 
 
 def test_a_version_counts_only_when_published(settings):
