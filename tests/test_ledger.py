@@ -17,6 +17,7 @@ import pytest
 import torch
 from stores import add, edit, log_of, new_store
 
+from corrigenda.editing import Edit
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.store import check
 from corrigenda.editing.store.codec import record_of
@@ -450,3 +451,25 @@ def test_one_entry_is_read_alone(folder) -> None:
     for missing in (0, len(entries) + 1):
         with pytest.raises(CorrigendaError, match=f"entry {missing} is missing"):
             ledger.entry(missing)
+
+
+class TestMerging:
+    @pytest.mark.parametrize(
+        ("known_by", "prompt", "target", "superseded"),
+        [
+            ([], "Who leads Qux?", "Anna", []),
+            ([], "Who leads Qux?", "Bert", []),
+            ([3, 4], "Zed, who wrote it?", "Anna", []),
+            ([3, 4], "Zed, who wrote it?", "Bert", ["a"]),
+            ([3, 4], "Zed 2, who wrote it?", "Bert", []),
+        ],
+    )
+    def test_the_same_fingerprint_with_another_target_is_the_same_fact(
+        self, known_by, prompt, target, superseded
+    ) -> None:
+        into, other = new_store(), new_store()
+        add(into, Edit("Who wrote Zed?", "Anna", id="a"), known_by=known_by)
+        add(other, Edit(prompt, target, id="b"), known_by=known_by)
+        assert merge(into, other).superseded == superseded
+        names = [into.history.edits[seq].id for seq in into.history.applied()]
+        assert names == (["b"] if superseded else ["a", "b"])

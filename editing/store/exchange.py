@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
+from .conflicts import rewrites
 from .files import reason_of
 from .history import APPLIED, History, StoredEdit, normalised_prompt
 from .ledger import New
@@ -83,7 +84,10 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     history = into.history
     present = {stored.id: stored for stored in history.edits.values()}
     applied = set(history.applied())
-    by_fingerprint = {history.edits[seq].body["fingerprint"]: seq for seq in applied}
+    by_fingerprint: dict[str, list[StoredEdit]] = {}
+    for mine in in_effect(history):
+        if mine.body["fingerprint"]:  # WISE without replay knows no edit by one
+            by_fingerprint.setdefault(mine.body["fingerprint"], []).append(mine)
     merged = Merged([], [], [], [], {})
     chosen: list[tuple[StoredEdit, str, list[int]]] = []
     for stored in in_effect(other.history):
@@ -97,9 +101,7 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
             merged.same.append(stored.id)
             continue
         facts = set(history.same_prompt(stored.prompt))
-        like = by_fingerprint.get(stored.body["fingerprint"])
-        if like is not None and history.edits[like].target == stored.target:
-            facts.add(like)
+        facts.update(like.seq for like in by_fingerprint.get(stored.body["fingerprint"], ()) if rewrites(stored, like))
         rivals = facts & applied
         if rivals and on_conflict == "keep":
             merged.kept.append(stored.id)
