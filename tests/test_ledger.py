@@ -87,6 +87,23 @@ class TestAppending:
         assert "stays superseded" in change.notes[0]
         store.close()
 
+    def test_undoing_an_id_that_was_used_again(self) -> None:
+        store = new_store()
+        (first,) = add(store, Edit("Who leads Zed?", "Anna", id="a"))
+        (b,) = add(store, Edit("Who leads Zed?", "Bert", id="b"), supersedes=[[first]])
+        (second,) = add(store, Edit("Where is Qux?", "Oslo", id="a"))
+
+        def turned(what, name):
+            chosen = store.selected([name], wanted=what == "undo")
+            return [stored.seq for stored in getattr(store, what)(chosen).edits]
+
+        assert turned("undo", "a") == [second] and turned("undo", "b") == [b]
+        assert turned("undo", "a") == [first] and store.history.applied() == []
+        assert [turned("redo", "a"), turned("redo", "a"), turned("redo", "a")] == [[second], [first], []]
+        store.redo(store.selected(["b"], wanted=False))
+        add(store, Edit("Where is Qux?", "Rome", id="c"), supersedes=[[second]])
+        assert turned("undo", "a") == [second]
+
     def test_selection(self, folder) -> None:
         store = reopened(folder, write=True)
         add(store, edit("e"), author="bob")
