@@ -490,3 +490,24 @@ class TestMerging:
         assert merge(into, other).superseded == superseded
         names = [into.history.edits[seq].id for seq in into.history.applied()]
         assert names == (["b"] if superseded else ["a", "b"])
+
+    def test_merging_again_adds_nothing(self) -> None:
+        into, other = new_store(), new_store()
+        add(into, Edit("Who wrote Zed?", "Anna", id="a"))
+        add(other, Edit("Where is Qux?", "Oslo", id="a"))
+        (name,) = merge(into, other).added
+        assert name != "a" and into.history.find(name).edit.id == name
+        there, back = merge(into, other), merge(other, into)
+        assert (there.added, there.same, there.superseded) == ([], ["a"], [])
+        assert back.same == [name] and back.added == list(back.renamed.values()) != ["a"]
+        assert merge(into, other).added == merge(other, into).added == []
+
+    def test_two_edits_of_one_id_get_names_of_their_own(self) -> None:
+        into, other = new_store(), new_store()
+        (first,) = add(other, Edit("Who wrote Zed?", "Anna", id="a"))
+        earlier = other.history.edits[first]
+        other.undo([earlier])
+        add(other, Edit("Where is Qux?", "Oslo", id="a"))
+        other.redo([earlier])
+        result = merge(into, other)
+        assert result.added == ["a", result.renamed["a"]] and len(set(result.added)) == 2

@@ -60,7 +60,8 @@ class StoredEdit:
     def edit(self) -> Edit:
         if self._edit is None:
             try:
-                self._edit = Edit.from_dict(self.body["edit"])
+                # A merged edit may have been renamed, and is known by its id here.
+                self._edit = Edit.from_dict({**self.body["edit"], "id": self.id})
             except (TypeError, AttributeError, KeyError):
                 raise CorrigendaError(f'What is stored as edit "{self.id}" is not an edit.') from None
         return self._edit
