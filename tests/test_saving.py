@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from cases import same_bits
 from first_format import resign, write_first_format
@@ -17,6 +18,8 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 import corrigenda.editing
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, Locality, MemoirConfig, WiseConfig
+from corrigenda.editing.store.codec import packed
+from corrigenda.editing.store.ledger import Ledger, New
 from corrigenda.editing.store.migrate import migrate
 
 EDITS = [
@@ -372,6 +375,35 @@ def test_edits_for_another_shape_are_refused(saved, sharp_model, shape):
         load(saved, model)
     assert not hasattr(model, "_corrigenda") and all(parameter.requires_grad for parameter in model.parameters())
     assert type(model.model.layers[2 if shape != {"layers": 3} else 1].mlp.down_proj) is torch.nn.Linear
+
+
+def with_ground(folder, copy, **changed):
+    """The ledger of a folder again, whole, with other ground tensors."""
+    ledger, entries = Ledger.open(folder), []
+    for seq, kind, body in list(ledger.entries()):
+        tensors = ledger.tensors(seq, body["tensors"]) if "tensors" in body else None
+        if kind == "ground":
+            tensors = packed({**safetensors.torch.load(tensors), **changed})
+        entries.append(New(kind, body, tensors))
+    ledger.close()
+    Ledger.create(copy, lambda new: new.append(entries)).close()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "shape"),
+    [
+        ("mask router", "router.background", (157,)),
+        ("mask router", "router.background", (1, 160)),
+        ("memoir", "memory.weight", (3, 5)),
+        ("memoir", "memory.weight", (64,)),
+    ],
+)
+def test_ground_of_another_shape_is_refused(edited, sharp_model, tmp_path, method, name, shape):
+    edited(method, EDITS[:1]).save_pretrained(tmp_path / "whole")
+    with_ground(tmp_path / "whole", tmp_path / "other", **{name: torch.ones(shape)})
+    with refusal(tmp_path / "other"):
+        load(tmp_path / "other", sharp_model())
 
 
 def test_nothing_is_unpickled():
