@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import sqlite3
+import struct
 import time
 from pathlib import Path
 
@@ -235,6 +236,51 @@ class TestHostile:
             with refusal("damaged", "tensors"):
                 record_of(store.ledger, stored)
         store.close()
+
+    def test_a_large_head_is_not_read(self, folder) -> None:
+        os.truncate(folder / "head.json", 1 << 40)
+        with refusal("head.json", "damaged"):
+            reopened(folder)
+
+    def test_a_large_entry_is_not_read(self, folder, monkeypatch) -> None:
+        store = reopened(folder)
+        largest = max(len(json.dumps(entry.body)) for entry in store.ledger.entries())
+        monkeypatch.setattr("corrigenda.editing.store.ledger.LARGEST_BODY", largest // 2)
+        read = []
+        monkeypatch.setattr(store.ledger, "_parsed", lambda seq, body: read.append(len(body)) or {})
+        with refusal("ledger.sqlite", "larger"):
+            list(store.ledger.entries())
+        with refusal("ledger.sqlite", "larger"):
+            [store.ledger.entry(seq) for seq in range(1, store.ledger.count + 1)]
+        assert not read or max(read) <= largest // 2
+        store.close()
+
+    def test_tensors_that_a_page_holds_many_times_over(self, folder) -> None:
+        """An interior page of a b-tree may name one child again and again: a walk over it need not end."""
+        file = folder / "ledger.sqlite"
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            (size,), (pages,) = (connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("size", "count"))
+            ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tensors'")
+        data = bytearray(file.read_bytes())
+
+        def interior(child: int, cells: int = 400) -> bytes:
+            starts = [size - 5 * (cell + 1) for cell in range(cells)]
+            page = bytearray(size)
+            page[:12] = struct.pack(">BHHHBI", 5, 0, cells, starts[-1], 0, child)
+            page[12 : 12 + 2 * cells] = struct.pack(f">{cells}H", *starts)
+            for cell, start in enumerate(starts):
+                page[start : start + 5] = struct.pack(">IB", child, cell % 127 + 1)
+            return bytes(page)
+
+        start = (root - 1) * size
+        data += data[start : start + size] + b"".join(interior(pages + 1 + level) for level in range(3))
+        data[start : start + size] = interior(pages + 4)
+        data[28:32] = struct.pack(">I", pages + 4)
+        file.write_bytes(data)
+        assert "structure" in check.problems(folder)[0]
+        ledger = reopened(folder).ledger
+        with refusal("damaged", "order"):
+            ledger.owners()
 
     def test_a_lying_safetensors_header_allocates_nothing(self, tmp_path) -> None:
         store = new_store(tmp_path / "edits")
