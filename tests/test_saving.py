@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from cases import same_bits
-from first_format import resign, write_first_format
+from first_format import resign, sign, write_first_format
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 import corrigenda.editing
@@ -300,7 +300,17 @@ def test_a_manifest_that_lacks_something_is_refused(first, sharp_model, missing,
     assert not hasattr(model, "_corrigenda")
 
 
-@pytest.mark.parametrize("changed", [{"colour": "red"}, {"method": "wise"}, {"beta": "x", "steps": 0}, {"layer": 9}])
+@pytest.mark.parametrize("checksums", [None, "text"])
+def test_a_signed_manifest_without_checksums_is_refused(first, sharp_model, checksums):
+    sign(first, sha256=checksums)
+    with refusal(first / "manifest.json", "checksums"):
+        load(first, sharp_model())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"colour": "red"}, {"method": "wise"}, {"beta": "x"}, {"beta": float("nan")}, {"beta": None}, {"layer": 9}],
+)
 def test_settings_of_another_version_are_refused(first, sharp_model, changed):
     change(first / "editing_config.json", **changed)
     resign(first)
