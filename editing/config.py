@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,7 +47,15 @@ class EditingConfig:
         )
         for name in ("batch_size", "max_target_tokens", "background_prompts"):
             self._require_positive(name)
-        self._require(self.layer is None or isinstance(self.layer, int), "layer", "a layer's number")
+        self._require(self.layer is None or _is_whole(self.layer), "layer", "a layer's number")
+        self._check_types()
+
+    def _check_types(self) -> None:
+        """Raise unless every setting is of a type that its annotation names: it may come from a file."""
+        for field in dataclasses.fields(self):
+            kinds = str(field.type).split(" | ")
+            fits = any(_KINDS[kind][1](getattr(self, field.name)) for kind in kinds)
+            self._require(fits, field.name, " or ".join(_KINDS[kind][0] for kind in kinds))
 
     def _require(self, holds: bool, name: str, wanted: str) -> None:
         if not holds:
@@ -54,7 +64,7 @@ class EditingConfig:
     def _require_positive(self, name: str) -> None:
         value = getattr(self, name)
         self._require(
-            isinstance(value, int) and not isinstance(value, bool) and value > 0,
+            _is_whole(value) and value > 0,
             name,
             "a whole number above 0",
         )
@@ -300,4 +310,21 @@ def config_for(method: str, **settings: Any) -> EditingConfig:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Infinity is one; a whole number that no float is near is none."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return value == value and (isinstance(value, float) or abs(value) <= sys.float_info.max)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+_KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "int": ("a whole number", _is_whole),
+    "float": ("a number", _is_number),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "bool": ("True or False", lambda value: isinstance(value, bool)),
+    "None": ("None", lambda value: value is None),
+}
+"""By the names of types in annotations: what to call them, and which values are of them."""

@@ -50,10 +50,11 @@ class PackedPrompts(NamedTuple):
 
     @classmethod
     def from_tensors(cls, name: str, tensors: dict[str, Tensor]) -> PackedPrompts:
-        """Take over what `tensors` gave; raise where it is not whole."""
+        """Take over what `tensors` gave; raise where it is not whole, or of no prompt."""
         inputs, offsets, weight = tensors[name], tensors[f"{name}.offsets"], tensors[f"{name}.weight"]
-        ends = offsets.flatten().int()
-        whole = ends[0] == 0 and ends[-1] == len(inputs) == len(weight) if len(ends) else False
-        if not whole or bool((ends.diff() < 1).any()):
+        # In int64: differences of int32 wrap around, and offsets far outside would pass for ascending ones.
+        ends = offsets.flatten().long()
+        whole = len(ends) > 1 and ends[0] == 0 and ends[-1] == len(inputs) == len(weight)
+        if not whole or bool((ends < 0).any()) or bool((ends.diff() < 1).any()):
             raise CorrigendaError("its packed prompts are not whole")
-        return cls(inputs, ends, weight.flatten().float())
+        return cls(inputs, ends.int(), weight.flatten().float())

@@ -191,7 +191,7 @@ class StoredEdits:
             if edit.id is None:
                 ids = (f"edit-{n:05d}" for n in itertools.count(number))
                 edit = replace(edit, id=next(name for name in ids if history.find(name) is None and name not in new))
-            elif edit.id in new or self._view.holds(history.find(edit.id)):
+            elif edit.id in new or self._view.holds(history.find(edit.id, wanted=True)):
                 raise CorrigendaError(f'An edit with the id "{edit.id}" is already written; ids must be unique.')
             new.add(edit.id)
             named.append(edit)
@@ -234,6 +234,7 @@ class StoredEdits:
                 author=selection.pop("by", None),
                 since=selection.pop("since", None),
                 until=selection.pop("until", None),
+                wanted=what == "undo",
             )
             if selection:
                 raise CorrigendaError(f"{what} takes by, since and until, not {next(iter(selection))}.")

@@ -40,8 +40,12 @@ def write_first_format(edited, folder: str | Path) -> Path:
 
 def resign(folder: Path) -> None:
     """Make the manifest's checksums those of the files as they are now."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    sign(folder, sha256={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES})
+
+
+def sign(folder: Path, **changed: object) -> None:
+    """Change the manifest, and make its own checksum that of what it says then."""
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **changed}
     rest = {name: value for name, value in manifest.items() if name != "check"}
     manifest["check"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))

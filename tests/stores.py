@@ -42,15 +42,22 @@ def record(name: str, method: str = "associative") -> dict[str, torch.Tensor]:
     return {"keys": normal(3, WIDTH), "values": normal(3, OUT_WIDTH)}
 
 
-def add(store: EditStore, *edits: Edit, author: str = "ann", supersedes: list[list[int]] | None = None) -> list[int]:
-    """Record a batch of edits."""
+def add(
+    store: EditStore,
+    *edits: Edit,
+    author: str = "ann",
+    supersedes: list[list[int]] | None = None,
+    known_by: list[int] | None = None,
+) -> list[int]:
+    """Record a batch of edits, each by a fingerprint of its own, or all by `known_by`."""
     method = store.header["config"]["method"]
     stamp, new = store.stamp(author), []
     if store.history.ground is None:
         new.append(New("ground", stamp, packed({"memory.background": torch.zeros(WIDTH)})))
     first = store.ledger.count + len(new) + 1
     for place, edit in enumerate(edits):
-        fingerprint = torch.tensor([place, 100 + sum(edit.prompt.encode())], dtype=torch.int32)
+        own = [place, 100 + sum(edit.prompt.encode())] if known_by is None else known_by
+        fingerprint = torch.tensor(own, dtype=torch.int32)
         body = {
             "id": edit.id,
             "edit": edit.to_dict(),

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import sqlite3
+import struct
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from stores import add, edit, log_of, new_store
 
+from corrigenda.editing import Edit
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.store import check
 from corrigenda.editing.store.codec import record_of
@@ -85,6 +87,23 @@ class TestAppending:
         change = store.redo(store.selected(["d"]))
         assert "stays superseded" in change.notes[0]
         store.close()
+
+    def test_undoing_an_id_that_was_used_again(self) -> None:
+        store = new_store()
+        (first,) = add(store, Edit("Who leads Zed?", "Anna", id="a"))
+        (b,) = add(store, Edit("Who leads Zed?", "Bert", id="b"), supersedes=[[first]])
+        (second,) = add(store, Edit("Where is Qux?", "Oslo", id="a"))
+
+        def turned(what, name):
+            chosen = store.selected([name], wanted=what == "undo")
+            return [stored.seq for stored in getattr(store, what)(chosen).edits]
+
+        assert turned("undo", "a") == [second] and turned("undo", "b") == [b]
+        assert turned("undo", "a") == [first] and store.history.applied() == []
+        assert [turned("redo", "a"), turned("redo", "a"), turned("redo", "a")] == [[second], [first], []]
+        store.redo(store.selected(["b"], wanted=False))
+        add(store, Edit("Where is Qux?", "Rome", id="c"), supersedes=[[second]])
+        assert turned("undo", "a") == [second]
 
     def test_selection(self, folder) -> None:
         store = reopened(folder, write=True)
@@ -217,6 +236,51 @@ class TestHostile:
             with refusal("damaged", "tensors"):
                 record_of(store.ledger, stored)
         store.close()
+
+    def test_a_large_head_is_not_read(self, folder) -> None:
+        os.truncate(folder / "head.json", 1 << 40)
+        with refusal("head.json", "damaged"):
+            reopened(folder)
+
+    def test_a_large_entry_is_not_read(self, folder, monkeypatch) -> None:
+        store = reopened(folder)
+        largest = max(len(json.dumps(entry.body)) for entry in store.ledger.entries())
+        monkeypatch.setattr("corrigenda.editing.store.ledger.LARGEST_BODY", largest // 2)
+        read = []
+        monkeypatch.setattr(store.ledger, "_parsed", lambda seq, body: read.append(len(body)) or {})
+        with refusal("ledger.sqlite", "larger"):
+            list(store.ledger.entries())
+        with refusal("ledger.sqlite", "larger"):
+            [store.ledger.entry(seq) for seq in range(1, store.ledger.count + 1)]
+        assert not read or max(read) <= largest // 2
+        store.close()
+
+    def test_tensors_that_a_page_holds_many_times_over(self, folder) -> None:
+        """An interior page of a b-tree may name one child again and again: a walk over it need not end."""
+        file = folder / "ledger.sqlite"
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            (size,), (pages,) = (connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("size", "count"))
+            ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tensors'")
+        data = bytearray(file.read_bytes())
+
+        def interior(child: int, cells: int = 400) -> bytes:
+            starts = [size - 5 * (cell + 1) for cell in range(cells)]
+            page = bytearray(size)
+            page[:12] = struct.pack(">BHHHBI", 5, 0, cells, starts[-1], 0, child)
+            page[12 : 12 + 2 * cells] = struct.pack(f">{cells}H", *starts)
+            for cell, start in enumerate(starts):
+                page[start : start + 5] = struct.pack(">IB", child, cell % 127 + 1)
+            return bytes(page)
+
+        start = (root - 1) * size
+        data += data[start : start + size] + b"".join(interior(pages + 1 + level) for level in range(3))
+        data[start : start + size] = interior(pages + 4)
+        data[28:32] = struct.pack(">I", pages + 4)
+        file.write_bytes(data)
+        assert "structure" in check.problems(folder)[0]
+        ledger = reopened(folder).ledger
+        with refusal("damaged", "order"):
+            ledger.owners()
 
     def test_a_lying_safetensors_header_allocates_nothing(self, tmp_path) -> None:
         store = new_store(tmp_path / "edits")
@@ -450,3 +514,46 @@ def test_one_entry_is_read_alone(folder) -> None:
     for missing in (0, len(entries) + 1):
         with pytest.raises(CorrigendaError, match=f"entry {missing} is missing"):
             ledger.entry(missing)
+
+
+class TestMerging:
+    @pytest.mark.parametrize(
+        ("known_by", "prompt", "target", "superseded"),
+        [
+            ([], "Who leads Qux?", "Anna", []),
+            ([], "Who leads Qux?", "Bert", []),
+            ([3, 4], "Zed, who wrote it?", "Anna", []),
+            ([3, 4], "Zed, who wrote it?", "Bert", ["a"]),
+            ([3, 4], "Zed 2, who wrote it?", "Bert", []),
+        ],
+    )
+    def test_the_same_fingerprint_with_another_target_is_the_same_fact(
+        self, known_by, prompt, target, superseded
+    ) -> None:
+        into, other = new_store(), new_store()
+        add(into, Edit("Who wrote Zed?", "Anna", id="a"), known_by=known_by)
+        add(other, Edit(prompt, target, id="b"), known_by=known_by)
+        assert merge(into, other).superseded == superseded
+        names = [into.history.edits[seq].id for seq in into.history.applied()]
+        assert names == (["b"] if superseded else ["a", "b"])
+
+    def test_merging_again_adds_nothing(self) -> None:
+        into, other = new_store(), new_store()
+        add(into, Edit("Who wrote Zed?", "Anna", id="a"))
+        add(other, Edit("Where is Qux?", "Oslo", id="a"))
+        (name,) = merge(into, other).added
+        assert name != "a" and into.history.find(name).edit.id == name
+        there, back = merge(into, other), merge(other, into)
+        assert (there.added, there.same, there.superseded) == ([], ["a"], [])
+        assert back.same == [name] and back.added == list(back.renamed.values()) != ["a"]
+        assert merge(into, other).added == merge(other, into).added == []
+
+    def test_two_edits_of_one_id_get_names_of_their_own(self) -> None:
+        into, other = new_store(), new_store()
+        (first,) = add(other, Edit("Who wrote Zed?", "Anna", id="a"))
+        earlier = other.history.edits[first]
+        other.undo([earlier])
+        add(other, Edit("Where is Qux?", "Oslo", id="a"))
+        other.redo([earlier])
+        result = merge(into, other)
+        assert result.added == ["a", result.renamed["a"]] and len(set(result.added)) == 2

@@ -10,13 +10,16 @@ import stat
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from cases import same_bits
-from first_format import resign, write_first_format
+from first_format import resign, sign, write_first_format
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 import corrigenda.editing
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, Locality, MemoirConfig, WiseConfig
+from corrigenda.editing.store.codec import packed
+from corrigenda.editing.store.ledger import Ledger, New
 from corrigenda.editing.store.migrate import migrate
 
 EDITS = [
@@ -297,7 +300,17 @@ def test_a_manifest_that_lacks_something_is_refused(first, sharp_model, missing,
     assert not hasattr(model, "_corrigenda")
 
 
-@pytest.mark.parametrize("changed", [{"colour": "red"}, {"method": "wise"}, {"beta": "x", "steps": 0}, {"layer": 9}])
+@pytest.mark.parametrize("checksums", [None, "text"])
+def test_a_signed_manifest_without_checksums_is_refused(first, sharp_model, checksums):
+    sign(first, sha256=checksums)
+    with refusal(first / "manifest.json", "checksums"):
+        load(first, sharp_model())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"colour": "red"}, {"method": "wise"}, {"beta": "x"}, {"beta": float("nan")}, {"beta": None}, {"layer": 9}],
+)
 def test_settings_of_another_version_are_refused(first, sharp_model, changed):
     change(first / "editing_config.json", **changed)
     resign(first)
@@ -372,6 +385,35 @@ def test_edits_for_another_shape_are_refused(saved, sharp_model, shape):
         load(saved, model)
     assert not hasattr(model, "_corrigenda") and all(parameter.requires_grad for parameter in model.parameters())
     assert type(model.model.layers[2 if shape != {"layers": 3} else 1].mlp.down_proj) is torch.nn.Linear
+
+
+def with_ground(folder, copy, **changed):
+    """The ledger of a folder again, whole, with other ground tensors."""
+    ledger, entries = Ledger.open(folder), []
+    for seq, kind, body in list(ledger.entries()):
+        tensors = ledger.tensors(seq, body["tensors"]) if "tensors" in body else None
+        if kind == "ground":
+            tensors = packed({**safetensors.torch.load(tensors), **changed})
+        entries.append(New(kind, body, tensors))
+    ledger.close()
+    Ledger.create(copy, lambda new: new.append(entries)).close()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "shape"),
+    [
+        ("mask router", "router.background", (157,)),
+        ("mask router", "router.background", (1, 160)),
+        ("memoir", "memory.weight", (3, 5)),
+        ("memoir", "memory.weight", (64,)),
+    ],
+)
+def test_ground_of_another_shape_is_refused(edited, sharp_model, tmp_path, method, name, shape):
+    edited(method, EDITS[:1]).save_pretrained(tmp_path / "whole")
+    with_ground(tmp_path / "whole", tmp_path / "other", **{name: torch.ones(shape)})
+    with refusal(tmp_path / "other"):
+        load(tmp_path / "other", sharp_model())
 
 
 def test_nothing_is_unpickled():

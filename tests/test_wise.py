@@ -348,6 +348,15 @@ def test_the_margin_loss_by_hand(sharp_model, wrap):
         {"replay": True},
         {"margin_weight": -1},
         {"spared": "much"},
+        {"act_ratio": "0.9"},
+        {"act_ratio": float("nan")},
+        {"norm_constraint": None},
+        {"mask_ratio": "half"},
+        {"seed": "x"},
+        {"seed": 2**64},
+        {"learning_rate": 10**400},
+        {"disjoint_masks": 1},
+        {"eos": "yes"},
         {"reduction": "sum"},
         {"threshold_from": "both"},
         {"merge_scale": 0},
@@ -365,7 +374,7 @@ def test_records_that_are_not_wises_are_refused(sharp_model, wrap):
     assert not edited.method.memory.current.delta.any()
     record = solved.record
     edited.method.check(record)
-    for name, value in (("alpha", 2.0), ("minimum", -1.0), ("shard", 0.5), ("closes", 2)):
+    for name, value in (("alpha", 2.0), ("minimum", -1.0), ("minimum", 10**400), ("shard", 0.5), ("closes", 2)):
         with pytest.raises(CorrigendaError):
             edited.method.check(record._replace(numbers={**record.numbers, name: value}))
     with pytest.raises(CorrigendaError, match="replayed"):

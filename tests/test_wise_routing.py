@@ -10,6 +10,7 @@ from wise_cases import LEARNT, TWENTY, UNRELATED, answer_half, irrelevant
 
 from corrigenda.editing import CorrigendaError, EditedModel, WiseConfig
 from corrigenda.editing.background import background_prompts
+from corrigenda.editing.packed import PackedPrompts
 
 
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])
@@ -111,12 +112,17 @@ def test_a_background_that_is_not_whole_is_refused(sharp_model, wrap):
     ground = method.ground()
     method.load_ground(ground)
     name = "router.unrelated"
+    third = (len(ground[name]) + 2**32) // 3
+    wrapping = torch.tensor([0, third, 2 * third - 2**32, len(ground[name])], dtype=torch.int32)
     for part, broken in (
         (name, ground[name][1:]),
         (f"{name}.offsets", ground[f"{name}.offsets"][1:]),
         (f"{name}.offsets", ground[f"{name}.offsets"].flip(0)),
         (f"{name}.offsets", ground[f"{name}.offsets"][:0]),
+        (f"{name}.offsets", wrapping[:, None]),
         (f"{name}.weight", ground[f"{name}.weight"][1:]),
     ):
         with pytest.raises(CorrigendaError, match="not whole"):
             method.load_ground({**ground, part: broken})
+    with pytest.raises(CorrigendaError, match="not whole"):
+        method.load_ground(PackedPrompts.none(method.width).tensors(name))

@@ -122,7 +122,7 @@ def _change(
     if not ids and by is None and since is None and until is None:
         raise CorrigendaError(f"Name the edits to {what}: by ids, --by an author, --since or --until a time.")
     with opened(folder, write=True) as store:
-        chosen = store.selected(ids or (), author=by, since=since, until=until)
+        chosen = store.selected(ids or (), author=by, since=since, until=until, wanted=what == "undo")
         change = getattr(store, what)(chosen, author=author, note=note)
     names = ", ".join(stored.id for stored in change.edits[:8]) + (", ..." if len(change.edits) > 8 else "")
     done = {"undo": "Took out", "redo": "Put in again"}[what]

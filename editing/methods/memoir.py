@@ -129,6 +129,9 @@ class Memoir(Method):
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
         if "memory.weight" in tensors:
+            found, wanted = list(tensors["memory.weight"].shape), list(self.memory.weight.shape)
+            if found != wanted:
+                raise CorrigendaError(f"its memory from an earlier version has the shape {found}, not {wanted}")
             self._inherited = tensors["memory.weight"].to(self.memory.weight)
             self.memory.reset(self._inherited)
         self.router.load_ground(tensors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -259,7 +258,8 @@ class Wise(Method):
         numbers = record.numbers
         if not 0 <= numbers.get("alpha", -1) <= 1:
             raise CorrigendaError('its number "alpha" is not one from 0 to 1')
-        if not 0 <= numbers.get("minimum", -1) < math.inf:
+        # Below infinity is every whole number, and not every one is a float.
+        if not 0 <= numbers.get("minimum", -1) <= torch.finfo(torch.float32).max:
             raise CorrigendaError('its number "minimum" is not a distance')
         if not _is_count(numbers.get("shard")) or numbers.get("closes") not in (0, 1):
             raise CorrigendaError("it does not say in which shard it is")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..edits import Edit
-from .history import History, normalised_prompt
+from .history import History, StoredEdit, normalised_prompt
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -49,7 +49,7 @@ def same_facts(
             stored.add(by_id.seq)
         if nearest and nearest[place][1] >= threshold:
             like = history.edits[order[nearest[place][0]]]
-            if like.target != edit.target and _numbers(like.prompt) == _numbers(edit.prompt):
+            if rewrites(edit, like):
                 stored.add(like.seq)
         for seq in list(stored):
             stored.update(history.edits[seq].supersedes)
@@ -58,6 +58,11 @@ def same_facts(
         found.append(SameFact(sorted(stored), list(within), rivals[-1] if rivals else None))
         within.append(place)
     return found
+
+
+def rewrites(edit: Edit | StoredEdit, like: StoredEdit) -> bool:
+    """Whether an edit gives another target to the fact of a stored one that a router takes it for."""
+    return like.target != edit.target and _numbers(like.prompt) == _numbers(edit.prompt)
 
 
 def _numbers(prompt: str) -> list[str]:

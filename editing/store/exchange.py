@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
+from .conflicts import rewrites
 from .files import reason_of
 from .history import APPLIED, History, StoredEdit, normalised_prompt
 from .ledger import New
@@ -81,9 +82,12 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     """
     check_mergeable(into, other)
     history = into.history
-    present = {stored.id: stored for stored in history.edits.values()}
+    present = {stored.id for stored in history.edits.values()}
     applied = set(history.applied())
-    by_fingerprint = {history.edits[seq].body["fingerprint"]: seq for seq in applied}
+    by_fingerprint: dict[str, list[StoredEdit]] = {}
+    for mine in in_effect(history):
+        if mine.body["fingerprint"]:  # WISE without replay knows no edit by one
+            by_fingerprint.setdefault(mine.body["fingerprint"], []).append(mine)
     merged = Merged([], [], [], [], {})
     chosen: list[tuple[StoredEdit, str, list[int]]] = []
     for stored in in_effect(other.history):
@@ -92,14 +96,11 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
                 f'Edit "{stored.id}" of {other.ledger.name} came in a matrix that holds several edits in one: it '
                 "cannot be merged."
             )
-        twin = present.get(stored.id)
-        if twin is not None and _same(twin, stored):
+        facts = set(history.same_prompt(stored.prompt))
+        if any(_same(history.edits[seq], stored) for seq in facts):
             merged.same.append(stored.id)
             continue
-        facts = set(history.same_prompt(stored.prompt))
-        like = by_fingerprint.get(stored.body["fingerprint"])
-        if like is not None and history.edits[like].target == stored.target:
-            facts.add(like)
+        facts.update(like.seq for like in by_fingerprint.get(stored.body["fingerprint"], ()) if rewrites(stored, like))
         rivals = facts & applied
         if rivals and on_conflict == "keep":
             merged.kept.append(stored.id)
@@ -107,11 +108,12 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
         for seq in list(facts):
             facts.update(history.edits[seq].supersedes)
         name = stored.id
-        if twin is not None:
+        if name in present:
             name = f"{stored.id}-{other.header['id'][:8]}"
             while name in present:
                 name += "+"
             merged.renamed[stored.id] = name
+        present.add(name)
         merged.superseded.extend(history.edits[seq].id for seq in sorted(rivals))
         merged.added.append(name)
         chosen.append((stored, name, sorted(facts)))
@@ -164,6 +166,7 @@ def _entries(
 
 
 def _same(one: StoredEdit, two: StoredEdit) -> bool:
+    """Whether two are one edit, whatever merges have named them: "edit" keeps the id that it was written under."""
     return one.body["edit"] == two.body["edit"] and _digest(one.body) == _digest(two.body)
 
 

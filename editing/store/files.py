@@ -57,7 +57,8 @@ def read_head(path: Path) -> tuple[int, bytes] | None:
     """The number and chain of the last entry that `head.json` knows of; None where there is no such file."""
     file = path / HEAD_NAME
     try:
-        data = json.loads(file.read_bytes()[:4096])
+        with file.open("rb") as opened:
+            data = json.loads(opened.read(4096))  # whatever its size: one that was written has a hundred
         entries, chain = data["entries"], bytes.fromhex(data["chain"])
         if not isinstance(entries, int) or isinstance(entries, bool) or entries < 0 or len(chain) != 32:
             raise ValueError("it does not say where the ledger ends")

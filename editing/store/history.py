@@ -60,7 +60,8 @@ class StoredEdit:
     def edit(self) -> Edit:
         if self._edit is None:
             try:
-                self._edit = Edit.from_dict(self.body["edit"])
+                # A merged edit may have been renamed, and is known by its id here.
+                self._edit = Edit.from_dict({**self.body["edit"], "id": self.id})
             except (TypeError, AttributeError, KeyError):
                 raise CorrigendaError(f'What is stored as edit "{self.id}" is not an edit.') from None
         return self._edit
@@ -82,7 +83,7 @@ class History:
         self.last_time = ""
         self._undone: dict[int, int] = {}
         self._superseding: list[int] = []
-        self._by_id: dict[str, int] = {}
+        self._by_id: dict[str, list[int]] = {}
         self._by_prompt: dict[str, list[int]] = {}
         self._declined_ids: dict[str, int] = {}
 
@@ -167,7 +168,7 @@ class History:
         self.edits[seq] = stored
         if stored.supersedes:
             self._superseding.append(seq)
-        self._by_id[stored.id] = seq
+        self._by_id.setdefault(stored.id, []).append(seq)
         self._by_prompt.setdefault(normalised_prompt(stored.prompt), []).append(seq)
 
     @staticmethod
@@ -220,10 +221,20 @@ class History:
 
         return {seq: status(self.edits[seq]) for seq in (self.edits if edits is None else edits)}
 
-    def find(self, name: str) -> StoredEdit | None:
-        """The last edit of this id."""
-        seq = self._by_id.get(name)
-        return None if seq is None else self.edits[seq]
+    def find(self, name: str, wanted: bool | None = None) -> StoredEdit | None:
+        """The last edit of this id.
+
+        An id may be used again once its edit is out. wanted: rather one that was not undone (or, if False, was), and of
+        these rather one that no other stands in for.
+        """
+        numbers = self._by_id.get(name)
+        if numbers is None:
+            return None
+        if wanted is None or len(numbers) == 1:
+            return self.edits[numbers[-1]]
+        replaced = self.superseded_by()
+        seq = max(numbers, key=lambda seq: (self.edits[seq].wanted == wanted, seq not in replaced, seq))
+        return self.edits[seq]
 
     def declined_as(self, name: str) -> dict[str, Any] | None:
         """The last edit of this id that was declined, if it is not stored."""

@@ -38,6 +38,9 @@ _START = bytes(32)
 LARGEST_BODY = 1 << 24
 """What an entry may say, in bytes of JSON."""
 
+_ENTRIES = "SELECT seq, kind, CASE WHEN length(body) <= ? THEN body END, chain FROM entries WHERE"
+"""A body that is too large is not fetched: parsed, it takes 20 times its size and more."""
+
 
 class New(NamedTuple):
     """An entry to append; `tensors` are the bytes of a safetensors file."""
@@ -161,10 +164,7 @@ class Ledger:
         if after not in (0, self.count):
             raise ValueError(f"entries are read from the start or from {self.count} on, not from {after}")
         count, chain = (self.count, self.chain) if after else (0, _START)
-        rows = self._rows(
-            "SELECT seq, kind, body, chain, length(body) FROM entries WHERE seq > ? ORDER BY seq", (after,)
-        )
-        for seq, kind, body, found, _ in rows:
+        for seq, kind, body, found in self._rows(f"{_ENTRIES} seq > ? ORDER BY seq", (LARGEST_BODY, after)):
             if seq != count + 1:
                 raise self._damaged(f"entry {count + 1} is missing")
             entry, chain = self._linked(chain, seq, kind, body, found)
@@ -174,9 +174,7 @@ class Ledger:
 
     def entry(self, seq: int) -> Entry:
         """One entry, which fits the one before it. What came before that is not looked at."""
-        rows = list(
-            self._rows("SELECT seq, kind, body, chain FROM entries WHERE seq IN (?, ?) ORDER BY seq", (seq - 1, seq))
-        )
+        rows = list(self._rows(f"{_ENTRIES} seq IN (?, ?) ORDER BY seq", (LARGEST_BODY, seq - 1, seq)))
         if not rows or rows[-1][0] != seq or len(rows) != (2 if seq > 1 else 1):
             raise self._damaged(f"entry {seq} is missing")
         return self._linked(rows[0][3] if seq > 1 else _START, *rows[-1])[0]
@@ -188,6 +186,8 @@ class Ledger:
 
     def _linked(self, before: bytes, seq: int, kind: str, body: bytes, chain: bytes) -> tuple[Entry, bytes]:
         """An entry as it was read, and its link in the chain, which must fit the link before it."""
+        if body is None:
+            raise self._damaged(f"entry {seq} is larger than any that is written")
         if not isinstance(kind, str) or not isinstance(body, bytes):
             raise self._damaged(f"entry {seq} is not one that was written")
         if not isinstance(before, bytes) or _next_chain(before, seq, kind, body) != chain:
@@ -210,7 +210,13 @@ class Ledger:
 
     def owners(self) -> list[int]:
         """The entries that have tensors."""
-        return [seq for (seq,) in self._rows("SELECT seq FROM tensors ORDER BY seq")]
+        found: list[int] = []
+        for (seq,) in self._rows("SELECT seq FROM tensors ORDER BY seq"):
+            # The pages of a damaged table can lead in a circle, so that its rows have no end.
+            if found and seq <= found[-1]:
+                raise self._damaged("its tensors are out of order")
+            found.append(seq)
+        return found
 
     def integrity(self) -> str | None:
         """What SQLite finds wrong with the file's structure, if anything."""

@@ -135,6 +135,8 @@ def _checked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     rest = {name: value for name, value in manifest.items() if name != "check"}
     if manifest.get("check") != hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest():
         raise CorrigendaError(f"{manifest_file} is damaged: its contents do not match its own checksum.")
+    if not isinstance(manifest.get("sha256"), dict):
+        raise CorrigendaError(f"{manifest_file} is damaged: it does not hold the checksums of the other files.")
     files = {name: _bytes(path / name) for name in _FILES}
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != manifest["sha256"].get(name):

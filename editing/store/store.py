@@ -115,11 +115,15 @@ class EditStore:
         author: str | None = None,
         since: str | None = None,
         until: str | None = None,
+        wanted: bool | None = None,
     ) -> list[StoredEdit]:
-        """Edits by their ids, and by who wrote them when; an unknown id raises."""
+        """Edits by their ids, and by who wrote them when; an unknown id raises.
+
+        wanted: of the edits of one id, which to take: True to undo, False to redo (`History.find`).
+        """
         chosen = {}
         for name in ids:
-            stored = self.history.find(name)
+            stored = self.history.find(name, wanted)
             if stored is None:
                 raise CorrigendaError(f'There is no edit with the id "{name}" in {self.ledger.name}.')
             chosen[stored.seq] = stored
