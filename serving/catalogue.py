@@ -204,7 +204,7 @@ class Catalogue:
         except CorrigendaError as error:
             raise ServingError(str(error), 409) from error
         try:
-            writing.undo(writing.selected([name]), author=author)
+            writing.undo(writing.selected([name], wanted=True), author=author)
         finally:
             writing.close()
         with self._lock:
