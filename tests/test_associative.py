@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tiny import tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit
+from corrigenda.editing.methods.record import Record
 
 EDITS = [
     Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka"),
@@ -195,6 +196,20 @@ def test_a_target_beyond_the_limit_is_refused_by_name(sharp_model, wrap):
     assert edited.answer([PROMPTS[2]], 2)[0].edit is None
     edited.edit(EDITS[2])
     assert edited.answer([PROMPTS[2]], 2)[0].edit.id == "ostania"
+
+
+def test_a_record_of_more_rows_than_a_target_has_is_refused(sharp_model, wrap):
+    method = wrap(sharp_model(), tiny_tokenizer(), settings(max_target_tokens=10)).method
+    known = torch.tensor(method.router.known_by("hi"), dtype=torch.int32)
+
+    def record(rows):
+        return Record(
+            {"keys": torch.zeros(rows, method.width), "values": torch.zeros(rows, method.out_width)}, {}, known
+        )
+
+    method.check(record(11))
+    with pytest.raises(CorrigendaError, match="12 rows"):
+        method.check(record(12))
 
 
 def test_a_prompt_beyond_the_models_context_is_refused_by_name(sharp_model, wrap):

@@ -13,6 +13,7 @@ from ..background import background_prompts
 from ..config import AssociativeConfig
 from ..decoder import Decoder
 from ..edits import Edit
+from ..errors import CorrigendaError
 from ..frozen import Features, Row, Suffix, frozen_features, length_groups, pass_tokens
 from ..mask_router import MaskRouter
 from ..memory import RowBanks
@@ -126,6 +127,13 @@ class Associative(Method):
             Written(written[p].loss, written[p].steps + (p in running and written[p].loss > config.stop_loss))
             for p in range(len(problems))
         ]
+
+    def check(self, record: Record) -> None:
+        super().check(record)
+        # The table of pages is as wide as the longest edit: one of a million rows would be paid for by every other.
+        rows, longest = len(record.tensors["keys"]), self.config.max_target_tokens + 1
+        if rows > longest:
+            raise CorrigendaError(f"it has {rows} rows, and the longest target with its end has {longest} tokens")
 
     def remove(self, edits: set[int]) -> bool:
         self.memory.remove(edits)
