@@ -32,6 +32,7 @@ NEW_TOKENS = 24
 SHOWN_EDITS, SHOWN_UNRELATED = 5, 4
 _ASKED_FOR_EACH_SHOWN = 2
 _OURS = {LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", HEAD_NAME, SCORES_NAME}
+_WRITTEN_BY = "corrigenda demo"
 _FORMERLY_OURS = {MANIFEST_NAME, EDITS_NAME, TENSORS_NAME, CONFIG_NAME, SCORES_NAME}
 
 
@@ -66,8 +67,12 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def _is_earlier_demo(folder: Path) -> bool:
-    """Whether a folder holds saved edits and nothing that this demo did not put there."""
-    if not folder.is_dir():
+    """Whether a folder holds saved edits and nothing that this demo did not put there, by the demo's own word."""
+    try:
+        scores = json.loads((folder / SCORES_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(scores, dict) or scores.get("written_by") != _WRITTEN_BY:
         return False
     names = {path.name for path in folder.iterdir()}
     return (is_ledger(folder / LEDGER_NAME) and names <= _OURS) or (MANIFEST_NAME in names and names <= _FORMERLY_OURS)
@@ -112,7 +117,7 @@ def run(
         timed="writing",
         settings=settings(edited, model, **source),
     )
-    write_json(out / SCORES_NAME, result)
+    write_json(out / SCORES_NAME, {"written_by": _WRITTEN_BY, **result})
     console.print(
         f"[bold]4.[/bold] Saved in {out}, with {out / SCORES_NAME}. Loading it in a new process:", soft_wrap=True
     )

@@ -362,6 +362,8 @@ class TestDemo:
             (out / name).write_bytes((run / "edits" / name).read_bytes())
         monkeypatch.setattr(demo, "reloaded_answers", lambda *arguments: [])
         arguments = ("demo", "--model", tiny, "--edits", facts, "--method", "associative", "--out", out)
+        assert "is not overwritten" in refused(*arguments, "--overwrite")  # somebody's edits, not a demo's
+        (out / demo.SCORES_NAME).write_text('{"written_by": "corrigenda demo"}')
         message = refused(*arguments, "--overwrite")
         assert re.fullmatch(r"Only 0 of \d+ answers are the same after the reload\.", message)
         assert len(saving.read(out).edits) == 3
