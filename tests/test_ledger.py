@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import struct
 import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,12 @@ class TestAppending:
         assert [s.id for s in store.selected(since=times[3])] == ["d", "d2", "e"]
         assert [s.id for s in store.selected(until=times[1])] == ["a", "b"]
         assert len(store.selected(until=times[0][:10])) == 6
+        assert len(store.selected(since=times[0][:16].replace("T", " "))) == 6
+        east = datetime.fromisoformat(times[3]).astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat()
+        assert [s.id for s in store.selected(since=east)] == ["d", "d2", "e"]
+        for odd in ("yesterday", "2026-13", "2026-11-22T", "2026-11-22+02:00", "", "22.11.2026"):
+            with refusal("is not a time"):
+                store.selected(until=odd)
         with refusal("nobody"):
             store.selected(["nobody"])
         store.close()
@@ -429,8 +436,10 @@ class TestRepair:
 
     def test_what_cannot_be_repaired(self, folder) -> None:
         (folder / "ledger.sqlite").write_bytes(b"SQLite format 3\0" + bytes(5000))
-        with refusal("ledger.sqlite"):
+        head = (folder / "head.json").read_bytes()
+        with refusal("ledger.sqlite", "beyond repair", "restore it from a copy"):
             check.repair(folder)
+        assert (folder / "head.json").read_bytes() == head and len(list(folder.iterdir())) == 2
 
 
 class TestCompact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -135,29 +136,55 @@ def repair(directory: str | Path) -> list[str]:
     return done
 
 
+@contextlib.contextmanager
+def _without_head(path: Path) -> Iterator[None]:
+    """Within: the ledger opens whatever `head.json` says of it. After: the new one, or the old where none was written.
+
+    It alone tells how far the ledger went.
+    """
+    head, aside = path / HEAD_NAME, path / f".{HEAD_NAME}.damaged"
+    if head.exists():
+        os.replace(head, aside)
+    try:
+        yield
+    finally:
+        if aside.exists():
+            if head.exists():
+                aside.unlink()
+            else:
+                os.replace(aside, head)
+
+
 def _repaired_head(path: Path) -> list[str]:
     """Write `head.json` anew where the ledger itself can be read."""
-    aside = path / f".{HEAD_NAME}.damaged"
-    if (path / HEAD_NAME).exists():
-        os.replace(path / HEAD_NAME, aside)
-    try:
-        ledger = Ledger.open(path)
+    with _without_head(path):
+        try:
+            ledger = Ledger.open(path)
+        except CorrigendaError:
+            return []
         try:
             History.read(ledger)
             ledger.write_head()
+        except CorrigendaError:
+            return []
         finally:
             ledger.close()
-    except CorrigendaError:
-        return []
-    finally:
-        aside.unlink(missing_ok=True)
     return [f"Wrote {path / HEAD_NAME} anew: the ledger has {ledger.count} entries."]
 
 
 def _salvaged(path: Path) -> list[str]:
     """A new ledger of the entries before the first damaged one."""
-    (path / HEAD_NAME).unlink(missing_ok=True)
-    old = Ledger.open(path)
+    with _without_head(path):
+        return _copied_whole(path)
+
+
+def _copied_whole(path: Path) -> list[str]:
+    try:
+        old = Ledger.open(path)
+    except CorrigendaError as error:
+        raise CorrigendaError(
+            f"{path} is beyond repair, nothing was changed: restore it from a copy. {error}"
+        ) from None
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         new, lost = _copied(old, staging / "whole")

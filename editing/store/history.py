@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -254,6 +255,7 @@ class History:
         self, *, author: str | None = None, since: str | None = None, until: str | None = None
     ) -> Iterator[StoredEdit]:
         """The edits by an author, or written from `since` up to and with `until` (ISO 8601, or the start of one)."""
+        since, until = moment(since, "since"), moment(until, "until")
         for stored in self.edits.values():
             time = stored.body["time"]
             if author is not None and stored.body.get("author") != author:
@@ -275,6 +277,28 @@ class History:
             )
             now = self.last_time
         return {"time": now, "author": author or default_author()}, sentence
+
+
+_DAY = re.compile(r"\d{4}(?:-\d\d(?:-\d\d)?)?", re.ASCII)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)(Z|[+-]\d\d:\d\d)?", re.ASCII)
+
+
+def moment(text: str | None, name: str) -> str | None:
+    """A time as a user writes it, as the start of one that ledgers have: in UTC, no more exact than it was given."""
+    if text is None:
+        return None
+    try:
+        if _DAY.fullmatch(text):
+            datetime.fromisoformat(text + "0001-01-01"[len(text) :])
+            return text
+        given, offset = _TIME.fullmatch(text).groups()
+        whole = datetime.fromisoformat(given + (offset or "Z")).astimezone(UTC)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise CorrigendaError(
+            f'"{text}" is not a time to select edits by (`{name}`): write 2026-11-22, or 2026-11-22T14:30 in UTC or '
+            "with an offset (+02:00)."
+        ) from None
+    return whole.isoformat(timespec="microseconds")[: len(given)]
 
 
 def check_header(body: dict[str, Any]) -> None:
