@@ -33,6 +33,8 @@ class Recorded:
     def _has(self, edit: Edit) -> bool:
         if edit.id is not None:
             stored = self._history.find(edit.id)
+            if stored is not None and stored.lost:  # in a repair: it is to be written again
+                return False
             body = self._history.declined_as(edit.id) if stored is None else stored.body
             if body is None:
                 return False
@@ -43,7 +45,8 @@ class Recorded:
                 )
             return True
         for seq in self._history.same_prompt(edit.prompt):
-            if seq not in self._used and _contents(self._history.edits[seq].edit) == _contents(edit):
+            stored = self._history.edits[seq]
+            if seq not in self._used and not stored.lost and _contents(stored.edit) == _contents(edit):
                 self._used.add(seq)
                 return True
         return False

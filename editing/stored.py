@@ -147,7 +147,7 @@ class StoredEdits:
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
         results: list[Written] = []
-        seconds = 0.0
+        seconds, told = 0.0, 0
         for batch in _batches(recorded.skip(stream), self.config.batch_size):
             start = time.perf_counter()
             with self._versions.lock, self._frozen():
@@ -158,11 +158,13 @@ class StoredEdits:
             recorded.passed += len(batch)
             seconds += time.perf_counter() - start
             if on_progress is not None:
-                passed, declined = recorded.passed, outcome.declined
-                on_progress(Progress(len(results), seconds, outcome.edits, outcome.written, passed, declined))
+                told, declined = recorded.passed, outcome.declined
+                on_progress(Progress(len(results), seconds, outcome.edits, outcome.written, told, declined))
             if score_each is not None and outcome.edits:
                 score_each.score_batch(outcome.edits)
                 self._record_scores(outcome.edits, score_each.by_edit)
+        if on_progress is not None and recorded.passed > told:  # the last ones were recorded before
+            on_progress(Progress(len(results), seconds, (), (), recorded.passed))
         return results
 
     def _record_scores(self, edits: Sequence[Edit], scores: Sequence[dict[str, float]]) -> None:

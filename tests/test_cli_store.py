@@ -142,6 +142,11 @@ def test_conflicts_are_reported_and_settled(tiny, tmp_path) -> None:
     assert "of the same fact is in again" in works("undo", tmp_path / "last", "capital-2").replace("\n", " ")
     edit_with(tiny, tmp_path / "first", RECORDS[0], NEWER, options=("--on-conflict", "keep"))
     assert statuses(tmp_path / "first") == {"capital": "applied"}
+    both = write_records(tmp_path / "both.jsonl", RECORDS[0], NEWER)
+    options = ("--model", tiny, "--edits", both, "--out", tmp_path / "asked", "--steps", 3, "--batch-size", 1)
+    message = refused("edit", *options, "--template", TEMPLATE, "--on-conflict", "ask")
+    assert "No answer came" in message and "--on-conflict supersede or keep" in message
+    assert statuses(tmp_path / "asked") == {"capital": "applied"}
     options = ("--model", tiny, "--edits", "x", "--out", tmp_path / "new", "--on-conflict", "what")
     assert "--on-conflict must be one of" in refused("edit", *options)
 
@@ -151,6 +156,8 @@ def test_resume(tiny, tmp_path) -> None:
     edit_with(tiny, tmp_path / "edits", *RECORDS[:2])
     screen = edit_with(tiny, tmp_path / "edits", *RECORDS, options=("--resume",))
     assert "2 of 3 edits were recorded before." in screen
+    screen = edit_with(tiny, tmp_path / "edits", *RECORDS, options=("--resume",))
+    assert "3 of 3 edits were recorded before." in screen and "Wrote 0 edits" in screen
     whole, resumed = saving.read(tmp_path / "whole"), saving.read(tmp_path / "edits")
     assert whole.edits == resumed.edits
     digests = [[stored.body["tensors"] for stored in saved.store.history.edits.values()] for saved in (whole, resumed)]
@@ -174,6 +181,29 @@ def test_verify_and_repair(edits) -> None:
     assert "Kept 4 entries" in works("repair", edits).replace("\n", " ")
     assert "2 edits are in effect" in works("verify", edits)
     assert "Nothing is damaged" in works("repair", edits)
+
+
+def test_a_stream_goes_on_with_what_a_repair_lost(tiny, tmp_path) -> None:
+    edits = tmp_path / "edits"
+    edit_with(tiny, edits, *RECORDS)
+    saved = saving.read(edits)
+    store = saved.store
+    stored = next(iter(store.history.edits.values()))
+    rows = store.ledger.tensors(stored.seq, stored.body["tensors"])
+    saved.close()
+    data = (edits / "ledger.sqlite").read_bytes()
+    place = data.index(rows[-64:])
+    (edits / "ledger.sqlite").write_bytes(data[:place] + b"#" + data[place + 1 :])
+    assert "is lost" in works("repair", edits).replace("\n", " ")
+    assert "2 edits are in effect" in works("verify", edits)
+    assert "Wrote 1 edits" in edit_with(tiny, edits, *RECORDS, options=("--resume",))
+    assert "3 edits are in effect" in works("verify", edits)
+
+
+def test_log_shows_ids_and_times_whole(edits) -> None:
+    screen = works("log", edits)
+    for row in printed("log", edits, "--json"):
+        assert row["id"] in screen and row["time"][:19] in screen
 
 
 def test_export_merge_and_diff(edits, original, tiny, tmp_path) -> None:

@@ -49,7 +49,8 @@ def log(
         return
     table = Table()
     for heading in ("id", "status", "prompt", "target", "time", "author"):
-        table.add_column(heading)
+        # What other commands ask for as it is shown here.
+        table.add_column(heading, no_wrap=heading in ("id", "time"), overflow="fold")
     for row in rows:
         cells = (row["id"], row["status"], row["prompt"], row["target"], row["time"][:19], row["author"] or "")
         table.add_row(*(Text(_line(cell)) for cell in cells))

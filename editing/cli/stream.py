@@ -89,7 +89,13 @@ def write_stream(
                 markup=False,
                 soft_wrap=True,
             )
-            replace = typer.confirm(f'Replace it by "{one_line(edit.target)}"?')
+            try:
+                replace = typer.confirm(f'Replace it by "{one_line(edit.target)}"?')
+            except typer.Abort:
+                raise CorrigendaError(
+                    f'No answer came for "{one_line(edit.prompt)}", and its batch was not written: with --on-conflict '
+                    "supersede or keep nothing is asked."
+                ) from None
             bar.start()
             return "supersede" if replace else "keep"
 
