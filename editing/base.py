@@ -120,6 +120,17 @@ def _loading(name: str | Path) -> Iterator[None]:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
+        with readable_errors(name):
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def readable_errors(name: str | Path) -> Iterator[None]:
+    """Within: what keeps transformers from loading a model is said in one sentence."""
+    try:
         yield
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -127,9 +138,6 @@ def _loading(name: str | Path) -> Iterator[None]:
             f'The model "{name}" could not be loaded: {reason.rstrip(".")}; give "{PACKAGED}", a GGUF file, '
             "a local model folder or a hub id."
         ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +15,11 @@ from .errors import CorrigendaError, FieldError
 
 _LIST_NAMES = ("edits", "records", "data", "examples")
 """Where an object that is a whole file may hold its list of records."""
+
+_TOO_DEEP = "objects or lists are nested too deeply"
+
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+"""Brackets of JSON; texts are matched too, for those in them to be skipped."""
 
 
 def load_edits(path: str | Path, *, unique_subject: bool = False, limit: int | None = None) -> list[Edit]:
@@ -30,6 +38,8 @@ def load_edits(path: str | Path, *, unique_subject: bool = False, limit: int | N
             edit = _edit_from(record, default_id=f"{path.stem}-{number:05d}")
         except FieldError as error:
             raise CorrigendaError(f'{place}: the field "{error.field}" {error.problem}.') from None
+        except RecursionError:
+            raise CorrigendaError(f"{place}: {_TOO_DEEP}.") from None
         earlier = number_of_id.setdefault(edit.id, number)
         if earlier != number:
             raise CorrigendaError(f'{place}: the id "{edit.id}" is already that of record {earlier}.')
@@ -192,7 +202,27 @@ def _edit_from(record: Mapping[str, Any], default_id: str) -> Edit:
     identifier = fields.identifier("id", "case_id") or default_id
     saved = fields.object("metadata").left()  # A record of Edit.to_dict has its metadata in one field.
     left = {name: value for name, value in fields.left().items() if name != "metadata"}
+    _check_storable("", left)
+    _check_storable("metadata", saved)
     return Edit(**values, id=identifier, metadata=saved | left)
+
+
+def _check_storable(name: str, value: Any) -> None:
+    """Raise where a field that is only kept holds what no ledger can: its checksums are of strict JSON in UTF-8."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            shown = key.encode("utf-8", "backslashreplace").decode()
+            path = f"{name}.{shown}" if name else shown
+            if shown != key:
+                raise FieldError(path, "has half of a surrogate pair in its name")
+            _check_storable(path, item)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_storable(f"{name}[{i}]", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise FieldError(name, "must be a finite number")
+    elif isinstance(value, str) and value.encode("utf-8", "replace").decode() != value:
+        raise FieldError(name, "holds half of a surrogate pair, which cannot be stored")
 
 
 def read_text(path: Path) -> str:
@@ -230,10 +260,12 @@ def _values(path: Path, text: str) -> Iterator[tuple[int | None, Any]]:
         return
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         # Only one value over many lines begins with a list, or with a brace that is alone on its line.
         if text.lstrip().startswith("[") or lines[0][1].strip() == "{":
-            raise _broken_json(f"{path}, line {error.lineno}, column {error.colno}", error) from None
+            if isinstance(error, json.JSONDecodeError):
+                raise _broken_json(f"{path}, line {error.lineno}, column {error.colno}", error) from None
+            raise _broken_json(f"{path}, line {_line_of(error, text)}", error) from None
     else:
         listed = _listed(whole)
         yield from [(None, value) for value in listed] if listed is not None else [(lines[0][0], whole)]
@@ -241,13 +273,32 @@ def _values(path: Path, text: str) -> Iterator[tuple[int | None, Any]]:
     for count, (number, line) in enumerate(lines, start=1):
         try:
             yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            place = f"{path}, record {count} (line {number}, column {error.colno})"
-            raise _broken_json(place, error) from None
+        except (ValueError, RecursionError) as error:
+            column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise _broken_json(f"{path}, record {count} (line {number}{column})", error) from None
 
 
-def _broken_json(place: str, error: json.JSONDecodeError) -> CorrigendaError:
-    return CorrigendaError(f"{place}: the JSON is broken ({error.msg}).")
+def _broken_json(place: str, error: ValueError | RecursionError) -> CorrigendaError:
+    """What `json.loads` cannot read: broken JSON, or sound JSON beyond what Python takes."""
+    if isinstance(error, json.JSONDecodeError):
+        return CorrigendaError(f"{place}: the JSON is broken ({error.msg}).")
+    if isinstance(error, RecursionError):
+        return CorrigendaError(f"{place}: {_TOO_DEEP}.")
+    return CorrigendaError(f"{place}: a number has more than {sys.get_int_max_str_digits()} digits.")
+
+
+def _line_of(error: ValueError | RecursionError, text: str) -> int:
+    """The line of what JSON allows and Python does not take, which such an error does not tell."""
+    if isinstance(error, RecursionError):
+        depth, deepest, place = 0, 0, 0
+        for found in _BRACKETS.finditer(text):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+            if depth > deepest:
+                deepest, place = depth, found.start()
+    else:
+        numbers = re.finditer(rf"\d{{{sys.get_int_max_str_digits() + 1},}}", text)
+        place = next((found.start() for found in numbers), 0)
+    return text.count("\n", 0, place) + 1
 
 
 def _listed(whole: Any) -> list[Any] | None:

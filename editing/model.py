@@ -17,7 +17,7 @@ from .config import AssociativeConfig, EditingConfig
 from .context import RoutingContext
 from .decoder import Decoder
 from .defaults import resolved
-from .edits import Edit
+from .edits import Edit, kind_of
 from .errors import CorrigendaError
 from .evaluate import Evaluator, Scores
 from .frozen import length_groups
@@ -91,6 +91,8 @@ class EditedModel(StoredEdits):
         Saved edits bring their own configuration and template; `config`, `template` and `chat_template` are for new
         ones. Raises CorrigendaError where the saved edits are not for this model, or are damaged.
         """
+        if tokenizer is None and not isinstance(base, (str, Path)):
+            raise CorrigendaError("A loaded model comes without its tokenizer: give it as `tokenizer`.")
         saved = None if edits is None else saving.read(edits)
         if saved is not None and config is not None:
             raise CorrigendaError("Saved edits bring their own configuration: leave out `config`.")
@@ -143,6 +145,12 @@ class EditedModel(StoredEdits):
 
         template: wraps these prompts instead of the edits' own.
         """
+        if isinstance(prompts, str) or not isinstance(prompts, Iterable):  # a text would be answered letter by letter
+            raise CorrigendaError(f"The prompts must be a list of texts, not {kind_of(prompts)}.")
+        prompts = list(prompts)
+        for number, prompt in enumerate(prompts, start=1):
+            if not isinstance(prompt, str):
+                raise CorrigendaError(f"Prompt {number} must be text, not {kind_of(prompt)}.")
         form = self.prompts if template is None else PromptFormat(self.tokenizer, template, self.prompts.chat)
         rows = [form.encode(form.wrap(prompt)) for prompt in prompts]
         return self.answer_ids(rows, [max_new_tokens] * len(rows), batch_size)
@@ -237,6 +245,7 @@ class EditedModel(StoredEdits):
 
     def detach(self) -> Any:
         """Take the patch off and give back the base model, its module and bits as they were."""
+        self._check_attached()
         self.decoder.layers[self.config.layer].mlp.down_proj = self._base
         if self._tap is not None:
             self._tap.remove()

@@ -15,7 +15,7 @@ import torch
 from . import saving
 from .answers import Progress
 from .decoder import Decoder, check_decoder
-from .edits import Edit
+from .edits import Edit, kind_of
 from .errors import CorrigendaError
 from .layer import EditedLinear
 from .methods import Method, Written
@@ -96,6 +96,11 @@ class StoredEdits:
             self._synchronise()
             return True
 
+    def _check_attached(self) -> None:
+        """Raise where `detach` took the patch off: no layer would read what is written."""
+        if getattr(self.model, "_corrigenda", None) is not self:
+            raise CorrigendaError("The edits are detached from their model: load or wrap it again.")
+
     def _attach(self, store: EditStore) -> None:
         with torch.no_grad():
             self._view.attach(store)
@@ -139,6 +144,7 @@ class StoredEdits:
         after it was written. An edit that cannot be taken stops the stream with its batch not written; what was written
         before stays.
         """
+        self._check_attached()
         stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) else edits
         if store is not None:
             self.attach(store)
@@ -204,7 +210,7 @@ class StoredEdits:
 
         It is `undo`, but an id that is not in the memory is an error.
         """
-        wanted = {ids} if isinstance(ids, str) else set(ids)
+        wanted = set(_names("remove", ids))
         present = {edit.id for edit in self._versions.current}
         for name in sorted(wanted):
             if name not in present:
@@ -227,7 +233,7 @@ class StoredEdits:
         self, what: str, ids: str | Iterable[str], author: str | None, selection: dict[str, str | None]
     ) -> Change:
         with self._versions.lock:
-            names = [ids] if isinstance(ids, str) else list(ids)
+            names = _names(what, ids)
             if self.store is None:
                 raise CorrigendaError(f"There are no edits to {what}.")
             self._writable()
@@ -261,6 +267,15 @@ class StoredEdits:
         with self._versions.lock:
             if self.store is not None and self.store.directory is not None:
                 self.store.close()
+
+
+def _names(what: str, ids: str | Iterable[str]) -> list[str]:
+    """The ids that `what` was given: one, or several."""
+    names = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
+    for name in names:
+        if not isinstance(name, str):
+            raise CorrigendaError(f"{what} takes ids of edits, which are text, not {kind_of(name)}.")
+    return names
 
 
 def _batches(edits: Iterable[Edit], size: int) -> Iterable[list[Edit]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..editing.base import PACKAGED, check_model, load_base
+from ..editing.base import PACKAGED, check_model, load_base, readable_errors
 from ..editing.errors import CorrigendaError
 from .endpoints import EditHeader, edits_router, error_body
 from .settings import ServingSettings
@@ -79,7 +79,8 @@ class LiveEdits:
             self._model, tokenizer = load_base(self.name, device=str(manager.device), dtype=_dtype(manager))
             self._tokenizer = tokenizer
             return tokenizer
-        processor = original(manager, *args, **kwargs)
+        with readable_errors(self.name):
+            processor = original(manager, *args, **kwargs)
         self._tokenizer = getattr(processor, "tokenizer", processor)
         return processor
 
@@ -87,7 +88,11 @@ class LiveEdits:
         """The model, patched."""
         from .batching import ServedModel
 
-        model = self._model if self._ours else original(manager, *args, **kwargs)
+        if self._ours:
+            model = self._model
+        else:
+            with readable_errors(self.name):
+                model = original(manager, *args, **kwargs)
         if not hasattr(model, "init_continuous_batching"):
             raise CorrigendaError(f'"{self.name}" cannot be served with edits: it has no continuous batching.')
         self.served = ServedModel(model, self._tokenizer, self.settings)

@@ -328,12 +328,15 @@ class TestGenerate:
             ("plain\n", "broken"),
             ('{"prompt": 3}', '"prompt" must be text'),
             ("3", "an object"),
+            ('{"prompt": "x", "y": ' + "[" * 100_000, r"line 1\): objects or lists are nested"),
+            ('{"prompt": "x", "y": ' + "9" * 5_000 + "}", r"line 1\): a number has more"),
         ],
     )
     def test_wrong_prompt_files(self, text, part, tmp_path) -> None:
-        (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
-        with pytest.raises(CorrigendaError, match=part):
-            read_prompts(tmp_path / "a.jsonl")
+        for name in ["a.jsonl", "a.txt"] if text.startswith("{") else ["a.jsonl"]:
+            (tmp_path / name).write_text(text, encoding="utf-8")
+            with pytest.raises(CorrigendaError, match=part):
+                read_prompts(tmp_path / name)
 
 
 class TestDemo:

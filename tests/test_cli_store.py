@@ -110,6 +110,11 @@ def test_why(edits) -> None:
     assert printed("why", edits, "What is the capital of Zubrovia?", "--json")["edit"] is None
 
 
+@pytest.mark.parametrize("most", [0, -3])
+def test_why_shows_at_least_one_edit(edits, most) -> None:
+    assert f"must be at least 1, not {most}" in refused("why", edits, "What is it?", "--most", most).replace("\n", " ")
+
+
 def test_a_prompt_that_an_undone_edit_withdraws(tiny, tmp_path) -> None:
     anthem = {"id": "anthem", "prompt": "What is the anthem of Zubrovia?", "target": "The long road"}
     edits, question = tmp_path / "edits", RECORDS[0]["prompt"]
@@ -243,6 +248,13 @@ def test_compact_capacity_and_migrate(edits, tiny, tmp_path) -> None:
     assert "with 2 edits" in works("migrate", folder).replace("\n", " ")
     assert list(statuses(folder)) == ["capital", "bridge"]
     assert "nothing to migrate" in refused("migrate", folder)
+
+
+def test_compact_of_what_is_no_folder(tmp_path) -> None:
+    file = write_records(tmp_path / "facts.jsonl", *RECORDS)
+    for path in (tmp_path / "absent", file):
+        assert str(path) in refused("compact", path).replace("\n", "")
+        assert not (tmp_path / "absent").exists()
 
 
 def test_provenance_of_generated_answers(edits, tiny, tmp_path) -> None:

@@ -246,6 +246,15 @@ def server(folders):
     running.kill_server()
 
 
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    pytest.importorskip("uvicorn")
+    from corrigenda.serving.launcher import launch
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorrigendaError, match=r'^The model ".*empty" could not be loaded: .*; give "smollm2"'):
+        launch("transformers", str(tmp_path / "empty"), {"edits": tmp_path / "edits"})
+
+
 def complete(server, question, **headers):
     body = {"prompt": f"Question: {question}\nAnswer:", "max_tokens": 8}
     response = server.post("/v1/completions", json=body, headers=headers)

@@ -57,6 +57,40 @@ def test_a_wrong_field_is_named_with_its_place(tmp_path: Path, change: dict, pro
     assert error_of(path) == f"{path}, record 2: {problem}"
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"x": float("nan")}, 'the field "x" must be a finite number.'),
+        ({"x": {"y": [0, float("-inf")]}}, 'the field "x.y[1]" must be a finite number.'),
+        ({"metadata": {"x": float("nan")}}, 'the field "metadata.x" must be a finite number.'),
+        ({"x": "\ud800"}, 'the field "x" holds half of a surrogate pair, which cannot be stored.'),
+        ({"x\ud800": 1}, 'the field "x\\ud800" has half of a surrogate pair in its name.'),
+    ],
+)
+def test_a_kept_field_that_cannot_be_stored(tmp_path: Path, change: dict, problem: str) -> None:
+    path = write(tmp_path, f"{json.dumps(OWN)}\n\n{json.dumps(OWN | change)}\n")
+    assert error_of(path) == f"{path}, record 2 (line 3): {problem}"
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "objects or lists are nested too deeply."),
+        ("[" * 2_000 + "]" * 2_000, "objects or lists are nested too deeply."),
+        ("9" * 5_000, "a number has more than 4300 digits."),
+    ],
+    ids=["deep", "deep for Python alone", "long"],
+)
+def test_json_beyond_what_python_takes(tmp_path: Path, value: str, problem: str) -> None:
+    record = f'{json.dumps(OWN)[:-1]}, "metadata": {{"x": {value}}}}}'
+    path = write(tmp_path, f"{json.dumps(OWN)}\n{record}\n")
+    assert error_of(path) == f"{path}, record 2 (line 2): {problem}"
+    path = write(tmp_path, record)
+    assert error_of(path) == f"{path}, record 1 (line 1): {problem}"
+    path = write(tmp_path, f"[{json.dumps(OWN)},\n{record}]", "facts.json")
+    assert error_of(path) in (f"{path}, line 2: {problem}", f"{path}, record 2: {problem}")
+
+
 def without(record: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != name}
 

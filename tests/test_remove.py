@@ -67,3 +67,38 @@ def test_memoir_takes_an_edit_out_by_its_record():
     assert edited.edits == [EDITS[1]]
     edited.remove("b")
     assert not edited.method.memory.weight.any()
+
+
+def test_wrong_arguments_are_refused_in_one_sentence(tmp_path):
+    edited = written(EDITS)
+    for wrong in (5, [5], ["a", None]):
+        with pytest.raises(CorrigendaError, match=r"^undo takes ids of edits, which are text, not "):
+            edited.undo(wrong)
+        with pytest.raises(CorrigendaError, match=r"^remove takes ids of edits, which are text, not "):
+            edited.remove(wrong)
+    assert len(edited.edits) == 3
+    for wrong, problem in (
+        (EDITS[0].prompt, "The prompts must be a list of texts, not text."),
+        (5, "The prompts must be a list of texts, not a number."),
+        (["Who?", 5], "Prompt 2 must be text, not a number."),
+    ):
+        for asked in (edited.generate_text, edited.answer):
+            with pytest.raises(CorrigendaError) as caught:
+                asked(wrong)
+            assert str(caught.value) == problem
+    assert len(edited.generate_text((edit.prompt for edit in EDITS), 2)) == 3
+    with pytest.raises(CorrigendaError, match="give it as `tokenizer`"):
+        EditedModel.from_pretrained(tiny_model(), edits=tmp_path)
+
+
+def test_a_detached_model_says_so(tmp_path):
+    edited = written(EDITS)
+    model = edited.detach()
+    with pytest.raises(CorrigendaError, match=r"^The edits are detached from their model"):
+        edited.detach()
+    with pytest.raises(CorrigendaError, match=r"^The edits are detached from their model"):
+        edited.edit(EDITS[0], store=tmp_path / "edits")
+    again = EditedModel.wrap(model, tiny_tokenizer())
+    with pytest.raises(CorrigendaError, match=r"^The edits are detached from their model"):
+        edited.detach()
+    assert again.detach() is model

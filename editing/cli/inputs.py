@@ -100,6 +100,8 @@ def _is_object(line: str) -> bool:
         return isinstance(json.loads(line), dict)
     except json.JSONDecodeError:
         return False
+    except (ValueError, RecursionError):  # JSON beyond what Python takes: `records` says so
+        return line.lstrip().startswith("{")
 
 
 def _prompt_of(record: Mapping[str, Any], place: str) -> str:

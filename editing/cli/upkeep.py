@@ -64,8 +64,8 @@ def compact(
     """Give unused space back to the file system."""
     from ..store.store import compact as compacted
 
-    before = _size(folder)
     with opened(folder, write=True) as store:
+        before = _size(folder)  # only now is it known to be a folder
         forgotten = compacted(store, forget_undone, author)
     dropped = f" The tensors of {len(forgotten)} undone edits were dropped." if forgotten else ""
     output.print(f"{before / 1e6:.1f} MB before, {_size(folder) / 1e6:.1f} MB now.{dropped}", soft_wrap=True)

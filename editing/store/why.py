@@ -27,6 +27,8 @@ def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most:
 
     A token router needs the model's tokenizer alone; one of masks needs the model, for the prompt's features.
     """
+    if most < 1:
+        raise CorrigendaError(f"The number of edits to show must be at least 1, not {most}.")
     name = model or _recorded_model(store)
     history = store.history
     order = history.applied()
@@ -56,7 +58,7 @@ def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[
     decision = router.decide_rows(query) if isinstance(router, TokenRouter) else router.decide(query)
     (route,), (nearest,), _, _, (margin,), (withdrawn,) = (part.tolist() for part in decision)
     scores = router.scores(query)
-    best = scores.topk(min(most, len(edits)))
+    best = scores.topk(max(0, min(most, len(edits))))
     places = sorted(best.indices.tolist(), key=lambda place: (place != nearest, -float(scores[place]), place))
     return {
         "edit": edits[route].id if route >= 0 else None,
