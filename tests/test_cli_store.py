@@ -209,6 +209,7 @@ def test_log_shows_ids_and_times_whole(edits) -> None:
     screen = works("log", edits)
     for row in printed("log", edits, "--json"):
         assert row["id"] in screen and row["time"][:19] in screen
+    assert "--status must be one of applied, undone, superseded, lost" in refused("log", edits, "--status", "gone")
 
 
 def test_export_merge_and_diff(edits, original, tiny, tmp_path) -> None:

@@ -35,8 +35,11 @@ def log(
     json: JsonFlag = False,
 ) -> None:
     """List the edits of a folder, in the order in which they were written."""
+    from ..store.history import STATUSES
     from ..store.report import summary
 
+    if status not in (None, *STATUSES):
+        raise CorrigendaError(f'--status must be one of {", ".join(STATUSES)}, not "{status}".')
     with opened(folder) as store:
         statuses = store.history.statuses()
         rows = [

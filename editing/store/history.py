@@ -15,7 +15,7 @@ from ..edits import Edit
 from ..errors import CorrigendaError
 from .ledger import Entry, Ledger, New
 
-APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded", "lost"
+STATUSES = APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded", "lost"
 
 
 @dataclass
