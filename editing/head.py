@@ -19,7 +19,8 @@ def label_losses(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     twice and keeps the logits. A GPU is not held up by that: a dozen labels' two readings take it under a millisecond.
     """
     plain = type(head) is nn.Linear and head.bias is None and head.weight.is_floating_point()
-    if plain and hidden.device.type == "cpu" and hidden.requires_grad and not head.weight.requires_grad:
+    here = hidden.device.type == head.weight.device.type == "cpu"  # an offloaded head's weight is on no device
+    if plain and here and hidden.requires_grad and not head.weight.requires_grad:
         return _BlockedCrossEntropy.apply(hidden, head.weight, labels)
     return F.cross_entropy(head(hidden).float(), labels, reduction="none")
 
