@@ -10,13 +10,12 @@ Models are set up (contexts, background) before the clock starts; the dense loop
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from pathlib import Path
 
 import torch
-from record import ROOT, provenance, results_folder, seconds, write_json
+from record import ROOT, edits_arguments, provenance, results_folder, seconds, write_json
 from torch.utils.flop_counter import FlopCounterMode
 from wise_dense import dense_loop
 
@@ -28,10 +27,7 @@ from dense_memoir import DenseMemoir
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--edits", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--template", default="Question: {prompt}\\nAnswer:")
+    parser = edits_arguments(__doc__)
     parser.add_argument("--methods", nargs="+", default=[*METHODS, "associative"], choices=[*METHODS, "associative"])
     parser.add_argument("--layer", type=int, default=None, help="MEMOIR's and WISE's; by default their own")
     parser.add_argument("--dense", type=int, default=2, help="edits for the dense loop")

@@ -9,7 +9,6 @@ there. Edits are the first of each subject, in file order.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import shutil
@@ -17,21 +16,16 @@ import time
 from pathlib import Path
 
 import torch
-from record import provenance, results_folder, seconds, write_json
+from record import edits_arguments, provenance, results_folder, seconds, write_json
 
 from corrigenda.editing import EditedModel, Evaluator, load_edits
 from corrigenda.editing.config import CONFIGS, config_for
 
-QUESTION = "Question: {prompt}\\nAnswer:"
-
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--edits", type=Path, required=True)
+    parser = edits_arguments(__doc__)
     parser.add_argument("--at", type=int, nargs="+", required=True, help="numbers of edits to score at")
     parser.add_argument("--method", default="associative", choices=list(CONFIGS))
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--template", default=QUESTION)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the method")
     parser.add_argument("--name", help="name of the result file")
     parser.add_argument("--results", type=Path, default=results_folder())

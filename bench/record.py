@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -52,6 +53,15 @@ def results_folder():
     """`bench/results/<device>`: "cpu", or the GPU's name."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return ROOT / "bench" / "results" / re.sub(r"\W+", "_", name)
+
+
+def edits_arguments(doc, template="Question: {prompt}\\nAnswer:"):
+    """A parser of what every measurement over a file of edits takes; `doc` begins with what it does."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("--edits", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--template", default=template)
+    return parser
 
 
 def provenance():

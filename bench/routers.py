@@ -10,22 +10,18 @@ router's own threshold.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from record import provenance, results_folder, write_json
+from record import edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import AssociativeConfig, EditedModel, load_edits
 from corrigenda.editing.base import load_base
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--edits", type=Path, required=True)
+    parser = edits_arguments(__doc__, template="{prompt}")
     parser.add_argument("--count", type=int, default=400)
-    parser.add_argument("--template", default="{prompt}")
-    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=results_folder())
     return parser.parse_args()

@@ -8,12 +8,11 @@ prompt's memory by `route`, then the model with that memory in the layer's place
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
-from record import ROOT, provenance, results_folder, write_json
+from record import ROOT, edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, Evaluator, load_edits
 from corrigenda.editing.background import background_prompts
@@ -33,10 +32,7 @@ VARIANTS = {
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--edits", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--template", default="Question: {prompt}\\nAnswer:")
+    parser = edits_arguments(__doc__)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--results", type=Path, default=results_folder() / "wise-dense-zsre.json")

@@ -9,12 +9,11 @@ further than all but `--misfires` of the locality prompts are, over all memories
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from record import provenance, results_folder, write_json
+from record import edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, Evaluator, load_edits
 from corrigenda.editing.base import load_base
@@ -42,10 +41,7 @@ MERGES = {
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--edits", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--template", default="Question: {prompt}\\nAnswer:")
+    parser = edits_arguments(__doc__)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--shard", type=int, default=25)
     parser.add_argument("--misfires", type=float, default=0.02)
