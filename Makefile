@@ -32,7 +32,7 @@ test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -q
 
 soak: $(STAMP) ## the store's kill and fuzz tests, at length (SOAK= times the usual number)
-	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_store.py -k 'killed or mutated'
+	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_damage.py tests/test_store.py -k 'killed or mutated'
 
 lint: $(STAMP) ## ruff, and the rules that no linter knows
 	$(BIN)/ruff check

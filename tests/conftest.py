@@ -157,6 +157,21 @@ def wrap():
 
 
 @pytest.fixture
+def folder(tmp_path):
+    """A folder with five made-up edits, one undone and one superseded."""
+    from stores import add, edit, new_store
+
+    store = new_store(tmp_path / "edits")
+    add(store, edit("a"), edit("b"))
+    add(store, edit("c"))
+    (d,) = add(store, edit("d"))
+    add(store, edit("d2", "no"), supersedes=[[d]])
+    store.undo(store.selected(["b"]))
+    store.close()
+    return tmp_path / "edits"
+
+
+@pytest.fixture
 def load():
     """Loads a folder of edits into a fresh tiny model; the patch is off again after the test."""
     from tiny import tiny_model, tiny_tokenizer

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from corrigenda.editing import Edit
+from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.store.codec import fingerprint_text, packed
 from corrigenda.editing.store.ledger import New
 from corrigenda.editing.store.store import EditStore
@@ -81,3 +85,18 @@ def log_of(store: EditStore) -> list[tuple[str, str, str, str]]:
     """What a user would see, and what the memory would be made of."""
     statuses = store.history.statuses()
     return [(s.id, s.prompt, s.target, statuses[s.seq]) for s in store.history.edits.values()]
+
+
+@contextlib.contextmanager
+def refusal(*words):
+    """Within: a CorrigendaError is raised, one sentence that holds each of `words`."""
+    with pytest.raises(CorrigendaError) as raised:
+        yield
+    message = str(raised.value)
+    assert message.endswith(".") and "\n" not in message and not re.search(r"\.\s+[A-Z]", message), message
+    for word in words:
+        assert str(word) in message, message
+
+
+def reopened(folder, write=False):
+    return EditStore.open(folder, write=write)
