@@ -59,8 +59,8 @@ _WISE_KNOWN: dict[tuple[str, int, int, int | None], dict[str, Any]] = {
     # far as edits; with `spared`, all entries free and 8 steps, .97 to 1.00. A mask of .2 or .5 brings back, as noise,
     # what is spared. Told by the largest distance of a token, not the mean, 90 % of 40 rephrasings and not 70 % stand
     # above 99 % of unrelated prompts: names tell. A threshold that one edit in hundreds sets falls with their number:
-    # where 17 % of unrelated questions are answered from one of 20 shards of 25 edits each, thresholds from background
-    # prompts find 73 % of the edits' own shards, and thresholds from the least distances 39 %. After 100 edits in one
+    # of 20 shards of 25 edits each, thresholds from background prompts find 73 % where 17 % of unrelated questions are
+    # answered too, and thresholds from the least distances 39 % where 18 % are (`bench/wise_thresholds.py`). After 100 edits in one
     # shard 2 % of unrelated questions stand above 1.27 times the background's, in shards of 25 above 1.5 times. What
     # merging by TIES costs is not a conflict but the mean, of which every edit has a share: without a threshold, Rel
     # .97 of four shards apart is .89 with each two merged and .67 with all four, and .98 and .95 with twice the mean.

@@ -27,7 +27,7 @@ from .catalogue import Admission, Catalogue, Change, ServedEdit
 from .continuous import Arrivals, BatchedRequests, Flight, arrivals
 from .errors import ServingError
 from .memory import ServedMemory
-from .settings import ServingSettings
+from .settings import ServingSettings, resolved
 
 __all__ = ["ServedModel"]
 
@@ -214,14 +214,14 @@ class ServedModel:
     def load(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
         """Take in a folder of edits, or read it anew: `version`, and ids that were `added` and `removed`."""
         with self._changing:
-            return self._take(self.catalogue.read([(tenant, Path(folder).expanduser().resolve())]))
+            return self._take(self.catalogue.read([(tenant, resolved(folder))]))
 
     def undo(
         self, edit: str, tenant: str | None = None, store: str | Path | None = None, author: str | None = None
     ) -> dict[str, Any]:
         """Undo an edit in its store and here: the same."""
         with self._changing:
-            path = None if store is None else Path(store).expanduser().resolve()
+            path = None if store is None else resolved(store)
             return self._take(self.catalogue.undo(edit, tenant, path, author))
 
     def _take(self, change: Change) -> dict[str, Any]:

@@ -202,6 +202,16 @@ def folders(few_background_prompts, tmp_path_factory):
 
 
 @pytest.fixture
+def settings(folders):
+    """Of a server with these: `shared` for all, `acme` for one tenant, nothing of its own for another."""
+    from corrigenda.serving import ServingSettings
+
+    return ServingSettings.parse(
+        {"edits": folders / "shared", "tenants": {"acme": folders / "acme", "none": []}, "root": folders}
+    )
+
+
+@pytest.fixture
 def serve():
     """`ServedModel` of a tiny model, taken off again after the test, with whatever still runs on it."""
     from tiny import tiny_model, tiny_tokenizer

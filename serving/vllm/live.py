@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...editing.errors import CorrigendaError
 from ..catalogue import Change
 from ..errors import ServingError
+from ..settings import resolved
 
 if TYPE_CHECKING:
     from .admission import Admissions
@@ -37,7 +38,7 @@ class Edits:
 
     def load(self, folder: str | Path, tenant: str | None = None) -> Change:
         """Read a folder, for the first time or anew, and answer by what it holds."""
-        return self._take(self.catalogue.read([(tenant, Path(folder).expanduser().resolve())]))
+        return self._take(self.catalogue.read([(tenant, resolved(folder))]))
 
     def undo(self, name: str, tenant: str | None = None, author: str | None = None) -> Change:
         """Undo an edit in its store's ledger, and answer without it."""
