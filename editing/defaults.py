@@ -60,10 +60,11 @@ _WISE_KNOWN: dict[tuple[str, int, int, int | None], dict[str, Any]] = {
     # what is spared. Told by the largest distance of a token, not the mean, 90 % of 40 rephrasings and not 70 % stand
     # above 99 % of unrelated prompts: names tell. A threshold that one edit in hundreds sets falls with their number:
     # of 20 shards of 25 edits each, thresholds from background prompts find 73 % where 17 % of unrelated questions are
-    # answered too, and thresholds from the least distances 39 % where 18 % are (`bench/wise_thresholds.py`). After 100 edits in one
-    # shard 2 % of unrelated questions stand above 1.27 times the background's, in shards of 25 above 1.5 times. What
-    # merging by TIES costs is not a conflict but the mean, of which every edit has a share: without a threshold, Rel
-    # .97 of four shards apart is .89 with each two merged and .67 with all four, and .98 and .95 with twice the mean.
+    # answered too, and thresholds from the least distances 39 % where 18 % are (`bench/wise_thresholds.py`). After 100
+    # edits in one shard 2 % of unrelated questions stand above 1.27 times the background's, in shards of 25 above 1.5
+    # times. What merging by TIES costs is not a conflict but the mean, of which every edit has a share: without a
+    # threshold, Rel .97 of four shards apart is .89 with each two merged and .67 with all four, and .98 and .95 with
+    # twice the mean.
     ("llama", 30, 1536, None): {
         **{"layer": 24, "learning_rate": 6.0, "steps": 8, "margin_weight": 0.03, "spared": 3.0, "mask_ratio": 1.0},
         **{"contexts": 4, "distance_tokens": "prompt", "reduction": "max", "merge_scale": 2.0},
