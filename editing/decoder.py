@@ -122,6 +122,18 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return blocked.triu(1)[None, None]
 
 
+def mask_after(starts: Tensor, cached: int, length: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask `[rows|1, 1, length, cached + length]` of rows after the first `starts[i]` of `cached` tokens."""
+    causal = causal_mask(length, dtype, starts.device)
+    if not cached:
+        return causal
+    unseen = torch.arange(cached, device=starts.device) >= starts[:, None]
+    before = torch.zeros(unseen.shape, dtype=dtype, device=starts.device)
+    before.masked_fill_(unseen, torch.finfo(dtype).min)
+    rows = len(starts)
+    return torch.cat([before[:, None, None].expand(-1, 1, length, -1), causal.expand(rows, -1, -1, -1)], 3)
+
+
 @torch.no_grad()
 def check_decoder(decoder: Decoder, layer: int) -> None:
     """Raise where the model is not the plain residual stack that writing assumes.

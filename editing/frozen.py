@@ -1,4 +1,4 @@
-"""What editing never changes, computed once: the layers up to the edited one, and the prompt out of memory's reach."""
+"""What editing never changes, computed once: the layers up to the edited one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .decoder import Decoder, causal_mask
+from .decoder import Decoder, mask_after
 from .errors import CorrigendaError
-from .last_layer import knows
 
 
 @dataclass(frozen=True)
@@ -75,42 +73,18 @@ def tapped(module: torch.nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-@torch.no_grad()
-def frozen_features(
-    decoder: Decoder, layer: int, rows: Sequence[Sequence[int]], budget: int | None = None
-) -> list[Features]:
-    """The layers up to and including `layer`, once, for token rows of any lengths, in padded groups of like length.
-
-    1,024 tokens a group is where one CPU core's GEMM throughput levels off; attention's padding waste stays small.
-    """
-    window = getattr(decoder.model.config, "sliding_window", None)
-    longest = max(map(len, rows), default=0)
-    if window and longest > window:
-        raise CorrigendaError(
-            f"An edit of {longest} tokens is longer than this model's sliding window of {window}: shorten it."
-        )
-    features: list[Features | None] = [None] * len(rows)
-    dtype = decoder.model.get_input_embeddings().weight.dtype
-    with decoder.masked_attention(), tapped(decoder.down_proj(layer)) as taken:
-        for group in length_groups([len(row) for row in rows], budget or pass_tokens(decoder.device(0), 1024)):
-            ids = padded_ids([rows[i] for i in group], decoder.device(0))
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-            mask = causal_mask(ids.shape[1], dtype, ids.device)
-            hidden = decoder.run(decoder.embed(ids), 0, layer + 1, positions, mask)
-            inputs = taken[0].view(*ids.shape, -1)
-            for place, i in enumerate(group):
-                length = len(rows[i])
-                features[i] = Features(inputs[place, :length].clone(), hidden[place, :length].clone())
-    return features
-
-
 class PromptCache:
-    """Keys and values of prompt tokens that no memory touches; attention modules take it for a transformers cache."""
+    """Keys and values of tokens that no memory touches; attention modules take it for a transformers cache."""
 
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.recording = True
+
+    @property
+    def length(self) -> int:
+        """Tokens that are kept of each row, padding included."""
+        return 0 if self.recording else next(iter(self.keys.values())).shape[2]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """While recording: keep them. After: the kept ones followed by the new ones."""
@@ -128,107 +102,75 @@ class PromptCache:
         return cache
 
 
-class Suffix:
-    """The layers above the edited one, as a function of what the memory adds to its output.
+class Beginnings:
+    """What rows may begin with, contexts and a template's opening, passed through the frozen layers once for all.
 
-    Rows of equal or like length run side by side, padded on the right. Tokens before `starts[i]` in row i are out of
-    the memory's reach: they pass these layers once, here, and leave their keys and values; a step runs the rest.
+    Of the 90 tokens in an edit's four contexts on SmolLM2, 26 are every edit's.
     """
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        layer: int,
-        hidden: Sequence[Tensor],
-        rows: Sequence[Row],
-        starts: Sequence[int],
-    ) -> None:
-        self.decoder = decoder
-        self.layer = layer
-        device, width = hidden[0].device, hidden[0].shape[1]
-        counts = [len(h) - start for h, start in zip(hidden, starts)]
-        self.hidden = torch.zeros(len(rows), max(counts), width, dtype=hidden[0].dtype, device=device)
-        self.valid = torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=device)
-        self.labels = torch.full(self.hidden.shape[:2], -100, device=device)
-        for i, (h, row, start) in enumerate(zip(hidden, rows, starts)):
-            self.hidden[i, : counts[i]] = h[start:]
-            self.valid[i, : counts[i]] = True
-            self.labels[i, len(row.prompt) - 1 - start : counts[i]] = torch.tensor(row.labels, device=device)
-        self.starts = torch.tensor(starts, device=device)
-        self.cache = self._cache_prompts([h[:start] for h, start in zip(hidden, starts)])
 
     @torch.no_grad()
-    def _cache_prompts(self, prompts: Sequence[Tensor]) -> PromptCache | None:
-        longest = max(len(prompt) for prompt in prompts)
-        if longest == 0:
-            return None
-        hidden = torch.stack([F.pad(prompt, (0, 0, 0, longest - len(prompt))) for prompt in prompts])
-        positions = torch.arange(longest, device=hidden.device)[None]
-        cache = PromptCache()
-        with self.decoder.masked_attention():
-            mask = causal_mask(longest, hidden.dtype, hidden.device)
-            self.decoder.run(hidden, self.layer + 1, len(self.decoder), positions, mask, cache)
-        cache.recording = False
-        return cache
+    def __init__(self, decoder: Decoder, layer: int, sequences: Sequence[Sequence[int]]) -> None:
+        self.sequences = sequences
+        self.cache = PromptCache()
+        self.features = _pass(decoder, layer, sequences, [0] * len(sequences), self.cache)
+        self.cache.recording = False
 
-    def select(self, rows: Tensor) -> Suffix:
-        """The same for some of the rows; `losses` then takes and gives theirs alone."""
-        suffix = object.__new__(Suffix)
-        suffix.decoder, suffix.layer = self.decoder, self.layer
-        suffix.hidden, suffix.valid, suffix.labels = self.hidden[rows], self.valid[rows], self.labels[rows]
-        suffix.starts = self.starts[rows]
-        suffix.cache = None if self.cache is None else self.cache.select(rows)
-        return suffix
-
-    def _mask(self) -> Tensor:
-        length = self.hidden.shape[1]
-        causal = causal_mask(length, self.hidden.dtype, self.hidden.device)
-        if self.cache is None:
-            return causal
-        prompt = torch.arange(self.cache.keys[self.layer + 1].shape[2], device=self.hidden.device)
-        hidden_prompt = torch.where(prompt < self.starts[:, None], 0.0, torch.finfo(self.hidden.dtype).min)
-        hidden_prompt = hidden_prompt.to(self.hidden.dtype)[:, None, None].expand(-1, 1, length, -1)
-        return torch.cat([hidden_prompt, causal.expand(len(self.hidden), -1, -1, -1)], 3)
-
-    def losses(self, delta: Tensor) -> Tensor:
-        """Cross-entropy of the labels, fp32 `[rows, length]` (0 where there is none).
-
-        delta: `[tokens, d]`, what the memory adds at the valid positions, in row order.
-        """
-        return suffix_losses([self], [delta])[0]
-
-    def last_hidden(self, delta: Tensor) -> Tensor:
-        """What the last layer makes of the positions that a label is predicted from, `[labels, d]` in row order."""
-        rows, length, width = self.hidden.shape
-        hidden = self.hidden.view(-1, width).index_add(
-            0, self.valid.view(-1).nonzero()[:, 0], delta.to(self.hidden.dtype)
-        )
-        positions = self.starts[:, None] + torch.arange(length, device=hidden.device)
-        asked = self.labels != -100
-        depth = len(self.decoder)
-        # Few tokens are asked about when the prompt is run too; LLaMA's and Mistral's last layer then does less.
-        sparse = self.cache is None and knows(self.decoder.layers[-1])
-        with self.decoder.masked_attention():
-            mask = self._mask()
-            hidden = hidden.view(rows, length, width)
-            hidden = self.decoder.run(hidden, self.layer + 1, depth - sparse, positions, mask, self.cache)
-            if sparse:
-                hidden = self.decoder.last_layer_at(hidden, asked, positions, mask)
-            else:
-                hidden = hidden[asked.to(hidden.device)]
-        return hidden
+    def of(self, row: Sequence[int]) -> tuple[int, int]:
+        """Which sequence a row has most tokens in common with, and how many: all but its last at most."""
+        shared = [len(common_beginning(sequence, row[:-1])) for sequence in self.sequences]
+        most = max(range(len(shared)), key=shared.__getitem__)
+        return most, shared[most]
 
 
-def suffix_losses(suffixes: Sequence[Suffix], deltas: Sequence[Tensor]) -> list[Tensor]:
-    """`Suffix.losses` of several. What they predict passes the head together, which then reads its weight once.
+def common_beginning(first: Sequence[int], second: Sequence[int]) -> Sequence[int]:
+    """The tokens that both begin with."""
+    differs = (i for i, (a, b) in enumerate(zip(first, second)) if a != b)
+    return first[: next(differs, min(len(first), len(second)))]
 
-    For a dozen answer tokens that reading, 113 MB of SmolLM2's, is most of the head's time on a CPU.
+
+@torch.no_grad()
+def frozen_features(
+    decoder: Decoder,
+    layer: int,
+    rows: Sequence[Sequence[int]],
+    budget: int | None = None,
+    beginnings: Beginnings | None = None,
+) -> list[Features]:
+    """The layers up to and including `layer`, once, for token rows of any lengths, in padded groups of like length.
+
+    1,024 tokens a group is where one CPU core's GEMM throughput levels off; attention's padding waste stays small.
     """
-    hidden = torch.cat([suffix.last_hidden(delta) for suffix, delta in zip(suffixes, deltas)])
-    asked = [suffix.labels != -100 for suffix in suffixes]
-    labels = [suffix.labels[where] for suffix, where in zip(suffixes, asked)]
-    losses = suffixes[0].decoder.label_losses(hidden, torch.cat(labels)).to(deltas[0].device)
-    return [
-        torch.zeros(where.shape, device=losses.device).masked_scatter(where, part)
-        for where, part in zip(asked, losses.split([len(of_suffix) for of_suffix in labels]))
-    ]
+    window = getattr(decoder.model.config, "sliding_window", None)
+    longest = max(map(len, rows), default=0)
+    if window and longest > window:
+        raise CorrigendaError(
+            f"An edit of {longest} tokens is longer than this model's sliding window of {window}: shorten it."
+        )
+    features: list[Features | None] = [None] * len(rows)
+    begun = [beginnings.of(row) if beginnings else (0, 0) for row in rows]
+    lengths = [len(row) - known for row, (_, known) in zip(rows, begun)]
+    for group in length_groups(lengths, budget or pass_tokens(decoder.device(0), 1024)):
+        sequences, starts = zip(*(begun[i] for i in group))
+        cache = beginnings.cache.select(torch.tensor(sequences)) if any(starts) else None
+        found = _pass(decoder, layer, [rows[i][begun[i][1] :] for i in group], starts, cache)
+        for i, sequence, start, own in zip(group, sequences, starts, found):
+            features[i] = own
+            if start:
+                before = beginnings.features[sequence]
+                features[i] = Features(*(torch.cat([b[:start], o]) for b, o in zip(before, own)))
+    return features
+
+
+def _pass(
+    decoder: Decoder, layer: int, rows: Sequence[Sequence[int]], starts: Sequence[int], cache: PromptCache | None
+) -> list[Features]:
+    """Rows side by side, row i after `starts[i]` tokens that the cache keeps; a new cache records these."""
+    ids = padded_ids(rows, decoder.device(0))
+    after = torch.tensor(starts, device=ids.device)
+    positions = after[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    dtype = decoder.model.get_input_embeddings().weight.dtype
+    mask = mask_after(after, cache.length if cache else 0, ids.shape[1], dtype)
+    with decoder.masked_attention(), tapped(decoder.down_proj(layer)) as taken:
+        hidden = decoder.run(decoder.embed(ids), 0, layer + 1, positions, mask, cache)
+    inputs = taken[0].view(*ids.shape, -1)
+    return [Features(inputs[i, : len(row)].clone(), hidden[i, : len(row)].clone()) for i, row in enumerate(rows)]

@@ -11,9 +11,10 @@ from tiny import tiny_model, tiny_tokenizer
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig
 from corrigenda.editing.decoder import Decoder, causal_mask, check_decoder
 from corrigenda.editing.defaults import resolved
-from corrigenda.editing.frozen import Row, Suffix, frozen_features, length_groups
+from corrigenda.editing.frozen import Row, frozen_features, length_groups
 from corrigenda.editing.last_layer import knows
 from corrigenda.editing.methods import steps
+from corrigenda.editing.suffix import Suffix
 
 LENGTHS = (5, 12, 9, 12, 1, 20)
 every_kind = pytest.mark.parametrize("kind", ["llama", "mistral"])

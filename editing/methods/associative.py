@@ -14,10 +14,11 @@ from ..config import AssociativeConfig
 from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
-from ..frozen import Features, Row, Suffix, frozen_features, length_groups, pass_tokens
+from ..frozen import Features, Row, length_groups, pass_tokens
 from ..mask_router import MaskRouter
 from ..memory import RowBanks
 from ..prompts import PromptFormat
+from ..suffix import Suffix
 from ..token_router import TokenRouter
 from .frame import Method
 from .record import Record, Solved, Written
@@ -59,7 +60,7 @@ class Associative(Method):
         """The edits of a batch are independent problems, solved side by side."""
         contexts = self.prepare()
         rows = [self.rows(edit, contexts) for edit in edits]
-        features = frozen_features(self.decoder, self.layer, [row.tokens for of_edit in rows for row in of_edit])
+        features = self.features([row.tokens for of_edit in rows for row in of_edit])
         count = len(contexts)
         problems = [
             _Problem(rows[e], features[e * count : (e + 1) * count], self.memory.background, self.config.beta)

@@ -14,7 +14,7 @@ from ..contexts import context_texts
 from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
-from ..frozen import Row, frozen_features
+from ..frozen import Beginnings, Features, Row, common_beginning, frozen_features
 from ..layer import Memory
 from ..mask_router import MaskRouter
 from ..prompts import PromptFormat
@@ -54,6 +54,7 @@ class Method:
         self.width, self.out_width = decoder.widths(config.layer)
         self.has_background = False
         self._contexts: list[str] | None = None
+        self._beginnings: Beginnings | None = None
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         """Find what a batch of edits adds to the memory as it is now, which stays as it is."""
@@ -186,10 +187,21 @@ class Method:
         """What every batch needs, made once: the background, and `config.contexts` texts to learn an edit after."""
         if self._contexts is None:
             self._contexts = context_texts(self.decoder.model, self.prompts.tokenizer, self.config.contexts)
+            self._beginnings = self._begin(self._contexts)
         if not self.has_background:
             self.learn_background()
             self.has_background = True
         return self._contexts
+
+    def _begin(self, contexts: Sequence[str]) -> Beginnings | None:
+        """What every edit's rows begin with in these contexts: all that rows of two unlike prompts have in common."""
+        rows = [[self.prompts.encode_in_context(text, prompt, "")[0] for prompt in ("Who", "1")] for text in contexts]
+        sequences = [sequence for pair in rows if (sequence := common_beginning(*pair))]
+        return Beginnings(self.decoder, self.layer, sequences) if sequences else None
+
+    def features(self, rows: Sequence[Sequence[int]]) -> list[Features]:
+        """What editing never changes of edits' rows, as token ids."""
+        return frozen_features(self.decoder, self.layer, rows, beginnings=self._beginnings)
 
     def prompt_features(self, layer: int, prompts: Sequence[str]) -> list[PromptFeatures]:
         """A layer's input at every token of prompts, in the format that edits are asked in, and its mean."""

@@ -13,7 +13,7 @@ from ..config import MemoirConfig
 from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
-from ..frozen import Features, Row, frozen_features
+from ..frozen import Features, Row
 from ..mask_router import MaskRouter
 from ..memory import SharedMatrix
 from ..prompts import PromptFormat
@@ -54,7 +54,7 @@ class Memoir(Method):
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         contexts = self.prepare()
         rows = [row for edit in edits for row in self.rows(edit, contexts)]
-        features = frozen_features(self.decoder, self.layer, [row.tokens for row in rows])
+        features = self.features([row.tokens for row in rows])
         alone = range(0, len(rows), len(contexts))
         masks = self.router.mask(torch.stack([self.pooled(features[i].inputs, rows[i].prompt) for i in alone]))
         return self._solve(rows, features, masks)

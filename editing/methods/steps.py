@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..decoder import Decoder
-from ..frozen import Features, Row, Suffix, length_groups, pass_tokens, suffix_losses
+from ..frozen import Features, Row, length_groups, pass_tokens
+from ..suffix import Suffix, suffix_losses
 from .record import Written
 
 _STEP_TOKENS = 192

@@ -17,7 +17,6 @@ from ..context import RoutingContext
 from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
-from ..frozen import frozen_features
 from ..packed import PackedPrompts
 from ..prompts import PromptFormat
 from ..random_bits import random_bits
@@ -123,13 +122,15 @@ class Wise(Method):
         config, contexts, shard = self.config, self.prepare(), memory.current
         rows = [row for edit in edits for row in self.rows(edit, contexts)]
         numbers = range(shard.end * config.irrelevant_prompts, (shard.end + len(edits)) * config.irrelevant_prompts)
-        apart = [self._irrelevant[number % len(self._irrelevant)] for number in numbers] + self._replayed(memory)
-        features = frozen_features(self.decoder, self.layer, [*(row.tokens for row in rows), *apart])
+        irrelevant = [number % len(self._irrelevant) for number in numbers]
+        known, replayed = self._known_inputs(irrelevant), self._replayed(memory)
+        apart = replayed if known else [*(self._irrelevant[number] for number in irrelevant), *replayed]
+        features = self.features([*(row.tokens for row in rows), *apart])
+        inputs_apart = known + [f.inputs for f in features[len(rows) :]]
         batch = EditRows(self.decoder, self.layer, rows, features[: len(rows)], [0] * len(rows), len(contexts))
-        x = torch.cat([batch.inputs, *(f.inputs for f in features[len(rows) :])])
-        lengths = [len(f.inputs) for f in features[len(rows) :]]
+        x = torch.cat([batch.inputs, *inputs_apart])
         written = self._written_along(x)
-        margin = Margin(self._base_output(x), batch, lengths, bool(shard.edits), config)
+        margin = Margin(self._base_output(x), batch, [len(x) for x in inputs_apart], bool(shard.edits), config)
         progress = Progress(len(edits), config.stop_loss, config.stop_change, self.device)
         least = torch.full((len(edits),), torch.inf, device=self.device)
         decay = 0.0 if config.decay == "none" else config.learning_rate * config.weight_decay
@@ -219,6 +220,16 @@ class Wise(Method):
                 raise CorrigendaError('This model\'s weights are quantised: WISE needs decay="none" on it.')
             self._frozen_weight = weight.detach().T.contiguous()
         return self._frozen_weight
+
+    def _known_inputs(self, irrelevant: Sequence[int]) -> list[Tensor]:
+        """The layer's inputs `[tokens, D]` of background prompts, where the ground has those of all; else none."""
+        if self.memory.unrelated is None:
+            return []
+        (inputs, offsets, _), _ = self.memory.unrelated
+        ends = offsets.tolist()
+        if max(irrelevant) + 1 >= len(ends):
+            return []
+        return [inputs[ends[number] : ends[number + 1]] for number in irrelevant]
 
     def _replayed(self, memory: SideMemories) -> list[tuple[int, ...]]:
         """An earlier edit of every shard, as token ids, for the margin loss: of the shard in use the last."""
