@@ -47,7 +47,8 @@ def dense_loop(model, edited, spared=True):
         found = method.prompt_features(config.layer, background_prompts()[: config.background_prompts])
         used = torch.cat([prompt.inputs for prompt in found]).float()
         second = used.T @ used
-        sparing = torch.linalg.inv(torch.eye(method.width) + config.spared * second / second.diagonal().mean())
+        identity = torch.eye(method.width, device=second.device)
+        sparing = torch.linalg.inv(identity + config.spared * second / second.diagonal().mean())
 
     def mask_of(shard):
         bits = random_bits(config.seed, shard, method.width, method.out_width, config.mask_ratio, method.device)

@@ -27,7 +27,8 @@ class DenseMemoir:
         self.clip_norm = settings.get("clip_norm", 1.0)
         self.module = model.model.layers[layer].mlp.down_proj
         model.requires_grad_(False)
-        self.weight = torch.nn.Parameter(torch.zeros(self.module.out_features, self.module.in_features))
+        self.device = self.module.weight.device
+        self.weight = torch.nn.Parameter(torch.zeros_like(self.module.weight))
         self.masks = []
 
     def mask_of(self, prompt_ids):
@@ -35,10 +36,10 @@ class DenseMemoir:
         taken = []
         handle = self.module.register_forward_pre_hook(lambda _m, args: taken.append(args[0]))
         with torch.no_grad():
-            self.model(torch.tensor([prompt_ids]))
+            self.model(torch.tensor([prompt_ids], device=self.device))
         handle.remove()
         feature = taken[0][0].mean(0) - self.background
-        mask = torch.zeros(len(feature), dtype=torch.bool)
+        mask = torch.zeros(len(feature), dtype=torch.bool, device=self.device)
         mask[self.permutation[feature.abs().topk(self.top_k).indices]] = True
         return mask
 
@@ -58,7 +59,7 @@ class DenseMemoir:
             attention[i, width - length :] = 1
             if i < len(self.contexts):
                 labels[i, width - len(target) :] = torch.tensor(target)
-        return ids, attention, labels, rows[0][0]
+        return *(part.to(self.device) for part in (ids, attention, labels)), rows[0][0]
 
     def edit(self, edit, irrelevant):
         """Write one edit; the loss at every forward."""

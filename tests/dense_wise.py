@@ -31,6 +31,7 @@ class DenseWise:
         self.module = model.model.layers[layer].mlp.down_proj
         model.requires_grad_(False)
         self.frozen = self.module.weight.detach().clone()
+        self.device = self.frozen.device
         self.side = torch.nn.Parameter(self.frozen.clone())
         self.minimum = float("inf")
         self.finished = []  # [weight, minimum] of closed shards
@@ -55,7 +56,7 @@ class DenseWise:
         counted[: len(self.contexts), -1] = 0
         if self.config.distance_tokens == "prompt":
             counted *= labels == -100
-        return ids, attention, labels, counted
+        return tuple(part.to(self.device) for part in (ids, attention, labels, counted))
 
     def token_distance(self, x, weight):
         """How far another weight than the frozen one moves the output, token by token."""
@@ -154,7 +155,7 @@ class DenseWise:
             keep = max(1, int(self.config.merge_density * delta.numel()))
             threshold = delta.abs().flatten().topk(keep).values[-1]
             trimmed.append(torch.where(delta.abs() >= threshold, delta, 0.0))
-        share = torch.tensor(shares, dtype=weights[0].dtype)[:, None, None]
+        share = torch.tensor(shares, dtype=weights[0].dtype, device=self.device)[:, None, None]
         parts = share * torch.stack(trimmed)
         sign = torch.where(parts.sum(0) >= 0, 1, -1)
         agrees = (parts * sign > 0).to(parts.dtype)
@@ -167,7 +168,7 @@ class DenseWise:
         """Which weight answers a tokenised prompt, None for the frozen one; and distances by the weights' ids."""
         taken = []
         handle = self.module.register_forward_pre_hook(lambda _m, args: taken.append(args[0]))
-        self.model(torch.tensor([prompt]))
+        self.model(torch.tensor([prompt], device=self.device))
         handle.remove()
 
         def distance(weight):
