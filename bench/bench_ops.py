@@ -13,7 +13,7 @@ import torch
 from agreement import wrong
 from op_cases import CASES
 from record import provenance
-from timing import captured, copy_bandwidth, device_seconds
+from timing import copy_bandwidth, graph_seconds
 
 from corrigenda.kernels import dispatch
 
@@ -57,8 +57,7 @@ def test_op(case, backend, benchmark, bandwidth):
         benchmark.pedantic(lambda: (case.function(*arguments), torch.cuda.synchronize()), rounds=20, warmup_rounds=3)
         if backend == "reference":  # it reads routes on the host, so it cannot be captured
             return
-        graph = captured(case.function, *arguments)
-        cold, hot = (device_seconds(graph.replay, cold=cold) for cold in (True, False))
+        cold, hot = graph_seconds(case.function, *arguments)
         benchmark.extra_info.update(
             device_us=cold * 1e6,
             hot_us=hot * 1e6,

@@ -6,6 +6,7 @@ import contextlib
 
 import torch
 
+from corrigenda.editing.memory import PAGE, RowBanks
 from corrigenda.editing.methods import Record, Solved, Written
 
 
@@ -31,3 +32,16 @@ def unsolved(edited, rows=6):
         yield
     finally:
         del method.solve
+
+
+def filled_banks(edits, width, outputs, device, rows=8):
+    """Associative banks of bfloat16 that hold so many edits, at once: one by one 100,000 would take minutes."""
+    banks = RowBanks(width, outputs, beta=10.0, device=device, dtype=torch.bfloat16)
+    banks.reserve(edits, rows)
+    for bank in (banks._keys, banks._values):
+        bank.normal_(std=width**-0.5)
+    pages = -(-rows // PAGE)
+    banks._pages[:edits, :pages] = torch.arange(edits * pages, dtype=torch.int32, device=device).view(edits, pages)
+    banks._rows[:edits] = rows
+    banks.size = edits
+    return banks

@@ -7,6 +7,7 @@ import time
 import torch
 
 FLUSH_BYTES = 256 * 2**20  # more than any L2 cache: an H200 has 60 MB
+HOT_CALLS = 20  # in one graph: a replay's own 2 to 3 us are then shared out
 
 
 def thread_seconds(run, *arguments, least=5, budget=2.0):
@@ -21,8 +22,8 @@ def thread_seconds(run, *arguments, least=5, budget=2.0):
     return best
 
 
-def captured(run, *arguments):
-    """A CUDA graph of one call, after warm-up on a side stream: proves that the call never waits for the host."""
+def captured(run, *arguments, calls=1):
+    """A CUDA graph of so many calls, after warm-up on a side stream: proves that a call never waits for the host."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -31,12 +32,13 @@ def captured(run, *arguments):
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        run(*arguments)
+        for _ in range(calls):
+            run(*arguments)
     return graph
 
 
-def device_seconds(replay, cold=True, repeats=50):
-    """Median seconds of a captured call on the GPU, by events; `cold` flushes the L2 cache before each."""
+def device_seconds(run, cold=True, repeats=50):
+    """Median seconds of a call on the GPU, by events; `cold` flushes the L2 cache before each."""
     flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda") if cold else None
     times = []
     for _ in range(repeats):
@@ -44,11 +46,18 @@ def device_seconds(replay, cold=True, repeats=50):
             flush.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        replay()
+        run()
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     return sorted(times)[len(times) // 2]
+
+
+def graph_seconds(run, *arguments, repeats=50):
+    """Seconds of a call captured in a CUDA graph: with the L2 cache flushed before it, and hot, after other calls."""
+    cold = device_seconds(captured(run, *arguments).replay, repeats=repeats)
+    hot = device_seconds(captured(run, *arguments, calls=HOT_CALLS).replay, cold=False, repeats=repeats) / HOT_CALLS
+    return cold, hot
 
 
 def copy_bandwidth():

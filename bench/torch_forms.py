@@ -83,6 +83,32 @@ def _by_popcount(query, stored):
     return reference.mask_overlap(query, stored, None, None, None)
 
 
+def _as_bool(query, stored, *visible):
+    width = stored.shape[1] * 32
+    return tuple(torch.cat([reference.unpack_mask(b, width) for b in masks.split(1024)]) for masks in (query, stored))
+
+
+def _as_published(query, bank):
+    return _best(query.float() @ bank.T.float())
+
+
+def _as_bytes(query, stored, *visible):
+    """`torch._int_mm` takes more than 16 rows."""
+    query, bank = _as_bool(query, stored)
+    padded = torch.zeros(max(32, len(query)), query.shape[1], dtype=torch.int8, device=query.device)
+    padded[: len(query)] = query
+    return padded, bank.to(torch.int8).T, len(query)
+
+
+def _by_bytes(query, bank, queries):
+    return _best(torch._int_mm(query, bank)[:queries])
+
+
+MASK_OVERLAP_ON_GPU = {
+    "as published: bool masks, cast in every call": (_as_bool, _as_published),
+    "int8 product of unpacked masks": (_as_bytes, _by_bytes),
+}
+
 MASK_OVERLAP = {
     "float32 product of unpacked masks": (_unpacked, _by_product),
     "popcount by shifts": (lambda query, stored, *visible: (query, stored), _by_popcount),

@@ -1,5 +1,6 @@
 """What only Triton's kernels have: variants by shape, split work, passes that are seldom needed, and memory's edges."""
 
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ import test_ties_merge
 import torch
 from cases import assert_close, dyadic, normal, random_masks, same_bits
 
-from corrigenda.kernels import dispatch, ops, triton_backend, tuning
+from corrigenda.kernels import dispatch, ops, triton_backend, tuner, tuning
 
 absent = triton_backend.absent("cpu")
 pytestmark = pytest.mark.skipif(bool(absent), reason=absent)
@@ -100,9 +101,23 @@ def test_in_place_and_functional_are_the_same_bits():
 def test_every_variant_has_a_configuration():
     for name in {path.stem for path in tuning.FOLDER.glob("*.json")}:
         entries = tuning.table(name)
-        for kernel, variants in tuning.CANDIDATES.items():
+        for kernel, variants in tuner.CANDIDATES.items():
             for variant, choices in variants.items():
                 assert set(choices) <= set(entries[kernel][variant]) | {"num_stages", "num_warps"}
+
+
+def test_launchers_read_what_the_tuner_sets(monkeypatch):
+    """Run by `python -m`, the tuner is not the module that others import: what it sets must reach them all the same."""
+    tuned = runpy.run_module("corrigenda.kernels.tuner", run_name="run by -m")
+    device = torch.device("cpu")
+    before = dict(tuning.config("ties_merge", "merge", device))
+    monkeypatch.setitem(tuning.table("default")["ties_merge"], "merge", before)
+    tried = [candidate["BLOCK"] for candidate in tuned["candidates"]("ties_merge", "merge", before)]
+    assert len(set(tried)) > 1
+    for block in tried:
+        tuned["_configured"]("ties_merge", "merge", "ties_merge", {**before, "BLOCK": block}, device)
+        assert tuning.config("ties_merge", "merge", device)["BLOCK"] == block
+    tuning.config.cache_clear()
 
 
 GUARDED = """

@@ -29,25 +29,25 @@ CHAT_TEMPLATE = (
 
 
 @functools.cache
-def _trained() -> str:
-    """Byte-level BPE, trained on the background prompts alone, so that the tests' own names are cut into pieces."""
+def _trained(vocabulary: int, texts: tuple[str, ...]) -> str:
+    """Byte-level BPE, trained on the background prompts and `texts`: what is in neither is cut into pieces."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[PAD, START, END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*background_prompts(), "Question: Answer:"], trainer)
+    tokenizer.train_from_iterator([*background_prompts(), "Question: Answer:", *texts], trainer)
     return tokenizer.to_str()
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(vocabulary: int = VOCABULARY, texts: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer of some hundred tokens that encodes any text, ends answers with EOS and knows chats (ChatML)."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained()),
+        tokenizer_object=Tokenizer.from_str(_trained(vocabulary, texts)),
         eos_token=END,
         pad_token=PAD,
         chat_template=CHAT_TEMPLATE,
