@@ -13,9 +13,17 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+# An isolated build fetches what pyproject.toml asks for; one without isolation takes what is there.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"Corrigenda is built with setuptools 77 or newer, and this environment has {setuptools.__version__}: "
+        "pip install 'setuptools>=77', or leave out --no-build-isolation."
+    )
+from setuptools.command.bdist_wheel import bdist_wheel
 
 MODES = ("auto", "none", "cpu", "cuda")
 ROOT = Path(__file__).resolve().parent
