@@ -235,6 +235,15 @@ def test_export_merge_and_diff(edits, original, tiny, tmp_path) -> None:
     assert "with itself" in refused("merge", edits, edits)
 
 
+def test_merging_what_was_undone_says_so(edits, original) -> None:
+    works("undo", edits, "author", "bridge")
+    screen = works("merge", edits, original / "edits")
+    assert screen.startswith("Added 0 edits; 1 were there already; 2 are there, but not in effect.")
+    for name in ("author", "bridge"):
+        assert f"`corrigenda redo {edits} {name}` puts it in again." in screen
+    assert statuses(edits) == {"capital": "applied", "author": "undone", "bridge": "undone"}
+
+
 def test_compact_capacity_and_migrate(edits, tiny, tmp_path) -> None:
     works("undo", edits, "author")
     assert "The tensors of 1 undone edits were dropped." in works("compact", edits, "--forget-undone").replace(

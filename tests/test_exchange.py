@@ -7,6 +7,8 @@ from stores import add, new_store
 
 from corrigenda.editing import Edit
 from corrigenda.editing.store.exchange import merge
+from corrigenda.editing.store.ledger import New
+from corrigenda.editing.store.store import compact
 
 
 class TestMerging:
@@ -40,6 +42,40 @@ class TestMerging:
         assert (there.added, there.same, there.superseded) == ([], ["a"], [])
         assert back.same == [name] and back.added == list(back.renamed.values()) != ["a"]
         assert merge(into, other).added == merge(other, into).added == []
+
+    def test_an_edit_that_was_undone_here_is_not_said_to_be_in_effect(self) -> None:
+        """It stays undone: who undid it here meant that; and the notice says what puts it in again."""
+        into, other = new_store(), new_store()
+        for store in (into, other):
+            add(store, Edit("Who wrote Zed?", "Anna", id="a"), Edit("Where is Qux?", "Oslo", id="b"))
+        into.undo(into.selected(["a"]))
+        result = merge(into, other)
+        assert (result.added, result.same, result.out) == ([], ["b"], {"a": "undone"})
+        assert [into.history.edits[seq].id for seq in into.history.applied()] == ["b"]
+        (notice,) = into.notices
+        assert notice.startswith('Edit "a" is there, but was undone') and "`corrigenda redo a`" in notice
+        into.redo(into.selected(["a"]))
+        assert merge(into, other).same == ["a", "b"] and into.notices == [notice]
+
+    def test_an_edit_that_is_superseded_or_forgotten_here(self) -> None:
+        into, other = new_store(), new_store()
+        for store in (into, other):
+            (first, _) = add(store, Edit("Who wrote Zed?", "Anna", id="a"), Edit("Where is Qux?", "Oslo", id="b"))
+        add(into, Edit("Who wrote Zed?", "Bert", id="a2"), supersedes=[[first]])
+        into.undo(into.selected(["b"]))
+        compact(into, forget_undone=True)
+        assert merge(into, other).out == {"a": "superseded", "b": "undone"}
+        superseded, forgotten = into.notices
+        assert 'superseded by "a2": `corrigenda undo a2`' in superseded and "write it anew" in forgotten
+
+    def test_an_edit_that_a_repair_has_lost_comes_in_again(self) -> None:
+        into, other = new_store(), new_store()
+        for store in (into, other):
+            (first,) = add(store, Edit("Who wrote Zed?", "Anna", id="a"))
+        into.append([New("lost", {"edits": [first], **into.stamp()})], dropping=[first])
+        assert into.history.applied() == []
+        result = merge(into, other)
+        assert len(result.added) == 1 and result.same == [] and len(into.history.applied()) == 1
 
     def test_two_edits_of_one_id_get_names_of_their_own(self) -> None:
         into, other = new_store(), new_store()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -40,6 +41,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def tell(notices: Sequence[str], most: int = 10) -> None:
+    """Say what happened beside what was asked for."""
+    for notice in notices[:most]:
+        output.print(notice, style="yellow", markup=False, soft_wrap=True)
+    if len(notices) > most:
+        output.print(f"... and {len(notices) - most} more of the kind; see `corrigenda log`.", style="yellow")
 
 
 def use_threads(count: int | None) -> None:

@@ -19,6 +19,7 @@ from ..evaluate import Evaluator, Scores
 from ..model import Answer, EditedModel
 from ..report import scores_json, scores_table, write_json
 from ..template import Template
+from .app import tell
 from .inputs import stored_ids
 from .stream import StoppedError, one_line, write_stream
 
@@ -57,7 +58,7 @@ def edit(
             on_conflict=on_conflict,
             author=author,
         )
-        _tell(console, [] if edited.store is None else edited.store.notices)
+        tell([] if edited.store is None else edited.store.notices)
         if resume:
             console.print(
                 f"{stream.passed - stream.done} of {stream.passed} edits were recorded before.", soft_wrap=True
@@ -92,14 +93,6 @@ def edit(
                 immediate=immediate,
             )
             write_json(json_path, result)
-
-
-def _tell(console: Console, notices: Sequence[str], most: int = 10) -> None:
-    """Say what happened beside what was asked for."""
-    for notice in notices[:most]:
-        console.print(notice, style="yellow", markup=False, soft_wrap=True)
-    if len(notices) > most:
-        console.print(f"... and {len(notices) - most} more of the kind; see `corrigenda log`.", style="yellow")
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from ..errors import CorrigendaError
-from .app import app, errors, output, use_threads
+from .app import app, errors, output, tell, use_threads
 from .history import opened, print_json
 from .options import Author, Device, Dtype, JsonFlag, Model, Store, Threads
 
@@ -108,9 +108,11 @@ def merge(
         raise CorrigendaError(f'--on-conflict must be one of {", ".join(CONFLICT_POLICIES)}, not "{on_conflict}".')
     with opened(other) as source, opened(folder, write=True) as store:
         result = merged(store, source, on_conflict, author)
+        notices = store.notices
     parts = [f"Added {len(result.added)} edits"]
     for count, text in (
         (len(result.same), "were there already"),
+        (len(result.out), "are there, but not in effect"),
         (len(result.superseded), "were superseded"),
         (len(result.kept), "were left out for those that are there"),
         (len(result.renamed), "got another id"),
@@ -118,6 +120,7 @@ def merge(
         if count:
             parts.append(f"{count} {text}")
     output.print("; ".join(parts) + ".", soft_wrap=True)
+    tell(notices)
 
 
 @app.command()

@@ -12,16 +12,25 @@ from typing import Any, NamedTuple
 from ..errors import CorrigendaError
 from .conflicts import rewrites
 from .files import reason_of
-from .history import APPLIED, History, StoredEdit, normalised_prompt
+from .history import APPLIED, LOST, History, StoredEdit, normalised_prompt
 from .ledger import New
 from .store import EditStore
 
 
 class Merged(NamedTuple):
-    """What a merge did, by ids: `renamed` maps an id of the other store to its new one."""
+    """What a merge did, by ids.
+
+    added       edits that came in, by their ids here
+    same        edits of the other store that are in effect here too
+    out         the same edit is here, but was undone or superseded, and stays so: by its id here, that status
+    superseded  edits that were here, and for which one of `added` stands now
+    kept        edits of the other store that were left out for the sake of one that is here
+    renamed     ids of the other store with the new one here
+    """
 
     added: list[str]
     same: list[str]
+    out: dict[str, str]
     superseded: list[str]
     kept: list[str]
     renamed: dict[str, str]
@@ -76,7 +85,8 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     """Add the edits that are in effect in another store of the same model and configuration, in one transaction.
 
     Where both are about the same fact, the other store's is the later write: it supersedes, or with "keep" is left out.
-    An edit that both have is taken once. What the other store has undone stays there: here it is not known as
+    An edit that both have is taken once; one that was undone here stays so, and `into.notices` says it; only one that
+    was lost here, in a repair, comes in again. What the other store has undone stays there: here it is not known as
     withdrawn. A MEMOIR edit was found in the presence of its own store's other edits; its recorded update is added as
     it is.
     """
@@ -84,11 +94,12 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     history = into.history
     present = {stored.id for stored in history.edits.values()}
     applied = set(history.applied())
+    statuses = history.statuses()
     by_fingerprint: dict[str, list[StoredEdit]] = {}
     for mine in in_effect(history):
         if mine.body["fingerprint"]:  # WISE without replay knows no edit by one
             by_fingerprint.setdefault(mine.body["fingerprint"], []).append(mine)
-    merged = Merged([], [], [], [], {})
+    merged = Merged([], [], {}, [], [], {})
     chosen: list[tuple[StoredEdit, str, list[int]]] = []
     for stored in in_effect(other.history):
         if stored.inherited:
@@ -97,8 +108,14 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
                 "cannot be merged."
             )
         facts = set(history.same_prompt(stored.prompt))
-        if any(_same(history.edits[seq], stored) for seq in facts):
+        same = [seq for seq in facts if statuses[seq] != LOST and _same(history.edits[seq], stored)]
+        if not applied.isdisjoint(same):
             merged.same.append(stored.id)
+            continue
+        if same:
+            last = max(same)
+            merged.out[history.edits[last].id] = statuses[last]
+            into.notices.append(_still_out(into, history.edits[last]))
             continue
         facts.update(like.seq for like in by_fingerprint.get(stored.body["fingerprint"], ()) if rewrites(stored, like))
         rivals = facts & applied
@@ -168,6 +185,18 @@ def _entries(
 def _same(one: StoredEdit, two: StoredEdit) -> bool:
     """Whether two are one edit, whatever merges have named them: "edit" keeps the id that it was written under."""
     return one.body["edit"] == two.body["edit"] and _digest(one.body) == _digest(two.body)
+
+
+def _still_out(store: EditStore, stored: StoredEdit) -> str:
+    """Of an edit that a merge found here, but not in effect: why not, and what would put it in again."""
+    where = "" if store.directory is None else f"{store.directory} "
+    name = f'Edit "{stored.id}" is there, but'
+    if stored.dropped:
+        return f"{name} was undone, and its tensors are no longer kept: write it anew to have it again."
+    if not stored.wanted:
+        return f"{name} was undone, and a merge leaves it so: `corrigenda redo {where}{stored.id}` puts it in again."
+    later = store.history.edits[store.history.superseded_by()[stored.seq]].id
+    return f'{name} is superseded by "{later}": `corrigenda undo {where}{later}` has it in again.'
 
 
 def _digest(body: dict[str, Any]) -> str | None:
