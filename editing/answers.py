@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .edits import Edit
 from .methods import Method, Written
@@ -58,12 +58,27 @@ class Answer:
     provenance: Provenance | None = None
 
 
+class Declined(NamedTuple):
+    """An edit that was not written, and the id of the stored edit that stands: both are about the same fact."""
+
+    edit: Edit
+    rival: str
+
+
+class WrittenEdits(list[Written]):
+    """How each edit of a stream that was written came out, in order; `declined` are those that were not written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declined: list[Declined] = []
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a stream of edits stands: how many are written, in how many seconds, and the last batch's outcome.
 
     passed    how many edits of the stream are behind it, those included that were not written
-    declined  edits of the last batch that were not written, for the sake of stored ones
+    declined  edits of the last batch that were not written, for the sake of stored ones which it names
     """
 
     done: int
@@ -71,7 +86,7 @@ class Progress:
     edits: Sequence[Edit]
     written: Sequence[Written]
     passed: int = 0
-    declined: Sequence[Edit] = field(default=())
+    declined: Sequence[Declined] = field(default=())
 
     @property
     def loss(self) -> float:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import saving
-from .answers import Progress
+from .answers import Progress, WrittenEdits
 from .decoder import Decoder, check_decoder
 from .edits import Edit, kind_of
 from .errors import CorrigendaError
 from .layer import EditedLinear
-from .methods import Method, Written
+from .methods import Method
 from .resume import Recorded
 from .store.ledger import New
 from .store.store import Change, EditStore, OnConflict, is_store
@@ -135,14 +135,14 @@ class StoredEdits:
         author: str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         score_each: Evaluator | None = None,
-    ) -> list[Written]:
+    ) -> WrittenEdits:
         """Write edits in batches of `config.batch_size`, in order; each batch is answered by from then on.
 
         store: a folder to write them into as they come (see `attach`). resume: skip edits of the stream that are
         recorded there already. on_conflict: what to do where a stored edit is about the same fact, "supersede" it or
-        "keep" it; or a function of both edits that says which. score_each: an evaluator that scores every batch right
-        after it was written. An edit that cannot be taken stops the stream with its batch not written; what was written
-        before stays.
+        "keep" it (the result's `declined` has what was left out so); or a function of both edits that says which.
+        score_each: an evaluator that scores every batch right after it was written. An edit that cannot be taken stops
+        the stream with its batch not written; what was written before stays.
         """
         self._check_attached()
         stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) else edits
@@ -152,7 +152,7 @@ class StoredEdits:
             check_decoder(self.decoder, self.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
-        results: list[Written] = []
+        results = WrittenEdits()
         seconds, told = 0.0, 0
         for batch in _batches(recorded.skip(stream), self.config.batch_size):
             start = time.perf_counter()
@@ -161,6 +161,7 @@ class StoredEdits:
                 outcome = self._view.write(self._named(batch), on_conflict=on_conflict, author=author)
                 self._versions.current = list(self._view.edits)
             results += outcome.written
+            results.declined += outcome.declined
             recorded.passed += len(batch)
             seconds += time.perf_counter() - start
             if on_progress is not None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .answers import Declined
 from .edits import Edit
 from .errors import CorrigendaError
 from .methods import Method, Record, Solved, Written
@@ -23,7 +24,7 @@ class Outcome(NamedTuple):
 
     edits: list[Edit]
     written: list[Written]
-    declined: list[Edit]
+    declined: list[Declined]
 
 
 class MemoryView:
@@ -150,8 +151,12 @@ class MemoryView:
                 self.store.notices.append(
                     f'Edit "{later.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
                 )
-        written = [one.written for one in solved]
-        return Outcome([batch[place] for place in taken], written, [batch[place] for place in declined])
+        left_out = [Declined(batch[place], rival) for place, rival in declined.items()]
+        for one in left_out:
+            self.store.notices.append(
+                f'Edit "{one.edit.id}" is left out: "{one.rival}", which is about the same fact, stays.'
+            )
+        return Outcome([batch[place] for place in taken], [one.written for one in solved], left_out)
 
     def _chosen(
         self, batch: Sequence[Edit], facts: Sequence[SameFact], on_conflict: OnConflict

@@ -145,7 +145,12 @@ def test_conflicts_are_reported_and_settled(tiny, tmp_path) -> None:
     chain = printed("show", tmp_path / "last", "capital", "--json")["chain"]
     assert [link["id"] for link in chain] == ["capital", "capital-2"]
     assert "of the same fact is in again" in works("undo", tmp_path / "last", "capital-2").replace("\n", " ")
-    edit_with(tiny, tmp_path / "first", RECORDS[0], NEWER, options=("--on-conflict", "keep"))
+    screen = edit_with(tiny, tmp_path / "first", RECORDS[0], NEWER, options=("--on-conflict", "keep"))
+    assert 'Edit "capital-2" is left out: "capital", which is about the same fact, stays.' in screen
+    (left_out,) = printed("log", tmp_path / "first", "--status", "declined", "--json")
+    assert (left_out["id"], left_out["for"], left_out["target"]) == ("capital-2", "capital", "Nebel")
+    assert printed("log", tmp_path / "first", "--status", "declined", "--by", "bob", "--json") == []
+    assert "declined" in works("log", tmp_path / "first", "--status", "declined")
     assert statuses(tmp_path / "first") == {"capital": "applied"}
     both = write_records(tmp_path / "both.jsonl", RECORDS[0], NEWER)
     options = ("--model", tiny, "--edits", both, "--out", tmp_path / "asked", "--steps", 3, "--batch-size", 1)
@@ -209,7 +214,9 @@ def test_log_shows_ids_and_times_whole(edits) -> None:
     screen = works("log", edits)
     for row in printed("log", edits, "--json"):
         assert row["id"] in screen and row["time"][:19] in screen
-    assert "--status must be one of applied, undone, superseded, lost" in refused("log", edits, "--status", "gone")
+    assert "--status must be one of applied, undone, superseded, lost, declined" in refused(
+        "log", edits, "--status", "gone"
+    )
 
 
 def test_export_merge_and_diff(edits, original, tiny, tmp_path) -> None:
@@ -217,7 +224,10 @@ def test_export_merge_and_diff(edits, original, tiny, tmp_path) -> None:
     assert [(row["change"], row["id"]) for row in found] == [("changed", "capital-2"), ("removed", "bridge")]
     assert "~ capital-2" in works("diff", edits, original / "newer")
     screen = works("merge", edits, original / "newer", "--on-conflict", "keep")
-    assert screen.startswith("Added 0 edits; ")
+    assert screen.startswith("Added 0 edits; ") and 'Edit "capital-2" is left out: "capital", which' in screen
+    assert printed("merge", edits, original / "newer", "--on-conflict", "keep", "--json")["kept"] == {
+        "capital-2": "capital"
+    }
     works("merge", edits, original / "newer")
     assert statuses(edits)["capital"] == "superseded" and statuses(edits)["capital-2"] == "applied"
     works("verify", edits)

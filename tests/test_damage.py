@@ -18,7 +18,7 @@ from stores import add, edit, log_of, new_store, refusal, reopened
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.store import check
 from corrigenda.editing.store.codec import record_of
-from corrigenda.editing.store.ledger import New
+from corrigenda.editing.store.ledger import Ledger, New
 
 MUTATIONS = int(os.environ.get("CORRIGENDA_SOAK", "1")) * 60
 
@@ -71,6 +71,17 @@ class TestHostile:
             with refusal("damaged", "tensors"):
                 record_of(store.ledger, stored)
         store.close()
+
+    @pytest.mark.parametrize(
+        "body", [{"id": "x"}, {"id": "x", "edit": {}, "for": "a"}, {"id": 7, "edit": 1, "for": "a"}]
+    )
+    def test_a_declined_edit_that_is_none(self, folder, body) -> None:
+        ledger = Ledger.open(folder, write=True)
+        list(ledger.entries())
+        ledger.append([New("declined", {**body, "time": "2026-01-01"})])
+        ledger.close()
+        with refusal("ledger.sqlite", "makes no sense at entry", "(declined)"):
+            reopened(folder)
 
     def test_a_large_head_is_not_read(self, folder) -> None:
         os.truncate(folder / "head.json", 1 << 40)

@@ -43,6 +43,14 @@ class TestMerging:
         assert back.same == [name] and back.added == list(back.renamed.values()) != ["a"]
         assert merge(into, other).added == merge(other, into).added == []
 
+    def test_what_is_left_out_to_keep_an_edit_is_named_with_it(self) -> None:
+        into, other = new_store(), new_store()
+        add(into, Edit("Who wrote Zed?", "Anna", id="a"))
+        add(other, Edit("who wrote zed", "Bert", id="b"), Edit("Where is Qux?", "Oslo", id="c"))
+        result = merge(into, other, "keep")
+        assert (result.added, result.kept) == (["c"], {"b": "a"})
+        assert into.notices == ['Edit "b" is left out: "a", which is about the same fact, stays.']
+
     def test_an_edit_that_was_undone_here_is_not_said_to_be_in_effect(self) -> None:
         """It stays undone: who undid it here meant that; and the notice says what puts it in again."""
         into, other = new_store(), new_store()

@@ -169,6 +169,12 @@ def test_within_a_batch_and_by_policy(edited):
     assert ids(model) == ["a2"]
     kept = edited(edits=[EDITS[0], AGAIN, EDITS[1]], on_conflict="keep")
     assert ids(kept) == ["a", "b"] and kept.store.history.declined_as("a2")["for"] == "a"
+    told = []
+    results = kept.edit([EDITS[2], replace(AGAIN, id="a0")], on_conflict="keep", on_progress=told.append)
+    assert len(results) == 1 and results.declined == [(replace(AGAIN, id="a0"), "a")] == told[0].declined
+    assert kept.store.notices == [
+        f'Edit "{name}" is left out: "a", which is about the same fact, stays.' for name in ("a2", "a0")
+    ]
     asked = []
 
     def ask(edit, rival):
@@ -176,7 +182,7 @@ def test_within_a_batch_and_by_policy(edited):
         return "supersede"
 
     kept.edit(replace(AGAIN, id="a3"), on_conflict=ask)
-    assert asked == [("a3", "a")] and ids(kept) == ["b", "a3"]
+    assert asked == [("a3", "a")] and ids(kept) == ["b", "c", "a3"]
     with pytest.raises(CorrigendaError, match="on_conflict must be one of"):
         kept.edit(replace(AGAIN, id="a4"), on_conflict="what")
 

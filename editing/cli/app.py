@@ -43,12 +43,12 @@ app = typer.Typer(
 )
 
 
-def tell(notices: Sequence[str], most: int = 10) -> None:
-    """Say what happened beside what was asked for."""
+def tell(notices: Sequence[str], rest: str, most: int = 10) -> None:
+    """Say what happened beside what was asked for, and in the end what shows the rest."""
     for notice in notices[:most]:
         output.print(notice, style="yellow", markup=False, soft_wrap=True)
     if len(notices) > most:
-        output.print(f"... and {len(notices) - most} more of the kind; see `corrigenda log`.", style="yellow")
+        output.print(f"... and {len(notices) - most} more of the kind: {rest}.", style="yellow", soft_wrap=True)
 
 
 def use_threads(count: int | None) -> None:

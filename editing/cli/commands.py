@@ -43,7 +43,7 @@ def edit(
         typer.Option(
             metavar="P",
             help="What to do where a stored edit is about the same fact: `supersede` it, `keep` it and leave the new "
-            "one out, or `ask`.",
+            "one out (`log --status declined` lists those), or `ask`.",
         ),
     ] = "supersede",
     author: Author = None,

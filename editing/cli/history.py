@@ -30,23 +30,32 @@ def log(
     since: Since = None,
     until: Until = None,
     status: Annotated[
-        str | None, typer.Option(metavar="S", help="Only `applied`, `undone`, `superseded` or `lost` edits.")
+        str | None,
+        typer.Option(
+            metavar="S",
+            help="Only `applied`, `undone`, `superseded` or `lost` edits; or `declined` ones: those that were not "
+            "written, for the sake of a stored one.",
+        ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
     """List the edits of a folder, in the order in which they were written."""
-    from ..store.history import STATUSES
-    from ..store.report import summary
+    from ..store.history import DECLINED, STATUSES
+    from ..store.report import declined, summary
 
-    if status not in (None, *STATUSES):
-        raise CorrigendaError(f'--status must be one of {", ".join(STATUSES)}, not "{status}".')
+    if status not in (None, *STATUSES, DECLINED):
+        raise CorrigendaError(f'--status must be one of {", ".join((*STATUSES, DECLINED))}, not "{status}".')
     with opened(folder) as store:
-        statuses = store.history.statuses()
-        rows = [
-            summary(store.history, stored, statuses[stored.seq])
-            for stored in store.history.select(author=by, since=since, until=until)
-            if status in (None, statuses[stored.seq])
-        ]
+        history, chosen = store.history, {"author": by, "since": since, "until": until}
+        if status == DECLINED:
+            rows = [declined(history, seq, body) for seq, body in history.select_declined(**chosen)]
+        else:
+            statuses = history.statuses()
+            rows = [
+                summary(history, stored, statuses[stored.seq])
+                for stored in history.select(**chosen)
+                if status in (None, statuses[stored.seq])
+            ]
     if json:
         print_json(rows)
         return
@@ -55,7 +64,8 @@ def log(
         # What other commands ask for as it is shown here.
         table.add_column(heading, no_wrap=heading in ("id", "time"), overflow="fold")
     for row in rows:
-        cells = (row["id"], row["status"], row["prompt"], row["target"], row["time"][:19], row["author"] or "")
+        said = f"{row['status']} for {row['for']}" if "for" in row else row["status"]
+        cells = (row["id"], said, row["prompt"], row["target"], row["time"][:19], row["author"] or "")
         table.add_row(*(Text(_line(cell)) for cell in cells))
     output.print(table)
 

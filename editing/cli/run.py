@@ -58,7 +58,7 @@ def edit(
             on_conflict=on_conflict,
             author=author,
         )
-        tell([] if edited.store is None else edited.store.notices)
+        tell([] if edited.store is None else edited.store.notices, f"see `corrigenda log {out}` and its --status")
         if resume:
             console.print(
                 f"{stream.passed - stream.done} of {stream.passed} edits were recorded before.", soft_wrap=True

@@ -76,7 +76,7 @@ def write_stream(
 
         def advance(progress: Progress) -> None:
             stream.done, stream.passed, stream.seconds = progress.done, progress.passed, progress.seconds
-            last = [*progress.edits, *progress.declined][-1:]
+            last = [*progress.edits, *(declined.edit for declined in progress.declined)][-1:]
             current = "" if progress.passed == len(edits) else escape(one_line("".join(edit.prompt for edit in last)))
             bar.update(task, completed=progress.passed, rate=stream.rate, loss=progress.loss, current=current)
             if interrupted.is_set() and progress.passed < len(edits):

@@ -99,6 +99,7 @@ def merge(
         str, typer.Option(metavar="P", help="Where both are about the same fact: `supersede` DIR's edit, or `keep` it.")
     ] = "supersede",
     author: Author = None,
+    json: JsonFlag = False,
 ) -> None:
     """Add the edits in effect in another folder, written for the same model with the same settings."""
     from ..store.exchange import merge as merged
@@ -109,6 +110,9 @@ def merge(
     with opened(other) as source, opened(folder, write=True) as store:
         result = merged(store, source, on_conflict, author)
         notices = store.notices
+    if json:
+        print_json(result._asdict())
+        return
     parts = [f"Added {len(result.added)} edits"]
     for count, text in (
         (len(result.same), "were there already"),
@@ -120,7 +124,7 @@ def merge(
         if count:
             parts.append(f"{count} {text}")
     output.print("; ".join(parts) + ".", soft_wrap=True)
-    tell(notices)
+    tell(notices, "with --json all are told")
 
 
 @app.command()

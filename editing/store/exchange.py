@@ -24,7 +24,7 @@ class Merged(NamedTuple):
     same        edits of the other store that are in effect here too
     out         the same edit is here, but was undone or superseded, and stays so: by its id here, that status
     superseded  edits that were here, and for which one of `added` stands now
-    kept        edits of the other store that were left out for the sake of one that is here
+    kept        edits of the other store that were left out, with the edit that is here and for which that was done
     renamed     ids of the other store with the new one here
     """
 
@@ -32,7 +32,7 @@ class Merged(NamedTuple):
     same: list[str]
     out: dict[str, str]
     superseded: list[str]
-    kept: list[str]
+    kept: dict[str, str]
     renamed: dict[str, str]
 
 
@@ -99,7 +99,7 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     for mine in in_effect(history):
         if mine.body["fingerprint"]:  # WISE without replay knows no edit by one
             by_fingerprint.setdefault(mine.body["fingerprint"], []).append(mine)
-    merged = Merged([], [], {}, [], [], {})
+    merged = Merged([], [], {}, [], {}, {})
     chosen: list[tuple[StoredEdit, str, list[int]]] = []
     for stored in in_effect(other.history):
         if stored.inherited:
@@ -120,7 +120,10 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
         facts.update(like.seq for like in by_fingerprint.get(stored.body["fingerprint"], ()) if rewrites(stored, like))
         rivals = facts & applied
         if rivals and on_conflict == "keep":
-            merged.kept.append(stored.id)
+            merged.kept[stored.id] = history.edits[max(rivals)].id
+            into.notices.append(
+                f'Edit "{stored.id}" is left out: "{merged.kept[stored.id]}", which is about the same fact, stays.'
+            )
             continue
         for seq in list(facts):
             facts.update(history.edits[seq].supersedes)

@@ -6,7 +6,7 @@ import getpass
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,8 @@ from ..errors import CorrigendaError
 from .ledger import Entry, Ledger, New
 
 STATUSES = APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded", "lost"
+DECLINED = "declined"
+"""What is said of an edit that is recorded, but was not written."""
 
 
 @dataclass
@@ -129,6 +131,9 @@ class History:
             case "edit":
                 self._fold_edit(entry.seq, body)
             case "declined":
+                texts = (body["id"], body["edit"]["prompt"], body["edit"]["target"], body["for"], body["time"])
+                if not all(isinstance(text, str) for text in texts):
+                    raise ValueError("a declined edit without id, prompt, target, time or what it was declined for")
                 self.declined[entry.seq] = body
                 self._declined_ids[body["id"]] = entry.seq
             case "status":
@@ -255,16 +260,15 @@ class History:
         self, *, author: str | None = None, since: str | None = None, until: str | None = None
     ) -> Iterator[StoredEdit]:
         """The edits by an author, or written from `since` up to and with `until` (ISO 8601, or the start of one)."""
-        since, until = moment(since, "since"), moment(until, "until")
-        for stored in self.edits.values():
-            time = stored.body["time"]
-            if author is not None and stored.body.get("author") != author:
-                continue
-            if since is not None and time < since:
-                continue
-            if until is not None and time[: len(until)] > until:
-                continue
-            yield stored
+        wanted = _selection(author, since, until)
+        return (stored for stored in self.edits.values() if wanted(stored.body))
+
+    def select_declined(
+        self, *, author: str | None = None, since: str | None = None, until: str | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The same of edits that were declined: entries' numbers and bodies."""
+        wanted = _selection(author, since, until)
+        return ((seq, body) for seq, body in self.declined.items() if wanted(body))
 
     def stamp(self, author: str | None = None) -> tuple[dict[str, Any], str | None]:
         """Who and when, for a new entry; and a sentence where the clock has gone backwards since the last one."""
@@ -277,6 +281,21 @@ class History:
             )
             now = self.last_time
         return {"time": now, "author": author or default_author()}, sentence
+
+
+def _selection(author: str | None, since: str | None, until: str | None) -> Callable[[dict[str, Any]], bool]:
+    """Whether an entry is by an author, and of a time (`History.select`)."""
+    since, until = moment(since, "since"), moment(until, "until")
+
+    def wanted(body: dict[str, Any]) -> bool:
+        time = body["time"]
+        return (
+            (author is None or body.get("author") == author)
+            and (since is None or time >= since)
+            and (until is None or time[: len(until)] <= until)
+        )
+
+    return wanted
 
 
 _DAY = re.compile(r"\d{4}(?:-\d\d(?:-\d\d)?)?", re.ASCII)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .history import History, StoredEdit
+from .history import DECLINED, History, StoredEdit
 from .store import EditStore
 
 
@@ -23,6 +23,21 @@ def summary(history: History, stored: StoredEdit, status: str) -> dict[str, Any]
         "supersedes": [history.edits[seq].id for seq in stored.supersedes],
         "loss": stored.body.get("written", {}).get("loss"),
         "scores": stored.scores,
+    }
+
+
+def declined(history: History, seq: int, body: dict[str, Any]) -> dict[str, Any]:
+    """The line of `log` of an edit that was not written, and for the sake of which stored one."""
+    return {
+        "id": body["id"],
+        "prompt": body["edit"]["prompt"],
+        "target": body["edit"]["target"],
+        "status": DECLINED,
+        "for": body["for"],
+        "time": body["time"],
+        "author": body.get("author"),
+        "method": history.store.body["config"].get("method"),
+        "seq": seq,
     }
 
 
