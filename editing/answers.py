@@ -17,7 +17,7 @@ class Provenance:
 
     edit       the applied edit, or None
     score      how well the best-matching edit fits the prompt, 0 to 1; for WISE, the distance that routes
-    margin     how far that stands above what it takes to be applied; below 0 nothing was
+    margin     how far that stands above `needed`; below 0 nothing was
     nearest    the best-matching edit that is in the memory, applied or not; None where there is none
     memory     the applied memory, where several edits share one and none of them is named
     withdrawn  the id of the undone edit that kept `nearest` from being applied: it matches better, by -margin
@@ -31,6 +31,14 @@ class Provenance:
     withdrawn: str | None = None
 
     @property
+    def needed(self) -> float:
+        """The score that it took to be applied.
+
+        The threshold and a share of the next best score; or, where an undone edit matches better, that one's score.
+        """
+        return self.score - self.margin
+
+    @property
     def applied(self) -> bool:
         """Whether the answer is an edit's."""
         return self.edit is not None or self.memory is not None
@@ -41,6 +49,7 @@ class Provenance:
             "edit": None if self.edit is None else self.edit.id,
             "edit_prompt": None if self.edit is None else self.edit.prompt,
             "score": round(self.score, 6),
+            "needed": round(self.needed, 6),
             "margin": round(self.margin, 6),
             "nearest": None if self.nearest is None else self.nearest.id,
             **({} if self.memory is None else {"memory": self.memory}),

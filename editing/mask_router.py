@@ -147,8 +147,11 @@ class MaskRouter(EditRouter):
         decision = decide(*self.nearest(masks), self.threshold, self.rival_weight)
         if self.withdrawn is None:
             return decision
+        return self.withdrawn.hold_back(decision, *self.nearest_withdrawn(masks))
+
+    def nearest_withdrawn(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         index, overlap = ops.mask_overlap(masks, self.withdrawn.rows)
-        return self.withdrawn.hold_back(decision, index, overlap.float() / self.top_k)
+        return index, overlap.float() / self.top_k
 
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide the routes of a pass that holds whole prompts: `features` `[..., D]` as the tapped layer sees them."""

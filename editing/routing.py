@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +77,10 @@ class EditRouter:
 
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         """Fingerprints (at least one) as they are stored, int32 `[edits, width]`."""
+        raise NotImplementedError
+
+    def nearest_withdrawn(self, queries: Any) -> tuple[Tensor, Tensor]:
+        """Of the withdrawn edits, of which there are some, the best for each fingerprint, and its score."""
         raise NotImplementedError
 
     def withdraw(

@@ -202,9 +202,12 @@ class TokenRouter(EditRouter):
         decision = decide(*self.nearest(rows), self._threshold, self.rival_weight)
         if self.withdrawn is None:
             return decision
+        return self.withdrawn.hold_back(decision, *self.nearest_withdrawn(rows))
+
+    def nearest_withdrawn(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        self._weigh()
         queries = _padded(rows, self.device)
-        index, score, _ = ops.token_overlap(queries, self.withdrawn.rows, self._rarity, self.extra_weight)
-        return self.withdrawn.hold_back(decision, index, score)
+        return ops.token_overlap(queries, self.withdrawn.rows, self._rarity, self.extra_weight)[:2]
 
     def ground(self) -> dict[str, Tensor]:
         """What decisions depend on besides the stored edits."""

@@ -104,10 +104,21 @@ def test_undo_and_redo(edits, tiny, tmp_path) -> None:
 def test_why(edits) -> None:
     found = printed("why", edits, "Zubrovia's capital is what?", "--json")
     assert found["edit"] == "capital" and found["margin"] > 0 and found["nearest"][0]["applies"]
-    assert 'Edit "capital" applies' in works("why", edits, "Zubrovia's capital is what?")
+    assert found["needed"] == pytest.approx(found["threshold"] + found["rival_weight"] * found["nearest"][1]["score"])
+    assert found["score"] == found["nearest"][0]["score"] == pytest.approx(found["needed"] + found["margin"])
+    assert found["undone"] is None and found["runner_up"] > 0
+    screen = " ".join(works("why", edits, "Zubrovia's capital is what?").split())
+    shown = {name: f"{found[name]:.3f}" for name in ("score", "needed", "threshold", "runner_up")}
+    assert 'Edit "capital" applies: best score {score}, needed {needed}, margin +'.format(**shown) in screen
+    assert "threshold, {threshold}, plus 0.4 times the next best score, {runner_up}.".format(**shown) in screen
     assert printed("why", edits, "Why is the sky blue?", "--json")["edit"] is None
     works("undo", edits, "capital")
-    assert printed("why", edits, "What is the capital of Zubrovia?", "--json")["edit"] is None
+    found = printed("why", edits, "What is the capital of Zubrovia?", "--json")
+    assert found["edit"] is None and found["undone"] == {"id": "capital", "score": 1.0}
+    screen = works("why", edits, "What is the capital of Zubrovia?")
+    assert 'Of the edits that were undone, "capital" comes nearest: its score is 1.000.' in screen
+    works("undo", edits, "author", "bridge")
+    assert works("why", edits, "Who?").startswith("No edit applies: none is in effect.")
 
 
 @pytest.mark.parametrize("most", [0, -3])
@@ -124,7 +135,10 @@ def test_a_prompt_that_an_undone_edit_withdraws(tiny, tmp_path) -> None:
     found = printed("why", edits, question, "--json")
     assert (found["edit"], found["withdrawn"], found["nearest"][0]["id"]) == (None, "capital", "anthem")
     assert found["margin"] == pytest.approx(found["nearest"][0]["score"] - 1) and not found["nearest"][0]["applies"]
-    assert 'No edit applies, for "capital", which was undone, matches better: margin -' in works("why", edits, question)
+    assert found["needed"] == found["undone"]["score"] == 1 and found["undone"]["id"] == "capital"
+    screen = " ".join(works("why", edits, question).split())
+    assert screen.startswith(f'No edit applies: "anthem" has the score {found["score"]:.3f}, but "capital", which was')
+    assert f"undone, has 1.000: margin {found['margin']:+.3f}." in screen
     (tmp_path / "asked.txt").write_text(question + "\n", encoding="utf-8")
     options = ("--model", tiny, "--edits-dir", edits, "--prompts", tmp_path / "asked.txt", "--provenance")
     assert "to capital, undone" in works("generate", *options).replace("\n", " ")
@@ -285,6 +299,8 @@ def test_provenance_of_generated_answers(edits, tiny, tmp_path) -> None:
     first, second = json.loads((tmp_path / "answers.json").read_text())
     assert first["edit"] == first["nearest"] == "capital" and first["margin"] > 0
     assert first["edit_prompt"] == RECORDS[0]["prompt"]
+    assert printed("why", edits, first["prompt"], "--json")["needed"] == pytest.approx(first["needed"], abs=1e-6)
+    assert first["score"] == pytest.approx(first["needed"] + first["margin"], abs=2e-6)
     assert second["edit"] is None and second["margin"] < 0
     assert "margin +" in works("generate", *options)
 

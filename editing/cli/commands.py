@@ -201,7 +201,11 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The longest answer, in tokens.")] = 32,
     provenance: Annotated[
-        bool, typer.Option("--provenance", help="Say how clearly each edit was chosen, or how nearly one was.")
+        bool,
+        typer.Option(
+            "--provenance",
+            help="Say how clearly each edit was chosen, or how nearly one was: its score, and what was needed.",
+        ),
     ] = False,
     json: Json = None,
     threads: Threads = None,
@@ -211,7 +215,8 @@ def generate(
     """Answer prompts, and say which edit was applied to each.
 
     Decoding is greedy. The JSON is a list of `prompt`, `text` and `edit`, the applied edit's id or null; with
-    `--provenance` also its prompt, the `score` of the `nearest` edit, and the `margin` above what it takes.
+    `--provenance` also its prompt, the `score` of the `nearest` edit, the score `needed` for that to be applied, and
+    the `margin` between the two (`corrigenda why` says what they are made of).
     """
     from .. import saving
     from ..base import check_model

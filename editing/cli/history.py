@@ -163,23 +163,22 @@ def why(
     most: Annotated[int, typer.Option(metavar="N", help="How many edits to show.")] = 5,
     json: JsonFlag = False,
 ) -> None:
-    """Say which edit answers a prompt, and how near the others come."""
+    """Say which edit answers a prompt, and how near the others come.
+
+    A score is 0 to 1 (of WISE, a distance). The best edit is applied where its score reaches what is *needed*: the
+    threshold, and a share of the next best edit's score, for a prompt that two edits fit alike is neither's. An undone
+    edit that matches better than the best one keeps it from being applied. The JSON has all of these by name.
+    """
     from ..store.why import nearest_edits
 
     with opened(folder) as store:
         found = nearest_edits(store, prompt, model, most)
+        count = len(store.history.applied())
     if json:
         print_json(found)
         return
-    applied = next((row for row in found["nearest"] if row["applies"]), None)
-    answer = "No edit applies" if applied is None else f'Edit "{applied["id"]}" applies'
-    if found.get("memory") is not None:
-        answer = f"One of the edits in {found['memory']} applies"
-    elif found["withdrawn"] is not None:
-        answer = f'No edit applies, for "{_line(found["withdrawn"])}", which was undone, matches better'
-    output.print(
-        Text(f"{answer}: margin {found['margin']:+.3f} to the threshold {found['threshold']:.3f}."), soft_wrap=True
-    )
+    for line in _explained(found, count):
+        output.print(Text(line), soft_wrap=True)
     if not found["nearest"]:
         return
     table = Table()
@@ -191,6 +190,35 @@ def why(
             *(Text(_line(text), style) for text in (row["id"], f"{row['score']:.3f}", row["prompt"], row["target"]))
         )
     output.print(table)
+
+
+def _explained(found: dict[str, Any], count: int) -> Iterator[str]:
+    """What `why` found among so many edits in effect, in words: what is compared with what, and how that came out."""
+    digits = 3 if abs(found["margin"]) >= 0.001 else 6  # what decides shows, however little it is
+    score, needed = (f"{found[name]:.{digits}f}" for name in ("score", "needed"))
+    margin, undone = f"{found['margin']:+.{digits}f}", found["undone"]
+    if found["withdrawn"] is not None:
+        best = found["nearest"][0]["id"]
+        yield (
+            f'No edit applies: "{_line(best)}" has the score {score}, but "{_line(found["withdrawn"])}", which was '
+            f"undone, has {needed}: margin {margin}."
+        )
+        return
+    if not count:
+        yield "No edit applies: none is in effect."
+    else:
+        answer = "No edit applies" if found["edit"] is None else f'Edit "{_line(found["edit"])}" applies'
+        if found.get("memory") is not None:
+            answer = f"One of the edits in {found['memory']} applies"
+        yield f"{answer}: best score {score}, needed {needed}, margin {margin}."
+        if found.get("rival_weight"):
+            yield (
+                f"Needed is the threshold, {found['threshold']:.3f}, plus {found['rival_weight']:g} times the next "
+                f"best score, {found['runner_up']:.3f}."
+            )
+    if undone is not None:
+        name, likeness = _line(undone["id"]), undone["score"]
+        yield f'Of the edits that were undone, "{name}" comes nearest: its score is {likeness:.3f}.'
 
 
 @app.command()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most: int = 5) -> dict[str, Any]:
-    """The edits that come nearest to a prompt, best first, and whether one applies.
+    """The edits that come nearest to a prompt, best first, and whether one applies (see `explained`).
 
     A token router needs the model's tokenizer alone; one of masks needs the model, for the prompt's features.
     """
@@ -53,18 +53,33 @@ def _recorded_model(store: EditStore) -> str:
 def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[str, Any]:
     """The answer, from a router that knows `edits` and one query's fingerprint.
 
-    withdrawn: the undone edit that the prompt matches better than any other, where that keeps one from being applied.
+    edit       the id of the applied edit
+    score      of the best match, the first of `nearest`
+    needed     the score from which that is applied: `threshold` + `rival_weight` * `runner_up`, the next best's score;
+               or the score of the `withdrawn` edit
+    margin     score - needed; an edit is applied where it is not below 0
+    withdrawn  the id of the undone edit that the prompt matches better, where that keeps one from being applied
+    undone     the undone edit that comes nearest, whatever that means, with its score
     """
     decision = router.decide_rows(query) if isinstance(router, TokenRouter) else router.decide(query)
-    (route,), (nearest,), _, _, (margin,), (withdrawn,) = (part.tolist() for part in decision)
+    (route,), (nearest,), (score,), _, (margin,), (withdrawn,) = (part.tolist() for part in decision)
     scores = router.scores(query)
     best = scores.topk(max(0, min(most, len(edits))))
     places = sorted(best.indices.tolist(), key=lambda place: (place != nearest, -float(scores[place]), place))
+    undone = None
+    if router.withdrawn is not None:
+        (place,), (likeness,) = (part.tolist() for part in router.nearest_withdrawn(query))
+        undone = {"id": router.withdrawn.ids[place], "score": likeness}
     return {
         "edit": edits[route].id if route >= 0 else None,
         "withdrawn": router.withdrawn.ids[withdrawn] if withdrawn >= 0 else None,
+        "score": score,
+        "needed": score - margin,
         "margin": margin,
         "threshold": router.threshold,
+        "rival_weight": router.rival_weight,
+        "runner_up": float(scores.topk(2).values[1]) if len(scores) > 1 else 0.0,
+        "undone": undone,
         "nearest": [
             {
                 "id": edits[place].id,
@@ -95,11 +110,10 @@ def _by_tokens(store: EditStore, order: list[int], prompt: str, name: str) -> tu
 
 
 def _by_memory(edited: EditedModel, prompt: str) -> dict[str, Any]:
-    """The answer where edits share the memories that a prompt is answered from."""
+    """The answer where edits share the memories that a prompt is answered from; scores are distances."""
     (source,) = provenance_of(edited.method.routes([prompt]), edited.method, edited.edits)
-    threshold = source.score - source.margin
-    found = {"edit": None, "memory": source.memory, "withdrawn": None}
-    return {**found, "margin": source.margin, "threshold": threshold, "nearest": []}
+    found = {"edit": None, "memory": source.memory, "withdrawn": None, "score": source.score, "needed": source.needed}
+    return {**found, "margin": source.margin, "threshold": source.needed, "undone": None, "nearest": []}
 
 
 @contextlib.contextmanager
