@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from .errors import CorrigendaError
 from .evaluate import Scores
+from .store.files import write_whole
 
 _VERSIONED = ("corrigenda", "torch", "transformers", "triton")
 
@@ -98,17 +98,4 @@ def check_json_path(path: Path | None, coming: Path | None = None) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file whole or not at all."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise CorrigendaError(f"{path} cannot be written: {error.strerror or error}.") from error
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -259,6 +259,16 @@ def test_export_merge_and_diff(edits, original, tiny, tmp_path) -> None:
     assert "with itself" in refused("merge", edits, edits)
 
 
+def test_an_export_of_nothing_writes_no_file(edits, tmp_path) -> None:
+    works("undo", edits, "--by", "ann")
+    message = refused("export", edits, tmp_path / "none.jsonl")
+    assert message.startswith(f"No edit is in effect in {edits}") and "--all exports the 3" in message
+    assert not (tmp_path / "none.jsonl").exists()
+    assert "Wrote 3 edits" in works("export", edits, tmp_path / "all.jsonl", "--all")
+    assert "cannot be written" in refused("export", edits, tmp_path / "absent" / "all.jsonl", "--all")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.jsonl", "edits"]
+
+
 def test_merging_what_was_undone_says_so(edits, original) -> None:
     works("undo", edits, "author", "bridge")
     screen = works("merge", edits, original / "edits")

@@ -83,7 +83,10 @@ def export(
         bool, typer.Option("--all", help="Also undone and superseded edits, each with its status.")
     ] = False,
 ) -> None:
-    """Write the edits in effect as JSON Lines, which `corrigenda edit` reads."""
+    """Write the edits in effect as JSON Lines, which `corrigenda edit` reads.
+
+    Where none is in effect, no file is written, and the exit status is 1: what reads the file next would fail on it.
+    """
     from ..store.exchange import export as exported
 
     with opened(folder) as store:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
 from .conflicts import rewrites
-from .files import reason_of
+from .files import write_whole
 from .history import APPLIED, LOST, History, StoredEdit, normalised_prompt
 from .ledger import New
 from .store import EditStore
@@ -59,7 +57,12 @@ def in_effect(history: History) -> list[StoredEdit]:
 
 
 def export(store: EditStore, file: Path, everything: bool = False) -> int:
-    """Write the edits in effect as JSON Lines that `corrigenda edit` reads; with `everything`, all, with status."""
+    """Write the edits in effect as JSON Lines that `corrigenda edit` reads; with `everything`, all, with status.
+
+    Raises where there are none: `corrigenda edit` takes no file without edits either.
+    """
+    if file.exists():
+        raise CorrigendaError(f"{file} exists already: name a new file.")
     statuses = store.history.statuses()
     rows = []
     for stored in store.history.edits.values():
@@ -69,15 +72,10 @@ def export(store: EditStore, file: Path, everything: bool = False) -> int:
             record |= {"status": status, "time": stored.body["time"], "author": stored.body.get("author")}
         if everything or status == APPLIED:
             rows.append(json.dumps(record, ensure_ascii=False))
-    if file.exists():
-        raise CorrigendaError(f"{file} exists already: name a new file.")
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as staged:
-            staged.write("".join(row + "\n" for row in rows))
-        os.chmod(staged.name, 0o644)
-        os.replace(staged.name, file)
-    except OSError as error:
-        raise CorrigendaError(f"{file} cannot be written: {reason_of(error)}.") from error
+    if not rows:
+        others = f"; --all exports the {len(statuses)} that are not in effect" if statuses else ""
+        raise CorrigendaError(f"No edit is in effect in {store.ledger.name}: nothing was written{others}.")
+    write_whole(file, "".join(row + "\n" for row in rows))
     return len(rows)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from ..errors import CorrigendaError
@@ -84,6 +85,23 @@ def access_mode(path: Path, write: bool) -> str:
             "be written, or copy it."
         )
     return "mode=ro&immutable=1"
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    staged = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", delete=False
+        ) as opened:
+            staged = Path(opened.name)
+            opened.write(text)
+        staged.chmod(0o644)
+        os.replace(staged, file)
+    except OSError as error:
+        if staged is not None:
+            staged.unlink(missing_ok=True)
+        raise CorrigendaError(f"{file} cannot be written: {reason_of(error)}.") from error
 
 
 def flush_folder(path: Path) -> None:
