@@ -30,8 +30,8 @@ class Scores:
     loc         share of the locality answer's tokens at which the edited model's argmax is the unedited model's
     free_rel    greedy generation to its natural stop equals the target, after normalisation: the prompt
     free_gen    the same for rephrasings
-    routed, routed_gen, routed_loc   share of prompts, rephrasings (the right edit, or memory that holds it), locality
-                prompts (any)
+    routed, routed_gen   share of prompts, of rephrasings that get the right edit, or the memory that holds it
+    misfires    share of locality prompts that any edit is applied to: the lower, the better
     """
 
     n: int
@@ -42,7 +42,7 @@ class Scores:
     free_gen: float | None
     routed: float | None = None
     routed_gen: float | None = None
-    routed_loc: float | None = None
+    misfires: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,7 +117,7 @@ class Evaluator:
             "free_gen": self._free(rephrased, edits),
             "routed": _by_edit(asked, [float(holds(r, own[a.edit])) for a, r in zip(asked, rel_routes)]),
             "routed_gen": _by_edit(rephrased, [float(holds(r, own[a.edit])) for a, r in zip(rephrased, gen_routes)]),
-            "routed_loc": _by_edit(local, [float(r >= 0) for r in loc_routes]),
+            "misfires": _by_edit(local, [float(r >= 0) for r in loc_routes]),
         }
         self.by_edit = [{name: found[i] for name, found in values.items() if i in found} for i in range(len(edits))]
         return Scores(n=len(edits), **{name: _mean(found) for name, found in values.items()})

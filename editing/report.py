@@ -26,7 +26,7 @@ def scores_table(scores: Scores, title: str) -> Table:
         table.add_column(heading, justify="left" if not heading else "right")
     table.add_row("teacher-forced (Rel, Gen, Loc)", *map(_shown, (scores.rel, scores.gen, scores.loc)))
     table.add_row("free generation", *map(_shown, (scores.free_rel, scores.free_gen, None)))
-    unrouted = None if scores.routed_loc is None else 1 - scores.routed_loc
+    unrouted = None if scores.misfires is None else 1 - scores.misfires
     table.add_row("right edit, or rightly none", *map(_shown, (scores.routed, scores.routed_gen, unrouted)))
     return table
 

@@ -24,7 +24,7 @@ from corrigenda.kernels import dispatch
 
 TEMPLATE = r"Question: {prompt}\nAnswer:"
 KEYS = {"n", "method", "rel", "gen", "loc", "free_rel", "free_gen", "seconds", "edits_per_second"}
-KEYS |= {"settings", "versions", "commit", "routed", "routed_gen", "routed_loc"}
+KEYS |= {"settings", "versions", "commit", "routed", "routed_gen", "misfires"}
 RECORDS = (
     {
         "id": "capital",
@@ -265,7 +265,7 @@ class TestEval:
         result, before = strict_json(file), strict_json(run / "scores.json")
         assert set(result) >= KEYS
         assert result["timed"] == "scoring"
-        for name in ("n", "rel", "gen", "loc", "free_rel", "free_gen", "routed", "routed_gen", "routed_loc"):
+        for name in ("n", "rel", "gen", "loc", "free_rel", "free_gen", "routed", "routed_gen", "misfires"):
             assert result[name] == before[name], name
 
     def test_edits_that_are_not_stored(self, run, tiny, tmp_path) -> None:

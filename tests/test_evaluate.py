@@ -151,10 +151,10 @@ def mean(values):
 
 
 def slow_scores(slow, edits):
-    """rel, gen, loc, free_rel, free_gen, routed, routed_gen, routed_loc."""
+    """rel, gen, loc, free_rel, free_gen, routed, routed_gen, misfires."""
     encode = slow.edited.prompts.encode_with_target
     own = {edit.id: place for place, edit in enumerate(slow.edited.edits)}
-    rows = {name: [] for name in ("rel", "gen", "loc", "free_rel", "free_gen", "routed", "routed_gen", "routed_loc")}
+    rows = {name: [] for name in ("rel", "gen", "loc", "free_rel", "free_gen", "routed", "routed_gen", "misfires")}
     for edit in edits:
         for texts, forced, free, routed in (
             ([edit.prompt], "rel", "free_rel", "routed"),
@@ -171,7 +171,7 @@ def slow_scores(slow, edits):
             asked = [encode(locality.prompt, locality.answer or "x") for locality in edit.localities]
             asked = [(p, a if edit.localities[i].answer else [0]) for i, (p, a) in enumerate(asked)]
             rows["loc"].append(mean([share(slow.forced(*pair), slow.forced(*pair, edited=False)) for pair in asked]))
-            rows["routed_loc"].append(mean([slow.route(prompt) >= 0 for prompt, _ in asked]))
+            rows["misfires"].append(mean([slow.route(prompt) >= 0 for prompt, _ in asked]))
     return {name: mean(values) for name, values in rows.items()}
 
 
@@ -187,7 +187,7 @@ def test_scores_equal_the_slow_ones(method):
         # By hand: of the prompts, those written are answered; of the rephrasings, only the one in the same words.
         assert scores["free_rel"] == 0.75 and scores["free_gen"] == 0.5
         # The first edit's second locality prompt and the second edit's only one are answered by an edit.
-        assert scores["routed_gen"] == mean([0.5, 1]) and scores["routed_loc"] == pytest.approx(mean([0.5, 1, 0]))
+        assert scores["routed_gen"] == mean([0.5, 1]) and scores["misfires"] == pytest.approx(mean([0.5, 1, 0]))
 
 
 def test_locality_is_against_the_unedited_model_not_the_answer():
@@ -197,7 +197,7 @@ def test_locality_is_against_the_unedited_model_not_the_answer():
     for locality, expected in ((unrouted, 1.0), (replace(unrouted, answer=None), 1.0), (taken, 0.0)):
         scores = edited.evaluate([Edit("Any?", "thing", localities=(locality,))], free=False)
         assert scores.loc == expected
-        assert scores.routed_loc == float(locality is taken)
+        assert scores.misfires == float(locality is taken)
 
 
 def test_the_unedited_answers_are_those_from_before_the_edits(wrap):
@@ -262,7 +262,7 @@ def test_scoring_changes_nothing():
 
 def test_what_no_record_has_is_none():
     scores = edited_model("associative").evaluate([EDITS[2]], free=False)
-    assert (scores.gen, scores.loc, scores.free_rel, scores.free_gen, scores.routed_loc) == (None,) * 5
+    assert (scores.gen, scores.loc, scores.free_rel, scores.free_gen, scores.misfires) == (None,) * 5
     assert scores.n == 1 and scores.rel == 1.0
     empty = edited_model("associative").evaluate([])
     assert empty.n == 0 and empty.rel is None and empty.free_rel is None

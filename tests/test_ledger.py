@@ -86,6 +86,15 @@ class TestAppending:
             store.selected(["nobody"])
         store.close()
 
+    def test_scores_of_an_earlier_version_have_the_names_of_this_one(self, folder) -> None:
+        store = reopened(folder, write=True)
+        stored = store.history.find("a")
+        store.append([New("scores", {"scores": {str(stored.seq): {"rel": 1.0, "routed_loc": 0.25}}, **store.stamp()})])
+        store.close()
+        store = reopened(folder)
+        assert store.history.find("a").scores == {"rel": 1.0, "misfires": 0.25}
+        store.close()
+
     def test_a_clock_that_went_backwards(self, folder, monkeypatch) -> None:
         from corrigenda.editing.store import history
 

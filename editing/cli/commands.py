@@ -158,7 +158,10 @@ def evaluate(
 ) -> None:
     """Score saved edits on a file of edits.
 
-    Records are matched with the saved edits by id, else by prompt. In the JSON, `seconds` is the time of scoring.
+    Records are matched with the saved edits by id, else by prompt. In the JSON, `rel`, `gen` and `loc` are teacher-
+    forced scores, `free_rel` and `free_gen` those of free generation; `routed` and `routed_gen` the shares of prompts
+    and rephrasings that get the right edit, `misfires` that of locality prompts that get any; `seconds` is the time of
+    scoring.
     """
     from .. import saving
     from ..base import check_model

@@ -19,6 +19,9 @@ STATUSES = APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded"
 DECLINED = "declined"
 """What is said of an edit that is recorded, but was not written."""
 
+_RENAMED = {"routed_loc": "misfires"}
+"""What scores were called in ledgers of earlier versions, and are called now."""
+
 
 @dataclass
 class StoredEdit:
@@ -146,7 +149,7 @@ class History:
                         self._undone[seq] = entry.seq
             case "scores":
                 for seq, scores in body["scores"].items():
-                    self.edits[int(seq)].scores = dict(scores)
+                    self.edits[int(seq)].scores = {_RENAMED.get(name, name): value for name, value in scores.items()}
             case "dropped" | "lost":
                 for seq in body["edits"]:
                     stored = self.edits[seq]
