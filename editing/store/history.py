@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from ..edits import Edit
 from ..errors import CorrigendaError
 from .ledger import Entry, Ledger, New
+from .selection import selection
 
 STATUSES = APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded", "lost"
 DECLINED = "declined"
@@ -263,14 +263,14 @@ class History:
         self, *, author: str | None = None, since: str | None = None, until: str | None = None
     ) -> Iterator[StoredEdit]:
         """The edits by an author, or written from `since` up to and with `until` (ISO 8601, or the start of one)."""
-        wanted = _selection(author, since, until)
+        wanted = selection(author, since, until)
         return (stored for stored in self.edits.values() if wanted(stored.body))
 
     def select_declined(
         self, *, author: str | None = None, since: str | None = None, until: str | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """The same of edits that were declined: entries' numbers and bodies."""
-        wanted = _selection(author, since, until)
+        wanted = selection(author, since, until)
         return ((seq, body) for seq, body in self.declined.items() if wanted(body))
 
     def stamp(self, author: str | None = None) -> tuple[dict[str, Any], str | None]:
@@ -284,43 +284,6 @@ class History:
             )
             now = self.last_time
         return {"time": now, "author": author or default_author()}, sentence
-
-
-def _selection(author: str | None, since: str | None, until: str | None) -> Callable[[dict[str, Any]], bool]:
-    """Whether an entry is by an author, and of a time (`History.select`)."""
-    since, until = moment(since, "since"), moment(until, "until")
-
-    def wanted(body: dict[str, Any]) -> bool:
-        time = body["time"]
-        return (
-            (author is None or body.get("author") == author)
-            and (since is None or time >= since)
-            and (until is None or time[: len(until)] <= until)
-        )
-
-    return wanted
-
-
-_DAY = re.compile(r"\d{4}(?:-\d\d(?:-\d\d)?)?", re.ASCII)
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)(Z|[+-]\d\d:\d\d)?", re.ASCII)
-
-
-def moment(text: str | None, name: str) -> str | None:
-    """A time as a user writes it, as the start of one that ledgers have: in UTC, no more exact than it was given."""
-    if text is None:
-        return None
-    try:
-        if _DAY.fullmatch(text):
-            datetime.fromisoformat(text + "0001-01-01"[len(text) :])
-            return text
-        given, offset = _TIME.fullmatch(text).groups()
-        whole = datetime.fromisoformat(given + (offset or "Z")).astimezone(UTC)
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        raise CorrigendaError(
-            f'"{text}" is not a time to select edits by (`{name}`): write 2026-11-22, or 2026-11-22T14:30 in UTC or '
-            "with an offset (+02:00)."
-        ) from None
-    return whole.isoformat(timespec="microseconds")[: len(given)]
 
 
 def check_header(body: dict[str, Any]) -> None:
