@@ -22,8 +22,11 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 """Brackets of JSON; texts are matched too, for those in them to be skipped."""
 
 
+STANDARD_INPUT = Path("-")
+
+
 def load_edits(path: str | Path, *, unique_subject: bool = False, limit: int | None = None) -> list[Edit]:
-    """Read every edit of a JSON Lines or JSON file, in file order.
+    """Read every edit of a JSON Lines or JSON file, in file order; "-" is standard input.
 
     Each record's format is known by its fields (`FORMATS`). With `unique_subject` only the first record of
     each subject is kept; of what is left, only the first `limit`. The whole file is checked in any case.
@@ -31,11 +34,12 @@ def load_edits(path: str | Path, *, unique_subject: bool = False, limit: int | N
     if limit is not None and limit < 1:
         raise CorrigendaError(f"The limit must be at least 1, not {limit}.")
     path = Path(path)
+    stem = "stdin" if path == STANDARD_INPUT else path.stem
     edits: list[Edit] = []
     number_of_id: dict[str | None, int] = {}
     for number, (place, record) in enumerate(records(path, read_text(path)), start=1):
         try:
-            edit = _edit_from(record, default_id=f"{path.stem}-{number:05d}")
+            edit = _edit_from(record, default_id=f"{stem}-{number:05d}")
         except FieldError as error:
             raise CorrigendaError(f'{place}: the field "{error.field}" {error.problem}.') from None
         except RecursionError:
@@ -225,9 +229,15 @@ def _check_storable(name: str, value: Any) -> None:
         raise FieldError(name, "holds half of a surrogate pair, which cannot be stored")
 
 
+def file_name(path: Path) -> str:
+    """What to call a file in a sentence."""
+    return "standard input" if path == STANDARD_INPUT else str(path)
+
+
 def read_text(path: Path) -> str:
+    """What a file holds, or standard input for "-"."""
     try:
-        content = path.read_bytes()
+        content = _standard_input() if path == STANDARD_INPUT else path.read_bytes()
     except FileNotFoundError:
         raise CorrigendaError(f"There is no file {path}.") from None
     except IsADirectoryError:
@@ -238,19 +248,25 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise CorrigendaError(f"{path}, line {line}: the text is not UTF-8.") from None
+        raise CorrigendaError(f"{file_name(path)}, line {line}: the text is not UTF-8.") from None
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None or sys.stdin.closed:
+        raise CorrigendaError("Standard input is closed: pipe something in, or name a file.")
+    return sys.stdin.buffer.read()
 
 
 def records(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each record of the file, with the place it has there, in words."""
     count = 0
     for count, (line, record) in enumerate(_values(path, text), start=1):
-        place = f"{path}, record {count}" + (f" (line {line})" if line else "")
+        place = f"{file_name(path)}, record {count}" + (f" (line {line})" if line else "")
         if not isinstance(record, Mapping):
             raise CorrigendaError(f"{place}: a record must be an object, not {kind_of(record)}.")
         yield place, record
     if not count:
-        raise CorrigendaError(f"{path} holds no records.")
+        raise CorrigendaError(f"{file_name(path)} holds no records.")
 
 
 def _values(path: Path, text: str) -> Iterator[tuple[int | None, Any]]:
@@ -264,8 +280,8 @@ def _values(path: Path, text: str) -> Iterator[tuple[int | None, Any]]:
         # Only one value over many lines begins with a list, or with a brace that is alone on its line.
         if text.lstrip().startswith("[") or lines[0][1].strip() == "{":
             if isinstance(error, json.JSONDecodeError):
-                raise _broken_json(f"{path}, line {error.lineno}, column {error.colno}", error) from None
-            raise _broken_json(f"{path}, line {_line_of(error, text)}", error) from None
+                raise _broken_json(f"{file_name(path)}, line {error.lineno}, column {error.colno}", error) from None
+            raise _broken_json(f"{file_name(path)}, line {_line_of(error, text)}", error) from None
     else:
         listed = _listed(whole)
         yield from [(None, value) for value in listed] if listed is not None else [(lines[0][0], whole)]
@@ -275,7 +291,7 @@ def _values(path: Path, text: str) -> Iterator[tuple[int | None, Any]]:
             yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
             column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise _broken_json(f"{path}, record {count} (line {number}{column})", error) from None
+            raise _broken_json(f"{file_name(path)}, record {count} (line {number}{column})", error) from None
 
 
 def _broken_json(place: str, error: ValueError | RecursionError) -> CorrigendaError:

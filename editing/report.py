@@ -89,6 +89,8 @@ def check_json_path(path: Path | None, coming: Path | None = None) -> None:
         return
     if path.is_dir():
         raise CorrigendaError(f"{path} is a folder, not a file to write the result to.")
+    if str(path) == "-" or (path.exists() and not path.is_file()):  # a device, which a whole file would replace
+        raise CorrigendaError(f'The result is written to a plain file, not to "{path}": name a new one.')
     if path.parent.is_dir():
         if not os.access(path.parent, os.W_OK):
             raise CorrigendaError(f"{path} cannot be written: its folder is read-only.")

@@ -108,7 +108,7 @@ def edit(
     if not resumed:
         check_out(out)
     check_json_path(json, coming=out)
-    check_policy(on_conflict)
+    check_policy(on_conflict, edits)
     check_model(model)
     settings = {
         "batch_size": batch_size,
@@ -189,7 +189,10 @@ def evaluate(
 @app.command()
 def generate(
     model: Model,
-    prompts: Annotated[Path, typer.Option(metavar="FILE", help="A prompt a line, or JSON Lines with `prompt`.")],
+    prompts: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="A prompt a line, or JSON Lines with `prompt`; `-` is standard input."),
+    ],
     edits_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A folder that `corrigenda edit` saved; without it the plain model answers."),

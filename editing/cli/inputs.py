@@ -12,7 +12,7 @@ from typing import Any
 from ..config import EditingConfig, config_for
 from ..edits import Edit, required_text
 from ..errors import CorrigendaError, FieldError
-from ..loading import read_text, records
+from ..loading import STANDARD_INPUT, file_name, read_text, records
 from ..store.files import refuse_non_empty
 from ..store.store import CONFLICT_POLICIES, EditStore
 from ..template import Template
@@ -45,11 +45,16 @@ def check_out(folder: Path) -> None:
         raise CorrigendaError(f"The folder {folder} cannot be made: {place} is read-only.")
 
 
-def check_policy(on_conflict: str) -> None:
-    """Raise unless `--on-conflict` names a policy."""
+def check_policy(on_conflict: str, edits: Path) -> None:
+    """Raise unless `--on-conflict` names a policy that can be followed for these edits."""
     policies = (*CONFLICT_POLICIES, "ask")
     if on_conflict not in policies:
         raise CorrigendaError(f'--on-conflict must be one of {", ".join(policies)}, not "{on_conflict}".')
+    if on_conflict == "ask" and edits == STANDARD_INPUT:
+        raise CorrigendaError(
+            "With --on-conflict ask the answers come from standard input, which holds the edits here: name a file of "
+            "edits, or another policy."
+        )
 
 
 def check_same(folder: Path, method: str, settings: Mapping[str, Any], template: str | None, chat: bool) -> None:
@@ -84,12 +89,12 @@ def stored_ids(edits: Sequence[Edit], stored: Sequence[Edit]) -> list[Edit]:
 
 def read_prompts(path: Path) -> list[str]:
     """A prompt a line; or, in a `.jsonl` or `.json` file or one that opens with an object, each record's `prompt`."""
-    if path.is_dir():
+    if path != STANDARD_INPUT and path.is_dir():
         raise CorrigendaError(f"{path} is a folder, not a file of prompts.")
     text = read_text(path)
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not lines:
-        raise CorrigendaError(f"{path} holds no prompts.")
+        raise CorrigendaError(f"{file_name(path)} holds no prompts.")
     if path.suffix not in (".jsonl", ".json") and not _is_object(lines[0]):
         return lines
     return [_prompt_of(record, place) for place, record in records(path, text)]

@@ -16,7 +16,8 @@ Model = Annotated[
 EditsFile = Annotated[
     Path,
     typer.Option(
-        metavar="FILE", help="Edits: JSON Lines, or a JSON file of ZsRE, CounterFact or KnowEdit as published."
+        metavar="FILE",
+        help="Edits: JSON Lines, or a JSON file of ZsRE, CounterFact or KnowEdit as published; `-` is standard input.",
     ),
 ]
 Author = Annotated[

@@ -78,7 +78,7 @@ def _size(folder: Path) -> int:
 @app.command()
 def export(
     folder: Store,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file; `-` is standard output.")],
     everything: Annotated[
         bool, typer.Option("--all", help="Also undone and superseded edits, each with its status.")
     ] = False,
@@ -87,10 +87,14 @@ def export(
 
     Where none is in effect, no file is written, and the exit status is 1: what reads the file next would fail on it.
     """
-    from ..store.exchange import export as exported
+    from ..store import exchange
 
     with opened(folder) as store:
-        count = exported(store, file, everything)
+        if str(file) == "-":
+            for line in exchange.exported(store, everything):
+                typer.echo(line)
+            return
+        count = exchange.export(store, file, everything)
     output.print(f"Wrote {count} edits to {file}.", soft_wrap=True)
 
 

@@ -56,13 +56,11 @@ def in_effect(history: History) -> list[StoredEdit]:
     return [history.edits[seq] for seq in history.applied()]
 
 
-def export(store: EditStore, file: Path, everything: bool = False) -> int:
-    """Write the edits in effect as JSON Lines that `corrigenda edit` reads; with `everything`, all, with status.
+def exported(store: EditStore, everything: bool = False) -> list[str]:
+    """The edits in effect as lines of JSON that `corrigenda edit` reads; with `everything`, all, with status.
 
     Raises where there are none: `corrigenda edit` takes no file without edits either.
     """
-    if file.exists():
-        raise CorrigendaError(f"{file} exists already: name a new file.")
     statuses = store.history.statuses()
     rows = []
     for stored in store.history.edits.values():
@@ -75,6 +73,14 @@ def export(store: EditStore, file: Path, everything: bool = False) -> int:
     if not rows:
         others = f"; --all exports the {len(statuses)} that are not in effect" if statuses else ""
         raise CorrigendaError(f"No edit is in effect in {store.ledger.name}: nothing was written{others}.")
+    return rows
+
+
+def export(store: EditStore, file: Path, everything: bool = False) -> int:
+    """Write `exported` to a new file; how many edits that are."""
+    if file.exists():
+        raise CorrigendaError(f"{file} exists already: name a new file.")
+    rows = exported(store, everything)
     write_whole(file, "".join(row + "\n" for row in rows))
     return len(rows)
 
