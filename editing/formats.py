@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from .edits import Edit, Locality, all_texts, kind_of, optional_text, required_text
 from .errors import FieldError
 
+TARGETS = "target_new", "target"
+"""What records that have a `prompt` call their target: benchmarks mostly the first, our own files the second."""
+
 
 class RecordFields:
     """The fields of one record, taken by name; a field that nobody takes is kept as metadata."""
@@ -79,7 +82,8 @@ def _localities(name: str, value: object, answer: str | None) -> Iterator[Locali
         for i, item in enumerate(value):
             if isinstance(item, Mapping):
                 fields = RecordFields(item, prefix=f"{name}[{i}].")
-                yield Locality(fields.text("prompt", "loc"), fields.first_text("answer", "ground_truth", "loc_ans"))
+                names = ("loc", "prompt") if "loc_ans" in item else ("prompt", "loc")  # as it is spelt here
+                yield Locality(fields.text(*names), fields.first_text("answer", "ground_truth", "loc_ans"))
             else:
                 yield from (Locality(prompt, answer) for prompt in all_texts(f"{name}[{i}]", item))
     elif value not in (None, ""):
@@ -105,7 +109,7 @@ def _read_prompt_record(fields: RecordFields) -> dict[str, Any]:
     """Our own JSON Lines, EasyEdit, KnowEdit and QAEdit: they differ in the names of the optional fields."""
     return {
         "prompt": fields.text("prompt"),
-        "target": fields.text("target_new", "target"),
+        "target": fields.text(*TARGETS),
         "subject": fields.optional_text("subject"),
         "ground_truth": fields.texts("ground_truth"),
         "rephrases": fields.texts("rephrase", "rephrases", "rephrase_prompt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from .edits import Edit, kind_of, unique_subjects
 from .errors import CorrigendaError, FieldError
-from .formats import FORMATS, edit_from
+from .formats import FORMATS, TARGETS, edit_from
 
 _LIST_NAMES = ("edits", "records", "data", "examples")
 """Where an object that is a whole file may hold its list of records."""
@@ -33,14 +34,16 @@ def load_edits(path: str | Path, *, unique_subject: bool = False, limit: int | N
     if limit is not None and limit < 1:
         raise CorrigendaError(f"The limit must be at least 1, not {limit}.")
     path = Path(path)
+    text = read_text(path)
     stem = "stdin" if path == STANDARD_INPUT else path.stem
     edits: list[Edit] = []
     number_of_id: dict[str | None, int] = {}
-    for number, (place, record) in enumerate(records(path, read_text(path)), start=1):
+    for number, (place, record) in enumerate(records(path, text), start=1):
         try:
             edit = edit_from(record, default_id=f"{stem}-{number:05d}")
         except FieldError as error:
-            raise CorrigendaError(f'{place}: the field "{error.field}" {error.problem}.') from None
+            field = error.field if error.field in record else _as_spelt(error.field, path, text)
+            raise CorrigendaError(f'{place}: the field "{field}" {error.problem}.') from None
         except RecursionError:
             raise CorrigendaError(f"{place}: {_TOO_DEEP}.") from None
         earlier = number_of_id.setdefault(edit.id, number)
@@ -50,6 +53,18 @@ def load_edits(path: str | Path, *, unique_subject: bool = False, limit: int | N
     if unique_subject:
         edits = unique_subjects(edits)
     return edits[:limit]
+
+
+def _as_spelt(field: str, path: Path, text: str) -> str:
+    """The name that a file's records give to a field, which one of them lacks; where none has it, our own."""
+    if field not in TARGETS:
+        return field
+    with contextlib.suppress(CorrigendaError):  # of a later record, whose turn it is not yet
+        for _, record in records(path, text):
+            for name in TARGETS:
+                if name in record:
+                    return name
+    return "target"
 
 
 def file_name(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edit_files import KNOWEDIT, MEND, OWN, ROME, WIKIBIO, lines, write
+from edit_files import KNOWEDIT, MEND, OWN, QAEDIT, ROME, WIKIBIO, lines, write
 
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.loading import load_edits
@@ -99,7 +99,8 @@ def without(record: dict[str, Any], name: str) -> dict[str, Any]:
     ("record", "problem"),
     [
         (without(OWN, "prompt"), 'the field "prompt" is missing.'),
-        (without(OWN, "target_new"), 'the field "target_new" is missing.'),
+        (without(OWN, "target_new"), 'the field "target" is missing.'),
+        (OWN | {"target_new": None}, 'the field "target_new" is missing.'),
         ({}, 'the field "prompt" is missing.'),
         (without(MEND, "src"), 'the field "src" is missing.'),
         (without(MEND, "alt"), 'the field "alt" is missing.'),
@@ -117,6 +118,8 @@ def without(record: dict[str, Any], name: str) -> dict[str, Any]:
             ROME | {"requested_rewrite": ROME["requested_rewrite"] | {"target_new": "Lima"}},
             'the field "requested_rewrite.target_new" must be an object, not text.',
         ),
+        (without(KNOWEDIT, "target_new") | {"target": []}, 'the field "target" must be text, not a list.'),
+        (QAEDIT | {"locality": [{"loc_ans": "x"}]}, 'the field "locality[0].loc" is missing.'),
         (
             KNOWEDIT | {"locality": {"Forgetfulness": [{"ground_truth": "x"}]}},
             'the field "locality.Forgetfulness[0].prompt" is missing.',
@@ -126,6 +129,17 @@ def without(record: dict[str, Any], name: str) -> dict[str, Any]:
 def test_the_field_has_the_name_that_the_file_gives_it(tmp_path: Path, record: dict, problem: str) -> None:
     path = write(tmp_path, json.dumps([record]), "facts.json")
     assert error_of(path) == f"{path}, record 1: {problem}"
+
+
+@pytest.mark.parametrize("name", ["target", "target_new"])
+def test_a_missing_target_has_the_name_of_the_files_other_records(tmp_path: Path, name: str) -> None:
+    """Whether these come before or after, and whatever else is wrong with those after."""
+    whole, part = {"prompt": "p", name: "t"}, {"prompt": "q", "subject": "s"}
+    for records, number in (([whole, part], 2), ([part, whole], 1), ([part, whole, 3], 1)):
+        path = lines(tmp_path, *records)
+        assert error_of(path) == f'{path}, record {number} (line {number}): the field "{name}" is missing.'
+    path = write(tmp_path, json.dumps([part, whole]), "facts.json")
+    assert error_of(path) == f'{path}, record 1: the field "{name}" is missing.'
 
 
 def test_no_such_file(tmp_path: Path) -> None:
