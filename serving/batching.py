@@ -55,10 +55,10 @@ class ServedModel:
         self._check_base(decoder)
         device = decoder.device(config.layer)
         dtype = model.get_input_embeddings().weight.dtype
-        self.memory = ServedMemory(config, decoder.widths(config.layer), device, dtype)
+        self.memory = ServedMemory(config, decoder.widths(config.layer), device, dtype, self.settings.rows)
         start = self.catalogue.start
         if device.type != "cpu":  # captured passes read the memory where it is
-            self.memory.reserve(self.settings.capacity or max(1024, 2 * len(start.added)), self.settings.rows)
+            self.memory.reserve(self.settings.capacity or max(1024, 2 * len(start.added)))
         for folder, needed in start.needed.items():
             self.memory.load(folder, needed)
         self._lock = threading.RLock()  # of what is admitted and of what the memory holds

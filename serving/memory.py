@@ -22,9 +22,10 @@ from ..editing.store.ledger import Ledger
 from .errors import ServingError
 
 _LONGEST = 512
-"""Rows of an edit that any fixed memory has room for: what the default `max_target_tokens` comes to.
+"""Rows that any server takes of an edit: what the default `max_target_tokens` comes to, rounded up.
 
-A configuration may have a larger one: an edit that is longer still is refused by `put`, where `rows` is not larger too.
+The table of pages is as wide as the longest edit: one of a million rows would be paid for by every other. A store may
+have been written with a larger setting, which is not for it to say here: the server's own `rows` allows more.
 """
 
 
@@ -41,9 +42,16 @@ class ServedMemory:
     """
 
     def __init__(
-        self, config: AssociativeConfig, widths: tuple[int, int], device: torch.device, dtype: torch.dtype
+        self,
+        config: AssociativeConfig,
+        widths: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+        rows: int = 8,
     ) -> None:
         self.config = config
+        self.rows = rows
+        self.longest = max(_LONGEST, rows)
         self.widths = widths
         self.banks = RowBanks(*widths, config.beta, device, dtype)
         self._grounded = False
@@ -52,9 +60,9 @@ class ServedMemory:
     def __len__(self) -> int:
         return len(self._place)
 
-    def reserve(self, edits: int, rows: int) -> None:
-        """Room for this many edits. Where passes may be captured in CUDA graphs it is all the room there is."""
-        self.banks.reserve(edits, rows, _LONGEST)
+    def reserve(self, edits: int) -> None:
+        """Room for this many edits of `rows` rows. Where passes may be captured in CUDA graphs there is no other."""
+        self.banks.reserve(edits, self.rows, self.longest)
         self.banks.fixed = self.banks.background.device.type != "cpu"
 
     def place(self, key: str | None) -> int:
@@ -92,8 +100,7 @@ class ServedMemory:
         if self.banks.fixed and not self.banks.has_room(lengths):
             raise ServingError(
                 f"There is no room for {len(records)} more edits beside {len(self._place)}, the longest of "
-                f'{max(lengths)} rows: start the server with a larger "capacity" or, for one of more than {_LONGEST} '
-                'rows, with as many "rows".',
+                f'{max(lengths)} rows: start the server with a larger "capacity".',
                 507,
             )
         with scope("edit: swap"):
@@ -126,6 +133,13 @@ class ServedMemory:
             check_shapes(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))
         except CorrigendaError as error:
             raise ServingError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {error}.', 422) from None
+        count = len(tensors["keys"])
+        if count > self.longest:
+            raise ServingError(
+                f'Edit "{stored.id}" of {ledger.name} has {count} rows, and this server takes edits of at most '
+                f'{self.longest}: leave it out, or start the server with "rows" of {count}.',
+                507,
+            )
         return tensors["keys"], tensors["values"]
 
     def keep(self, keys: Container[str], places: Container[int] = ()) -> int:

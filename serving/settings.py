@@ -22,7 +22,8 @@ class ServingSettings:
     tenants   further folders by the name of a tenant, whose requests alone see them
     root      the folder under which edits may be loaded while serving; None: only those named here
     capacity  how many edits there is room for; None: twice those of the start, and at least 1,024
-    rows      how many answer positions an edit has on average, which with `capacity` gives the size of the buffers
+    rows      how many answer positions an edit has on average, which with `capacity` gives the size of the buffers; an
+              edit of more than 512 of them is taken only where this is as large
     read_only whether undoing an edit through the server is refused
     """
 

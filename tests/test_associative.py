@@ -210,6 +210,11 @@ def test_a_record_of_more_rows_than_a_target_has_is_refused(sharp_model, wrap):
     method.check(record(11))
     with pytest.raises(CorrigendaError, match="12 rows"):
         method.check(record(12))
+    # A folder brings its own setting along: the model's context bounds that too.
+    method = wrap(sharp_model(), tiny_tokenizer(), settings(max_target_tokens=10**6)).method
+    method.check(record(512))
+    with pytest.raises(CorrigendaError, match="513 rows, and the longest target with its end has 512 tokens"):
+        method.check(record(513))
 
 
 def test_a_prompt_beyond_the_models_context_is_refused_by_name(sharp_model, wrap):

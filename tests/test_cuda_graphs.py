@@ -127,7 +127,7 @@ def test_a_served_layer_follows_edits_that_come_after_its_capture(tmp_path, few_
     base = tiny_model().model.layers[catalogue.config.layer].mlp.down_proj.cuda()
     device = torch.device("cuda")
     memory = ServedMemory(catalogue.config, (base.in_features, base.out_features), device, torch.float32)
-    memory.reserve(8, 8)
+    memory.reserve(8)
     context = RoutingContext(device)
     slots = Slots(context, 4, 16)
     layer = EditedLinear(base, memory.banks, context)

@@ -323,6 +323,7 @@ def test_where_the_server_is_patched_is_where_it_was():
         (["--tenant", "acme"], "given as NAME=DIR"),
         (["--stack", "other"], 'no stack "other"'),
         (["--capacity", "0"], '"capacity" must be a whole number'),
+        (["--rows", "0"], '"rows" must be a whole number'),
         (["--", "--no-such-option"], "transformers serve: No such option"),
     ],
 )

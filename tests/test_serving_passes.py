@@ -10,10 +10,11 @@ from served import OF_ACME, SHARED, Served, store
 from tiny import tiny_model, tiny_tokenizer
 from transformers import DynamicCache
 
-from corrigenda.editing import CorrigendaError, EditedModel
+from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel
 from corrigenda.editing.context import RoutingContext
 from corrigenda.editing.store.store import EditStore
 from corrigenda.serving import ServingError, Slots
+from corrigenda.serving.memory import edit_key
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 
@@ -142,7 +143,7 @@ def test_an_edit_that_does_not_fit_the_layer_is_named(settings):
 def test_a_fixed_memory_says_when_it_is_full(settings):
     served = Served(settings)
     fresh = type(served.memory)(served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32)
-    fresh.reserve(64, 8)
+    fresh.reserve(64)
     fresh.banks.fixed = True
     address = fresh.banks._keys.data_ptr()
     (folder, edits), *_ = served.catalogue.start.needed.items()
@@ -155,5 +156,33 @@ def test_a_fixed_memory_says_when_it_is_full(settings):
         fresh.load(settings.root / "acme", other)
     assert error.value.status == 507 and fresh.banks._keys.data_ptr() == address
     assert all(key not in fresh._place for key in other)
-    with pytest.raises(ServingError, match=r'the longest of 513 rows.*as many "rows"'):
-        fresh.put({"long": tuple(part[:1].expand(513, -1) for part in record)})
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_an_edit_that_is_longer_than_the_server_takes_is_named(settings, tmp_path, fixed):
+    """However long a target the store's own setting allows: every other edit would pay for the table's width."""
+    served = Served(settings)
+
+    def memory(*rows):
+        built = type(served.memory)(
+            served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32, *rows
+        )
+        built.reserve(64)
+        built.banks.fixed = fixed
+        return built
+
+    writer = EditedModel.wrap(
+        tiny_model(max_positions=1024), tiny_tokenizer(), AssociativeConfig(contexts=1, steps=1, max_target_tokens=2000)
+    )
+    writer.edit([Edit("What is endless?", "on " * 520, id="endless"), Edit("What is short?", "this", id="short")])
+    writer.save_pretrained(tmp_path / "long")
+    history = EditStore.open(tmp_path / "long").history
+    edits = {edit_key(stored): seq for seq, stored in history.edits.items()}
+    count = len(writer.method.memory.rows_of(0)[0])
+    assert count > 512
+    fresh = memory()
+    width = fresh.banks._pages.shape[1]
+    with pytest.raises(ServingError, match=rf'Edit "endless" of .*long.* has {count} rows, .* at most 512') as error:
+        fresh.load(tmp_path / "long", edits)
+    assert error.value.status == 507 and len(fresh) == 0 and fresh.banks._pages.shape[1] == width
+    assert memory(count).load(tmp_path / "long", edits) == 2

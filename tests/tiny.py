@@ -62,6 +62,7 @@ def tiny_model(
     ffn: int = 160,
     heads: int = 4,
     kv_heads: int = 2,
+    max_positions: int = 512,
 ) -> PreTrainedModel:
     """A random model in fp32 for `tiny_tokenizer`, the same for the same seed.
 
@@ -77,7 +78,7 @@ def tiny_model(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        max_position_embeddings=512,
+        max_position_embeddings=max_positions,
         initializer_range=0.1,
         tie_word_embeddings=False,
         bos_token_id=None,

@@ -31,6 +31,14 @@ def serve(
     capacity: Annotated[
         int | None, typer.Option(metavar="N", help="How many edits there is room for on a GPU.")
     ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many tokens an edit's target has on average, by default 8: it sizes that room. An edit of more "
+            "than 512 is taken only where this is as large.",
+        ),
+    ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to undo edits through the server.")] = False,
     stack: Annotated[str, typer.Option(metavar="S", help="Whose server: `transformers` or `vllm`.")] = "transformers",
 ) -> None:
@@ -52,6 +60,7 @@ def serve(
         "tenants": tenants,
         "root": None if root is None else str(root),
         "capacity": capacity,
+        "rows": rows,
         "read_only": read_only,
     }
     launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [])

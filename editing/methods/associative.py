@@ -131,8 +131,10 @@ class Associative(Method):
 
     def check(self, record: Record) -> None:
         super().check(record)
-        # The table of pages is as wide as the longest edit: one of a million rows would be paid for by every other.
-        rows, longest = len(record.tensors["keys"]), self.config.max_target_tokens + 1
+        # The table of pages is as wide as the longest edit: one of a million rows would be paid for by every other. As
+        # the record does, the setting comes from the folder: beyond the model's context no target goes in any case.
+        limit = getattr(self.decoder.model.config, "max_position_embeddings", None) or 1 << 30
+        rows, longest = len(record.tensors["keys"]), min(self.config.max_target_tokens + 1, limit)
         if rows > longest:
             raise CorrigendaError(f"it has {rows} rows, and the longest target with its end has {longest} tokens")
 

@@ -56,12 +56,12 @@ class WorkerEdits:
                 if self.memory is None:
                     config = served_config(store)
                     self.sample = saving.weight_sample_of(store)
-                    self.memory = ServedMemory(config, widths, device, vllm_config.model_config.dtype)
+                    self.memory = ServedMemory(config, widths, device, vllm_config.model_config.dtype, settings.rows)
                 wanted[path] = {edit_key(store.history.edits[seq]): seq for seq in store.history.applied()}
             finally:
                 store.close()
         count = sum(map(len, wanted.values()))
-        self.memory.reserve(settings.capacity or max(1024, 2 * count), settings.rows)
+        self.memory.reserve(settings.capacity or max(1024, 2 * count))
         for path, edits in wanted.items():
             self.memory.load(path, edits)
         scheduler = vllm_config.scheduler_config
