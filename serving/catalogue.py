@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -249,15 +250,17 @@ class Catalogue:
                 router.load_ground(self._background)
         else:
             router, edits = seen.router, seen.edits
+        # In the order of a server that starts now: of edits that a prompt fits alike the first one answers, so one that
+        # is redone goes back to its old place, and not to the end.
         keys = {edit.key for edit in wanted}
-        gone = {place for place, edit in enumerate(edits) if edit.key not in keys}
+        still = [place for place, edit in enumerate(edits) if edit.key in keys]
+        in_place = itertools.takewhile(lambda pair: edits[pair[0]].key == pair[1].key, zip(still, wanted))
+        kept = [place for place, _ in in_place]
+        gone = set(range(len(edits))).difference(kept)
         if gone:
             router.remove(gone)
-            edits = [edit for edit in edits if edit.key in keys]
-        present = {edit.key for edit in edits}
-        new = [edit for edit in wanted if edit.key not in present]
-        router.add_rows([list(edit.fingerprint) for edit in new])
-        edits = [*edits, *new]
+        router.add_rows([list(edit.fingerprint) for edit in wanted[len(kept) :]])
+        edits = wanted
         undone = [
             one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
         ]

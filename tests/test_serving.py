@@ -99,6 +99,33 @@ def test_edits_of_one_store_are_all_seen_and_another_stores_stand_for_theirs(tmp
     assert [(edit.id, edit.tenant) for edit in catalogue.served("copy")] == [(i, "copy") for i in ("ab", "b", "ba")]
 
 
+def test_an_edit_that_is_redone_goes_back_to_its_place(tmp_path):
+    """Of two that a prompt fits alike the first one answers: a running server must not differ from one that starts."""
+    first = Edit("Did Ada meet Bob in Oslo or Rome?", "Oslo", id="ab")
+    second = Edit("Did Bob meet Ada in Oslo or Rome?", "Rome", id="ba")
+    folder = store(tmp_path / "shared", [SHARED[1], first, second])
+    own = store(tmp_path / "own", OF_ACME[1:])
+    settings = ServingSettings.parse({"edits": folder, "tenants": {"acme": own}})
+    catalogue = Catalogue(tiny_tokenizer(), settings)
+    state = {tenant: seen.router.state() for tenant, seen in catalogue._now.items()}
+    assert applied(catalogue, second.prompt) == "Oslo"
+    catalogue.publish(catalogue.undo("ab", None))
+    assert applied(catalogue, second.prompt) == "Rome"
+    writing = EditStore.open(folder, write=True)
+    writing.redo(writing.selected(["ab"]))
+    writing.close()
+    change = catalogue.read([(None, folder)])
+    assert [edit.id for edit in change.added] == ["ab"]
+    catalogue.publish(change)
+    restarted = Catalogue(tiny_tokenizer(), settings)
+    for tenant, ids in ((None, ["b", "ab", "ba"]), ("acme", ["b", "ab", "ba", "e"])):
+        for each in (catalogue, restarted):
+            assert [edit.id for edit in each.served(tenant)] == ids
+            assert applied(each, second.prompt, tenant) == "Oslo"
+            found = each._now[tenant].router.state()
+            assert all(torch.equal(tensor, found[name]) for name, tensor in state[tenant].items())
+
+
 def test_no_older_edit_answers_the_question_of_an_undone_one(tmp_path):
     asked, other = "What is the capital of Zubrowka?", "What is the anthem of Zubrowka?"
     newer, older = (Edit(other, f"The {name} road", id=name) for name in ("newer", "older"))
