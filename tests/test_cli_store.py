@@ -286,12 +286,26 @@ def test_compact_capacity_and_migrate(edits, tiny, tmp_path) -> None:
     works("verify", edits)
     found = json.loads(corrigenda("capacity", edits, "--model", tiny, "--json").stdout)
     assert found["edits"] == 2 and found["hit_rate"] == 1
+    assert json.loads(corrigenda("capacity", edits, "--json").stdout) == found  # the ledger knows the model
+    assert '"/nowhere/model" does not exist' in refused("capacity", edits, "--model", "/nowhere/model")
     model = EditedModel.from_pretrained(tiny, edits=edits)
     folder = write_first_format(model, tmp_path / "first")
     assert "corrigenda migrate" in refused("log", folder)
     assert "with 2 edits" in works("migrate", folder).replace("\n", " ")
     assert list(statuses(folder)) == ["capital", "bridge"]
     assert "nothing to migrate" in refused("migrate", folder)
+
+
+@pytest.mark.parametrize("command", ["why", "capacity"])
+def test_a_model_that_the_ledger_does_not_lead_to(command, tiny, tmp_path) -> None:
+    for name, words in ((None, "does not name the model"), ("hub/model", 'names the model "hub/model", which is not')):
+        folder = tmp_path / str(name).replace("/", "-")
+        model = EditedModel.from_pretrained(tiny)
+        model.name = name
+        model.save_pretrained(folder)
+        question = ("Who?",) if command == "why" else ()
+        message = refused(command, folder, *question)
+        assert str(folder) in message and words in message and "give --model" in message
 
 
 def test_compact_of_what_is_no_folder(tmp_path) -> None:

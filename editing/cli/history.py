@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..errors import CorrigendaError
 from .app import app, output
-from .options import Author, Ids, JsonFlag, Since, Store, Until
+from .options import Author, Ids, JsonFlag, RecordedModel, Since, Store, Until
 
 if TYPE_CHECKING:
     from ..store.store import EditStore
@@ -156,10 +156,7 @@ def _change(
 def why(
     folder: Store,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="A prompt, as `generate` would be asked it.")],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="M", help="The base model; by default the one that the edits were written with."),
-    ] = None,
+    model: RecordedModel = None,
     most: Annotated[int, typer.Option(metavar="N", help="How many edits to show.")] = 5,
     json: JsonFlag = False,
 ) -> None:

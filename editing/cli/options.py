@@ -13,6 +13,13 @@ Model = Annotated[
     str,
     typer.Option(metavar="M", help="`smollm2` (the packaged model), a GGUF file, a model folder, or a hub id."),
 ]
+RecordedModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M",
+        help="The base model, as elsewhere; by default the one that the edits were written with, if it is at hand.",
+    ),
+]
 EditsFile = Annotated[
     Path,
     typer.Option(

@@ -11,7 +11,7 @@ from rich.text import Text
 from ..errors import CorrigendaError
 from .app import app, errors, output, tell, use_threads
 from .history import opened, print_json
-from .options import Author, Device, Dtype, JsonFlag, Model, Store, Threads
+from .options import Author, Device, Dtype, JsonFlag, RecordedModel, Store, Threads
 
 
 @app.command()
@@ -152,16 +152,22 @@ def migrate(folder: Store) -> None:
 @app.command()
 def capacity(
     folder: Store,
-    model: Model,
+    model: RecordedModel = None,
     json: JsonFlag = False,
     threads: Threads = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Say how full the memory is: hit rates, margins, collisions and norms, before the answers suffer."""
+    from ..base import check_model
     from ..capacity import report
+    from ..store.why import recorded_model
     from .run import load
 
+    if model is None:
+        with opened(folder) as store:
+            model = recorded_model(store)
+    check_model(model)
     use_threads(threads)
     edited = load(errors, model, edits=folder, device=device, dtype=dtype)
     try:

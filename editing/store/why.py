@@ -29,7 +29,7 @@ def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most:
     """
     if most < 1:
         raise CorrigendaError(f"The number of edits to show must be at least 1, not {most}.")
-    name = model or _recorded_model(store)
+    name = model or recorded_model(store)
     history = store.history
     order = history.applied()
     edits = [history.edits[seq] for seq in order]
@@ -41,13 +41,13 @@ def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most:
         return explained(edited.method.router, edited.method.fingerprints([prompt]), edits, most)
 
 
-def _recorded_model(store: EditStore) -> str:
+def recorded_model(store: EditStore) -> str:
     """The model that the ledger names, if it is at hand: a folder from elsewhere may not make a hub be asked."""
     name = store.header["base"].get("name")
     if name == PACKAGED or (isinstance(name, str) and Path(name).exists()):
         return name
     known = "does not name the model" if name is None else f'names the model "{name}", which is not a path here,'
-    raise CorrigendaError(f"The ledger {known} that its edits were written with: give --model.")
+    raise CorrigendaError(f"{store.ledger.name} {known} that its edits were written with: give --model.")
 
 
 def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[str, Any]:
