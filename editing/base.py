@@ -7,6 +7,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def load_base(
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise CorrigendaError(f'The device "{device}" cannot be used: {str(error).splitlines()[0]}') from error
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise CorrigendaError(f'The device "{device}" cannot be used: {reason}.') from error
     return model.eval(), tokenizer
 
 
@@ -134,6 +136,7 @@ def readable_errors(name: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = re.sub(r"\.\s+(?=[A-Z])", "; ", reason)
         raise CorrigendaError(
             f'The model "{name}" could not be loaded: {reason.rstrip(".")}; give "{PACKAGED}", a GGUF file, '
             "a local model folder or a hub id."

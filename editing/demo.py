@@ -93,16 +93,17 @@ def run(
     """Ask, edit, ask again, score, save, ask once more in a new process, and take one edit out."""
     edited = load(console, model, config=config, template=template)
     questions = choose(edits)
-    console.print(f"\n[bold]1.[/bold] Asking {model} {len(questions)} questions, as it is.")
+    console.print()
+    _step(console, 1, f"Asking {model} {len(questions)} questions, as it is.")
     before = _ask(console, edited, questions)
-    console.print(f"[bold]2.[/bold] Writing {len(edits)} corrections, one stream ({config.method}).")
+    _step(console, 2, f"Writing {len(edits)} corrections, one stream ({config.method}).")
     stream = write_stream(edited, edits, console)
     if isinstance(stream.ended_by, StoppedError):
         raise KeyboardInterrupt
     if stream.ended_by is not None:
         raise stream.ended_by
     console.print(f"   {stream.done} edits in {stream.seconds:.1f} s: {stream.rate:.2f} edits/s.")
-    console.print("[bold]3.[/bold] Asking again, in free generation:")
+    _step(console, 3, "Asking again, in free generation:")
     after = _ask(console, edited, questions)
     shown = choose_shown([Asked(*row) for row in zip(questions, before, after)])
     console.print(answers_table(shown))
@@ -118,9 +119,7 @@ def run(
         settings=settings(edited, model, **source),
     )
     write_json(out / SCORES_NAME, {"written_by": _WRITTEN_BY, **result})
-    console.print(
-        f"[bold]4.[/bold] Saved in {out}, with {out / SCORES_NAME}. Loading it in a new process:", soft_wrap=True
-    )
+    _step(console, 4, f"Saved in {out}, with {out / SCORES_NAME}. Loading it in a new process:")
     with console.status("Asking in a new process"):
         again = reloaded_answers(model, out, [question.prompt for question in questions], threads)
     same = sum(found["text"] == answer.text for found, answer in zip(again, after))
@@ -132,10 +131,15 @@ def run(
     _undo(console, edited, next(row for row in shown if row.question.edit is not None))
 
 
+def _step(console: Console, number: int, text: str) -> None:
+    """Say what comes next."""
+    console.print(Text.assemble((f"{number}.", "bold"), f" {text}"), soft_wrap=True)
+
+
 def _undo(console: Console, edited: EditedModel, row: Asked) -> None:
     """Take the edit of one shown question out of the model in memory (not of what was saved), and ask it again."""
     question = row.question
-    console.print(f"[bold]5.[/bold] Taking one edit out again ({question.edit.id}):", soft_wrap=True)
+    _step(console, 5, f"Taking one edit out again ({question.edit.id}):")
     try:
         edited.remove(question.edit.id)
     except CorrigendaError as error:

@@ -151,6 +151,7 @@ class TestWrongInputs:
         [
             ("--layer", 9, "Layer 9 is out of range: this model has layers 0 to 3"),
             ("--dtype", "int3", 'Unknown dtype "int3"'),
+            ("--device", "moon", 'The device "moon" cannot be used: '),
         ],
     )
     def test_what_the_model_decides(self, option, value, part, tiny, facts, tmp_path) -> None:
@@ -275,7 +276,7 @@ class TestEval:
         screen = works(
             "eval", "--model", tiny, "--edits-dir", run / "edits", "--edits", file, "--json", tmp_path / "r.json"
         )
-        assert "1 of 2 edits of the file are not in" in screen.replace("\n", " ")
+        assert "1 of 2 edits of the file are not in effect in" in screen.replace("\n", " ")
         assert strict_json(tmp_path / "r.json")["routed"] == 0.5
 
     def test_ids_are_found_by_prompt(self) -> None:

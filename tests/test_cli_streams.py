@@ -93,6 +93,25 @@ def test_standard_input_cannot_hold_edits_and_answers(tmp_path) -> None:
     assert "standard input, which holds the edits here" in message
 
 
+def test_brackets_in_names_mean_nothing(tiny, tmp_path) -> None:
+    """The screen's own markup is written in brackets, and a tag that closes nothing is an error there."""
+    odd = tmp_path / "a[/b]c[red]d"
+    odd.mkdir(parents=True)
+    file = write_records(odd / "facts[bold].jsonl", {**RECORDS[0], "id": "[/x] capital[red]"})
+    options = ("--model", tiny, "--edits", file, "--steps", 3, "--template", TEMPLATE)
+    assert f"saved in {odd / 'out'}." in works("edit", *options, "--out", odd / "out", "--json", odd / "[s].json")
+    assert f"are not in effect in {odd / 'out'}." in works(
+        "eval", "--model", tiny, "--edits-dir", odd / "out", "--edits", write_records(odd / "two", *RECORDS[:2])
+    )
+    asked = ("--model", tiny, "--edits-dir", odd / "out", "--prompts", file)
+    assert "[[/x] capital[red]]" in works("generate", *asked, "--provenance")
+    assert str(odd / "answers.json") in works("generate", *asked, "--json", odd / "answers.json")
+    assert 'Edit "[/x] capital[red]" applies' in works("why", odd / "out", RECORDS[0]["prompt"])
+    for command in (("log",), ("export", odd / "[e].jsonl"), ("undo", "[/x] capital[red]"), ("compact",), ("verify",)):
+        works(command[0], odd / "out", *command[1:])
+    assert '"[/model]" could not be loaded' in refused("generate", "--model", "[/model]", "--prompts", file)
+
+
 @pytest.mark.parametrize("name", ["-", "pipe"])
 def test_a_result_takes_the_place_of_no_device(name, tmp_path, monkeypatch) -> None:
     """A file is written beside its place and moved there: a device of that name would be gone."""

@@ -8,12 +8,14 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from ..errors import CorrigendaError
 
-output = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# Without markup: what is printed may hold a user's paths, prompts and ids, and brackets in these mean nothing.
+output = Console(highlight=False, markup=False)
+errors = Console(stderr=True, highlight=False, markup=False)
 
 
 class _Commands(TyperGroup):
@@ -23,8 +25,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CorrigendaError as error:
-            errors.print("[red]Error:[/red]", end=" ")
-            errors.print(str(error), markup=False, soft_wrap=True)
+            errors.print(Text.assemble(("Error:", "red"), f" {error}"), soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             errors.print("Stopped.", style="yellow")
@@ -46,7 +47,7 @@ app = typer.Typer(
 def tell(notices: Sequence[str], rest: str, most: int = 10) -> None:
     """Say what happened beside what was asked for, and in the end what shows the rest."""
     for notice in notices[:most]:
-        output.print(notice, style="yellow", markup=False, soft_wrap=True)
+        output.print(notice, style="yellow", soft_wrap=True)
     if len(notices) > most:
         output.print(f"... and {len(notices) - most} more of the kind: {rest}.", style="yellow", soft_wrap=True)
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ...kernels import dispatch
 from ..base import PACKAGED, packaged_model
@@ -20,7 +21,7 @@ from ..report import versions
 def show(console: Console) -> None:
     """Print versions, devices, the packaged model and the kernels' backends."""
     for name, found in (*versions().items(), *_machine()):
-        console.print(f"{name:<14}{found or 'not installed'}", markup=False, soft_wrap=True)
+        console.print(f"{name:<14}{found or 'not installed'}", soft_wrap=True)
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     for device in devices:
         states = dispatch.report(device)
@@ -31,7 +32,7 @@ def show(console: Console) -> None:
                 reasons.setdefault((state.backend, state.reason), []).append(state.op)
         for (backend, reason), operations in reasons.items():
             missing = "" if len(operations) == len(dispatch.TABLE) else f" ({', '.join(operations)})"
-            console.print(f"{backend} is off: {reason}{missing}.", markup=False, soft_wrap=True)
+            console.print(f"{backend} is off: {reason}{missing}.", soft_wrap=True)
 
 
 def _machine() -> Iterator[tuple[str, str]]:
@@ -77,6 +78,6 @@ def _backends(device: str, states: Sequence[dispatch.State]) -> Table:
     for heading in ("operation", *columns):
         table.add_column(heading)
     for operation in dict.fromkeys(state.op for state in states):
-        marks = ("[green]live[/green]" if (operation, b) in live else "[dim]off[/dim]" for b in columns)
+        marks = (Text("live", "green") if (operation, b) in live else Text("off", "dim") for b in columns)
         table.add_row(operation, *marks)
     return table

@@ -112,7 +112,7 @@ def evaluate(
     stored = {edit.id for edit in edited.edits}
     missing = sum(edit.id not in stored for edit in asked)
     if missing:
-        console.print(f"{missing} of {len(asked)} edits of the file are not in {edits_dir}.", soft_wrap=True)
+        console.print(f"{missing} of {len(asked)} edits of the file are not in effect in {edits_dir}.", soft_wrap=True)
     start = time.perf_counter()
     scores = score(console, Evaluator(edited), asked)
     seconds = time.perf_counter() - start
@@ -172,7 +172,7 @@ def _source(answer: Answer, provenance: bool) -> dict[str, Any]:
 
 def load(console: Console, model: str, **options: Any) -> EditedModel:
     """`EditedModel.from_pretrained`, with a sign of life."""
-    with console.status(f"Loading {model}"):
+    with console.status(Text(f"Loading {model}")):  # as text: a status reads markup, whatever the console does
         return EditedModel.from_pretrained(model, **options)
 
 

@@ -86,7 +86,6 @@ def write_stream(
             bar.stop()
             console.print(
                 f'"{one_line(edit.prompt)}" is stored with the target "{one_line(rival.target)}" ({rival.id}).',
-                markup=False,
                 soft_wrap=True,
             )
             try:
