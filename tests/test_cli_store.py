@@ -126,6 +126,13 @@ def test_why_shows_at_least_one_edit(edits, most) -> None:
     assert f"must be at least 1, not {most}" in refused("why", edits, "What is it?", "--most", most).replace("\n", " ")
 
 
+@pytest.mark.parametrize("prompt", ["", " ", "\udcff"])
+def test_why_of_no_question(edits, prompt) -> None:
+    """An argument that is not UTF-8 comes in as halves of surrogate pairs."""
+    message = refused("why", edits, prompt)
+    assert message.startswith("The prompt ") and message.endswith(": ask a question.")
+
+
 def test_a_prompt_that_an_undone_edit_withdraws(tiny, tmp_path) -> None:
     anthem = {"id": "anthem", "prompt": "What is the anthem of Zubrovia?", "target": "The long road"}
     edits, question = tmp_path / "edits", RECORDS[0]["prompt"]

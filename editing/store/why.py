@@ -12,7 +12,8 @@ import torch
 from ..answers import provenance_of
 from ..base import PACKAGED, load_base, load_tokenizer, tokenizer_digest
 from ..config import EditingConfig
-from ..errors import CorrigendaError
+from ..edits import required_text
+from ..errors import CorrigendaError, FieldError
 from ..prompts import PromptFormat
 from ..token_router import TokenRouter
 from .codec import fingerprint_of, unpacked, withdrawn_of
@@ -27,6 +28,10 @@ def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most:
 
     A token router needs the model's tokenizer alone; one of masks needs the model, for the prompt's features.
     """
+    try:
+        required_text("prompt", prompt)
+    except FieldError as error:
+        raise CorrigendaError(f"The {error.field} {error.problem}: ask a question.") from None
     if most < 1:
         raise CorrigendaError(f"The number of edits to show must be at least 1, not {most}.")
     name = model or recorded_model(store)
