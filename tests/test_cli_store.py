@@ -291,6 +291,10 @@ def test_compact_capacity_and_migrate(edits, tiny, tmp_path) -> None:
         "\n", " "
     )
     works("verify", edits)
+    assert 'tensors of edit "author" are no longer kept' in refused("redo", edits, "author")
+    works("undo", edits, "bridge")
+    screen = works("redo", edits, "--by", "ann")
+    assert "Put in again 1 edits: bridge." in screen and 'Edit "author" stays out, for its tensors' in screen
     found = json.loads(corrigenda("capacity", edits, "--model", tiny, "--json").stdout)
     assert found["edits"] == 2 and found["hit_rate"] == 1
     assert json.loads(corrigenda("capacity", edits, "--json").stdout) == found  # the ledger knows the model

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import CorrigendaError
-from .app import app, output
+from .app import app, output, tell
 from .options import Author, Ids, JsonFlag, RecordedModel, Since, Store, Until
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def _change(
     with opened(folder, write=True) as store:
         chosen = store.selected(ids or (), author=by, since=since, until=until, wanted=what == "undo")
         change = getattr(store, what)(chosen, author=author, note=note)
+        notices = store.notices
     names = ", ".join(stored.id for stored in change.edits[:8]) + (", ..." if len(change.edits) > 8 else "")
     done = {"undo": "Took out", "redo": "Put in again"}[what]
     unchanged = len(chosen) - len(change.edits)
@@ -148,8 +149,7 @@ def _change(
         ),
         soft_wrap=True,
     )
-    for line in change.notes:
-        output.print(Text(line, "yellow"), soft_wrap=True)
+    tell([*change.notes, *notices], f"see `corrigenda log {folder}`")
 
 
 @app.command()

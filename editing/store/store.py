@@ -119,7 +119,8 @@ class EditStore:
     ) -> list[StoredEdit]:
         """Edits by their ids, and by who wrote them when; an unknown id raises.
 
-        wanted: of the edits of one id, which to take: True to undo, False to redo (`History.find`).
+        wanted: of the edits of one id, which to take: True to undo, False to redo (`History.find`). Edits whose tensors
+        are gone cannot be redone: by author and time they are passed over, by id `redo` says so.
         """
         chosen = {}
         for name in ids:
@@ -129,6 +130,9 @@ class EditStore:
             chosen[stored.seq] = stored
         if author is not None or since is not None or until is not None:
             for stored in self.history.select(author=author, since=since, until=until):
+                if wanted is False and stored.dropped:
+                    self.notices.append(f'Edit "{stored.id}" stays out, for its tensors are no longer kept.')
+                    continue
                 chosen[stored.seq] = stored
         return [chosen[seq] for seq in sorted(chosen)]
 
