@@ -260,5 +260,5 @@ class EditedModel(StoredEdits):
             if limit is not None and len(row) + more > limit:
                 raise CorrigendaError(
                     f"Prompt {number} has {len(row)} tokens; with {more} new ones it exceeds the model's context of "
-                    f"{limit}: shorten it."
+                    f"{limit}: shorten it, or ask for fewer."
                 )

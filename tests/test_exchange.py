@@ -29,6 +29,7 @@ class TestMerging:
         add(into, Edit("Who wrote Zed?", "Anna", id="a"), known_by=known_by)
         add(other, Edit(prompt, target, id="b"), known_by=known_by)
         assert merge(into, other).superseded == superseded
+        assert into.notices == [f'Edit "b" supersedes "{name}", which is about the same fact.' for name in superseded]
         names = [into.history.edits[seq].id for seq in into.history.applied()]
         assert names == (["b"] if superseded else ["a", "b"])
 

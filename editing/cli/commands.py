@@ -36,7 +36,11 @@ def edit(
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder to save the edits in.")],
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the stream that was broken off in that folder, with the same file."),
+        typer.Option(
+            "--resume",
+            help="Write on in that folder: go on with a stream that was broken off, with the same file, or add the "
+            "edits of another.",
+        ),
     ] = False,
     on_conflict: Annotated[
         str,
@@ -104,7 +108,9 @@ def edit(
 
     resumed = resume and is_store(out)
     if is_store(out) and not resume:
-        raise CorrigendaError(f"The folder {out} is not empty, it holds edits: name a new one, or --resume its stream.")
+        raise CorrigendaError(
+            f"The folder {out} is not empty, it holds edits: name a new one, or write on in it with --resume."
+        )
     if not resumed:
         check_out(out)
     check_json_path(json, coming=out)

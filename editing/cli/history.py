@@ -62,7 +62,8 @@ def log(
     table = Table()
     for heading in ("id", "status", "prompt", "target", "time", "author"):
         # What other commands ask for as it is shown here.
-        table.add_column(heading, no_wrap=heading in ("id", "time"), overflow="fold")
+        width = 10 if heading == "status" else None  # as long as the longest of one word
+        table.add_column(heading, no_wrap=heading in ("id", "time"), overflow="fold", min_width=width)
     for row in rows:
         said = f"{row['status']} for {row['for']}" if "for" in row else row["status"]
         cells = (row["id"], said, row["prompt"], row["target"], row["time"][:19], row["author"] or "")
@@ -213,7 +214,7 @@ def _explained(found: dict[str, Any], count: int) -> Iterator[str]:
                 f"Needed is the threshold, {found['threshold']:.3f}, plus {found['rival_weight']:g} times the next "
                 f"best score, {found['runner_up']:.3f}."
             )
-    if undone is not None:
+    if undone is not None and undone["score"] >= 0.001:
         name, likeness = _line(undone["id"]), undone["score"]
         yield f'Of the edits that were undone, "{name}" comes nearest: its score is {likeness:.3f}.'
 

@@ -160,7 +160,8 @@ def generate(
             line.append(f"  [{source.memory or source.edit.id}]", "dim")
         nearest = source.memory if source.nearest is None else source.nearest.id
         if provenance and nearest is not None:
-            line.append(f"  {nearest} {source.score:.3f} of {source.needed:.3f}, margin {source.margin:+.3f}", "dim")
+            compared = f"{source.score:.3f}, needed {source.needed:.3f}, margin {source.margin:+.3f}"
+            line.append(f"  {nearest} {compared}", "dim")
         if provenance and source.withdrawn is not None:
             line.append(f" to {source.withdrawn}, undone", "dim")
         console.print(line, soft_wrap=True)

@@ -138,7 +138,9 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
                 name += "+"
             merged.renamed[stored.id] = name
         present.add(name)
-        merged.superseded.extend(history.edits[seq].id for seq in sorted(rivals))
+        for seq in sorted(rivals):
+            merged.superseded.append(history.edits[seq].id)
+            into.notices.append(f'Edit "{name}" supersedes "{history.edits[seq].id}", which is about the same fact.')
         merged.added.append(name)
         chosen.append((stored, name, sorted(facts)))
     if chosen:

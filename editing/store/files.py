@@ -28,7 +28,8 @@ def refuse_non_empty(directory: str | Path) -> None:
 def check_files(path: Path) -> None:
     """Raise unless a folder holds a ledger whose files are plain files in it: a link could lead anywhere."""
     if not path.is_dir():
-        raise CorrigendaError(f"There is no folder {path} with saved edits.")
+        there = f"{path} is a file, not a folder" if path.exists() else f"There is no folder {path}"
+        raise CorrigendaError(f"{there} with saved edits.")
     for name in (LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", HEAD_NAME):
         file = path / name
         try:
