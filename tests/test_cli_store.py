@@ -174,6 +174,9 @@ def test_conflicts_are_reported_and_settled(tiny, tmp_path) -> None:
     assert printed("log", tmp_path / "first", "--status", "declined", "--by", "bob", "--json") == []
     assert "declined" in works("log", tmp_path / "first", "--status", "declined")
     assert statuses(tmp_path / "first") == {"capital": "applied"}
+    options = ("--on-conflict", "keep", "--resume")
+    screen = edit_with(tiny, tmp_path / "first", {**NEWER, "id": "capital-3"}, RECORDS[0], options=options)
+    assert 'Edit "capital-3" is left out' in screen and "1 of 2 edits were recorded before." in screen
     both = write_records(tmp_path / "both.jsonl", RECORDS[0], NEWER)
     options = ("--model", tiny, "--edits", both, "--out", tmp_path / "asked", "--steps", 3, "--batch-size", 1)
     message = refused("edit", *options, "--template", TEMPLATE, "--on-conflict", "ask")

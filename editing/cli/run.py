@@ -59,10 +59,9 @@ def edit(
             author=author,
         )
         tell([] if edited.store is None else edited.store.notices, f"see `corrigenda log {out}` and its --status")
-        if resume:
-            console.print(
-                f"{stream.passed - stream.done} of {stream.passed} edits were recorded before.", soft_wrap=True
-            )
+        if resume and stream.passed:
+            before = stream.passed - stream.done - stream.left_out
+            console.print(f"{before} of {stream.passed} edits were recorded before.", soft_wrap=True)
         if stream.ended_by is not None:
             if stream.done:
                 console.print(

@@ -32,11 +32,12 @@ class StoppedError(Exception):
 class Stream:
     """How a stream ended: how many edits were written, in how many seconds, and what ended it early, if anything.
 
-    `passed` counts those too that were recorded before or left out.
+    `passed` counts those too that were recorded before or left out, which `left_out` counts.
     """
 
     done: int = 0
     passed: int = 0
+    left_out: int = 0
     seconds: float = 0.0
     ended_by: CorrigendaError | StoppedError | None = None
 
@@ -76,6 +77,7 @@ def write_stream(
 
         def advance(progress: Progress) -> None:
             stream.done, stream.passed, stream.seconds = progress.done, progress.passed, progress.seconds
+            stream.left_out += len(progress.declined)
             last = [*progress.edits, *(declined.edit for declined in progress.declined)][-1:]
             current = "" if progress.passed == len(edits) else escape(one_line("".join(edit.prompt for edit in last)))
             bar.update(task, completed=progress.passed, rate=stream.rate, loss=progress.loss, current=current)
