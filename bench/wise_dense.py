@@ -64,7 +64,7 @@ def answered(loop, prompt, answer, weight):
     own = loop.module.weight.data
     loop.module.weight.data = own if weight is None else weight.data
     try:
-        logits = loop.model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        logits = loop.model(torch.tensor([prompt + answer[:-1]], device=loop.device)).logits[0, len(prompt) - 1 :]
     finally:
         loop.module.weight.data = own
     return logits.argmax(1).tolist()
