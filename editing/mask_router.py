@@ -42,7 +42,7 @@ class MaskRouter(EditRouter):
         self._asked = threshold
         self._floor = floor
         generator = torch.Generator().manual_seed(seed)
-        self.permutation = torch.randperm(width, generator=generator).to(self.device)
+        self.permutation = torch.randperm(width, generator=generator, device="cpu").to(self.device)
         self.background = torch.zeros(width, device=self.device)
         words = (width + 31) // 32
         self._background_masks = torch.zeros(0, words, dtype=torch.int32, device=self.device)

@@ -55,7 +55,7 @@ class TokenRouter(EditRouter):
         self._floor = floor
         self._background = [self.fingerprint(text) for text in background]
         vocabulary = max(len(tokenizer), 1 + max((max(row, default=0) for row in self._background), default=0))
-        self._frequency = torch.zeros(vocabulary, dtype=torch.int32)
+        self._frequency = torch.zeros(vocabulary, dtype=torch.int32, device="cpu")
         for row in self._background:
             self._frequency[row] += 1
         self._commonness = self._frequency.clone()
@@ -122,12 +122,11 @@ class TokenRouter(EditRouter):
 
     def remove(self, edits: set[int]) -> None:
         """Forget these edits; the others move up."""
-        kept = torch.tensor([edit for edit in range(self.size) if edit not in edits], dtype=torch.long)
         rows = self.stored.cpu()
         gone = rows[sorted(edits)].flatten().long()
         gone = gone[gone >= 0]
         self._frequency.index_add_(0, gone, torch.ones_like(gone, dtype=torch.int32), alpha=-1)
-        rows = rows[kept]
+        rows = rows[[edit for edit in range(self.size) if edit not in edits]]
         if self._views:
             self._stored = torch.full_like(self._stored, -1)
         self._stored[: len(rows)] = rows.to(self.device)
@@ -184,7 +183,7 @@ class TokenRouter(EditRouter):
         """Every stored edit's score for one fingerprint, `[edits]`."""
         self._weigh()
         (row,) = rows
-        weight = torch.cat([self._rarity.cpu(), torch.zeros(1, dtype=torch.int32)])
+        weight = torch.cat([self._rarity.cpu(), torch.zeros(1, dtype=torch.int32, device="cpu")])
         asked = torch.zeros_like(weight)
         asked[row] = weight[row]
         stored = self.stored.cpu().long()

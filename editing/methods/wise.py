@@ -239,7 +239,9 @@ class Wise(Method):
             return []
         generator = torch.Generator().manual_seed(self.config.seed + memory.size)
         filled = [shard for shard in memory.shards if shard.edits]
-        picked = [int(torch.randint(shard.first, shard.end, (1,), generator=generator)) for shard in filled]
+        picked = [
+            int(torch.randint(shard.first, shard.end, (1,), generator=generator, device="cpu")) for shard in filled
+        ]
         return [tuple(memory.history[edit].tolist()) for edit in picked]
 
     # Routing
