@@ -7,6 +7,7 @@ this file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
 
@@ -33,7 +34,6 @@ from corrigenda.editing import (
 )
 from corrigenda.editing.context import RoutingContext
 from corrigenda.editing.layer import EditedLinear
-from corrigenda.editing.methods import frame
 from corrigenda.kernels import dispatch
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
 from corrigenda.serving.batching import ServedModel
@@ -201,7 +201,7 @@ def test_a_served_layer_follows_edits_that_come_later(folders):
     base = tiny_model().model.layers[catalogue.config.layer].mlp.down_proj.to("other")
     device = torch.device("other")
     memory = ServedMemory(catalogue.config, (base.in_features, base.out_features), device, torch.float32)
-    memory.reserve(8, 8)
+    memory.reserve(8)
     assert memory.banks.fixed
     context = RoutingContext(device)
     slots = Slots(context, 4, 16)
@@ -237,13 +237,18 @@ def test_a_served_model_answers_as_on_the_cpu(settings):
 
 
 def test_measurements_run_on_it(monkeypatch):
+    import stream
     from editing_speed import dense_memoir
-    from stream import build, by_phase
     from wise_dense import dense_loop, dense_scores
 
-    monkeypatch.setattr(frame, "frozen_features", frame.frozen_features)  # which is wrapped, and is to be itself again
-    edited = EditedModel.wrap(*build("small", "other"), MemoirConfig(**FEW))
-    assert set(by_phase(edited, EDITS[:2], "other")) == {"prefix", "suffix and steps", "the rest"}
+    model, tokenizer = stream.build("small", "other")
+    for name, config in (("memoir", MemoirConfig), ("wise-batched", WiseConfig)):
+        monkeypatch.setitem(stream.STREAMS, name, (functools.partial(config, contexts=2, steps=2), 1000, 2))
+        row, edited = stream.measure(model, tokenizer, name, 2, "other")
+        assert set(row["phase_shares"]) == {"prefix", "suffix and steps", "write", "the rest"} and row["edits"] == 2
+        edited.detach()
+        if name in stream.DENSE:
+            assert stream.dense_seconds(model, tokenizer, name, 1, "other") > 0
     for loop_of, config, irrelevant in (
         (dense_memoir, MemoirConfig(**FEW), ("Why?", "So")),
         (dense_loop, SHARDED, [5]),
