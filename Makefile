@@ -15,7 +15,7 @@ help: ## list the targets
 
 venv: $(STAMP) ## make .venv: this project (editable), its tools, and the demo's model
 
-$(STAMP): pyproject.toml setup.py $(wildcard csrc/*/*)
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*/* csrc/*/*/*)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	[ "$(origin TORCH)" = file ] && $(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'

@@ -134,6 +134,9 @@ def masked_linear(y, x, memory, masks, route):
     Entries of x and rows of memory outside the mask are not read: a NaN there does no harm. The sum is
     rounded once, to y's dtype. Differentiable in y, x and memory.
 
+    Where a CPU has AMX, many tokens in bfloat16 share products of matrices, here and in the gradients: factors
+    and sums below 1.2e-38 then count as zero, and the order of a sum, so its last bit, depends on the batch.
+
     Args:
         y: [tokens, d] float, the output of the frozen layer.
         x: [tokens, D] float, its input.

@@ -32,11 +32,16 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, t
 property_test = settings(max_examples=25, deadline=None, derandomize=True)
 
 
+# Of the native CPU kernels, best first; AMX has its own of these ops, and takes the rest from AVX-512.
+INSTRUCTIONS = ("amx", "avx512", "avx2", "baseline")
+OF_AMX = ("masked_linear", "masked_linear_backward", "delta_linear")
+
+
 def instruction_sets():
-    """Those of the native CPU kernels that this machine runs, best first."""
+    """Those of INSTRUCTIONS that this machine runs."""
     native = torch.ops.corrigenda_native
     before = native.cpu_instructions()
-    found = [name for name in ("avx512", "avx2", "baseline") if native.select_cpu_instructions(name)]
+    found = [name for name in INSTRUCTIONS if native.select_cpu_instructions(name)]
     native.select_cpu_instructions(before)
     return found
 
@@ -44,12 +49,18 @@ def instruction_sets():
 def each_backend(op):
     """Parametrise a test over the live backends of `op`; it selects one by `dispatch.use(backend)`.
 
-    The native one comes once per instruction set: the fixture `backend` selects the set.
+    The native one comes once per instruction set: the fixture `backend` selects the set, and those that this machine
+    does not run are skipped.
     """
     names = []
     for backend in dispatch.impls(op, DEVICE.partition(":")[0]):
-        several = backend == "native" and DEVICE.startswith("cpu")
-        names += [f"native-{name}" for name in instruction_sets()] if several else [backend]
+        if backend != "native" or not DEVICE.startswith("cpu"):
+            names.append(backend)
+            continue
+        found = instruction_sets()
+        for name in INSTRUCTIONS if op in OF_AMX else INSTRUCTIONS[1:]:
+            skip = pytest.mark.skip(reason=f"this machine does not run the {name} kernels")
+            names.append(pytest.param(f"native-{name}", marks=() if name in found else skip))
     return pytest.mark.parametrize("backend", names, indirect=True)
 
 

@@ -393,7 +393,7 @@ def test_doctor_says_what_is_live_and_why_the_rest_is_not(monkeypatch) -> None:
     monkeypatch.setitem(dispatch.TABLE, "topk_mask", (missing, *dispatch.TABLE["topk_mask"][1:]))
     screen = works("doctor")
     assert "serving by" in screen and "vLLM" in screen
-    for part in ("torch", "transformers", "CUDA", "smollm2", "topk_mask", "live"):
+    for part in ("torch", "transformers", "CPU kernels", "CUDA", "smollm2", "topk_mask", "live"):
         assert part in screen
     assert "native is off: it was not built (topk_mask)." in screen
 

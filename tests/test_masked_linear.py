@@ -90,6 +90,63 @@ def test_model_shape(backend):
 
 
 @each_backend("masked_linear")
+@pytest.mark.parametrize(
+    "tokens, width, outputs, entries",
+    [(40, 97, 70, 3), (33, 160, 33, 33), (70, 600, 32, 1), (330, 64, 17, 2), (20, 33, 1100, 20)],
+    ids=str,
+)
+def test_many_tokens(backend, tokens, width, outputs, entries):
+    """Enough for products of matrices, in sizes that fill no tile: groups of masks, and masks of many tokens."""
+    y, x, memory, masks, route = make(tokens, width, outputs, entries, 11, DTYPES[1])
+    check(backend, y, x, memory, random_masks(entries, width, 11, k=width * 2 // 3), route)
+    check(backend, y, x, memory, masks, route)
+
+
+@each_backend("masked_linear")
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_an_infinite_entry_reaches_those_that_read_it(backend, value):
+    """Others share the product of matrices, in which its row stands beside a zero."""
+    y, x, memory, _, route = make(40, 97, 70, 4, 12, DTYPES[1])
+    masks = random_masks(4, 97, 12, k=60)
+    mine = torch.from_numpy(bits(masks, 97)[:, 5])
+    reads = (route >= 0) & mine[route.long()]
+    assert reads.any() and ((route >= 0) & ~reads).any()
+    with dispatch.use(backend):
+        clean = ops.masked_linear(y, x, memory, masks, route)
+        memory[5, 33] = value
+        out = ops.masked_linear(y, x, memory, masks, route)
+    assert not out[reads, 33].isfinite().any()
+    out[reads, 33] = clean[reads, 33]
+    assert_close(out, exact(clean))
+
+
+@each_backend("masked_linear_backward")
+def test_an_infinite_gradient_reaches_the_rows_that_its_token_reads(backend):
+    y, x, memory, _, route = make(40, 97, 70, 4, 13, DTYPES[1])
+    masks = random_masks(4, 97, 13, k=60)
+    route[7] = 2
+    reads = torch.from_numpy(bits(masks[2:3], 97)[0])
+    with dispatch.use(backend):
+        clean = ops.masked_linear_backward(y, x, memory, masks, route)
+        y[7, 33] = torch.inf
+        dx, dmemory = ops.masked_linear_backward(y, x, memory, masks, route)
+    assert not dx[7, reads].isfinite().any() and not dmemory[reads, 33].isfinite().any()
+    dx[7, reads], dmemory[reads, 33] = clean[0][7, reads], clean[1][reads, 33]
+    assert_close(dx, exact(clean[0]))
+    assert_close(dmemory, exact(clean[1]))
+
+
+@each_backend("masked_linear")
+def test_a_subnormal_factor_counts_as_itself_or_as_zero(backend):
+    y, x, memory, masks, route = make(40, 64, 33, 1, 14, DTYPES[1])
+    masks[:], route[:], y[:] = -1, 0, 0
+    x[:] = 2.0**-130
+    with dispatch.use(backend):
+        out = ops.masked_linear(y, x, memory, masks, route)
+    assert np.abs(exact(out) - slow_masked_linear(y, x, memory, masks, route)).max() < 64 * 4 * 2.0**-126
+
+
+@each_backend("masked_linear")
 def test_unrouted_rows_keep_every_bit(backend):
     """-0.0 + 0.0 is 0.0, so adding an empty update would show."""
     y, x, memory, masks, _ = make(4, 40, 6, 2, 1)

@@ -1,7 +1,8 @@
 // The CPU kernels: plain C++, no torch. Arguments are what kernels/ops.py documents, contiguous, checked by the caller.
 //
 // Every kernel file is compiled once per instruction set, in a namespace of that name; `kernels()` picks a table by
-// what the processor has. A kernel does a part of the work, so that the caller can share it among threads.
+// what the processor has. The files in amx/ are compiled for AMX alone, whose other kernels are AVX-512's. A kernel does
+// a part of the work, so that the caller can share it among threads.
 #pragma once
 
 #include <cstdint>
@@ -235,6 +236,7 @@ struct Kernels {
   void (*ties_merge)(const TiesMerge&, int64_t begin, int64_t end);
   void (*masked_sgd)(const MaskedSgd&, int64_t begin, int64_t end);
   void (*delta_linear)(const DeltaLinear&, int64_t begin, int64_t end);
+  bool tiles = false;  // whether masked_linear of bfloat16 keeps pace with a product of matrices
 };
 
 namespace baseline {

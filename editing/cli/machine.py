@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...kernels import dispatch
+from ...kernels import dispatch, native
 from ..base import PACKAGED, packaged_model
 from ..errors import CorrigendaError
 from ..report import versions
@@ -38,6 +38,8 @@ def show(console: Console) -> None:
 def _machine() -> Iterator[tuple[str, str]]:
     yield "platform", f"{platform.system()} {platform.machine()}"
     yield "CPU threads", f"{torch.get_num_threads()}, on {os.cpu_count()} cores"
+    if not native.absent("cpu"):
+        yield "CPU kernels", f"{torch.ops.corrigenda_native.cpu_instructions()}"
     if torch.cuda.is_available():
         yield "CUDA", f"{torch.version.cuda}"
     elif torch.version.cuda is None:
