@@ -38,7 +38,7 @@ def arguments():
     return parser.parse_args()
 
 
-def measure(case, compile):
+def measure(case, compile, instruction_sets=("amx", "avx512", "avx2", "baseline")):
     given = case.build("cpu")
     expected = agreement.run(case, given, "reference")
     difference = differs(case, expected, agreement.run(case, given, "native"))
@@ -54,7 +54,7 @@ def measure(case, compile):
         row["torch_ms"][name] = 1e3 * thread_seconds(run, *prepared, least=3, budget=budget)
         del prepared
     best = min(row["torch_ms"], key=row["torch_ms"].get)
-    for instructions in ("avx512", "avx2", "baseline"):
+    for instructions in instruction_sets:
         if torch.ops.corrigenda_native.select_cpu_instructions(instructions):
             with dispatch.use("native"):
                 row["native_ms"][instructions] = 1e3 * thread_seconds(case.function, *given, least=5, budget=budget)

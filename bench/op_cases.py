@@ -155,9 +155,30 @@ def masked_linear(tokens, masks, dtype=torch.bfloat16, small=True):
         build,
         floor,
         operations=2.0 * tokens * TOP_K * OUTPUTS,
-        forms=torch_forms.MASKED_LINEAR if masks == 1 else {},
+        forms=torch_forms.MASKED_LINEAR if masks == 1 else torch_forms.MASKED_LINEAR_MANY,
         small=small,
         writes_first=True,
+    )
+
+
+def masked_linear_backward(tokens, masks, dtype=torch.bfloat16, small=True):
+    """Both gradients; that of memory is written whole, zeros included."""
+    forward = masked_linear(tokens, masks, dtype)
+
+    def build(device):
+        return *forward.build(device), (True, True)
+
+    def floor(grad, x, memory, stored, route, needed):
+        return forward.floor(grad, x, memory, stored, route) + nbytes(x, memory) - nbytes(grad)
+
+    return Case(
+        "masked_linear_backward",
+        forward.name,
+        build,
+        floor,
+        operations=2 * forward.operations,
+        forms=torch_forms.MASKED_LINEAR_BACKWARD,
+        small=small,
     )
 
 
@@ -291,7 +312,8 @@ CASES = [
     *(mask_route(queries, 10_000) for queries in (1, 32)),
     *(token_overlap(queries, stored) for queries in (1, 32) for stored in (1000, 100_000)),
     *(masked_linear(tokens, 1) for tokens in (1, 32)),
-    masked_linear(8, 8),
+    *(masked_linear(tokens, tokens) for tokens in (8, 32)),
+    masked_linear_backward(32, 32),
     *(masked_linear(tokens, 1, small=False) for tokens in (64, 256)),
     *(masked_linear(tokens, tokens, small=False) for tokens in (2, 4, 16, 64, 128, 256)),
     *(associative_read(tokens) for tokens in (1, 32)),

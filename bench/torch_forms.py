@@ -146,6 +146,30 @@ MASKED_LINEAR = {
 }
 
 
+def _chosen_by_token(x, masks, route):
+    return reference.unpack_mask(masks, x.shape[1])[route.long()].to(x.dtype)
+
+
+# With a mask each, gathering is hopeless: every token would copy its own rows of memory.
+MASKED_LINEAR_MANY = {
+    "dense masked product": (
+        lambda y, x, memory, masks, route: (y, x, memory, None, _chosen_by_token(x, masks, route)),
+        _dense,
+    )
+}
+
+
+def _both_gradients(grad, x, memory, masks, route, needed):
+    return grad, x, memory, _chosen_by_token(x, masks, route)
+
+
+def _dense_gradients(grad, x, memory, chosen):
+    return (grad @ memory.T).mul_(chosen), (x * chosen).T @ grad
+
+
+MASKED_LINEAR_BACKWARD = {"dense masked products": (_both_gradients, _dense_gradients)}
+
+
 def _read_arguments(y, x, first, keys, values, pages, rows, route, background, beta, scales):
     return y, x, keys, values, pages[:, 0].long(), background, beta
 
