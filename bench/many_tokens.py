@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python bench/many_tokens.py
 
-As `claims.py` measures: the ops that have products of matrices, beside the same with AVX-512 and the best form of torch,
-whose own products use AMX too.
+As `claims.py` measures: the ops that have products of matrices, beside the same with AVX-512 and the best form of
+torch, whose own products use AMX too.
 """
 
 from __future__ import annotations

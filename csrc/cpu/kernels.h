@@ -1,8 +1,8 @@
 // The CPU kernels: plain C++, no torch. Arguments are what kernels/ops.py documents, contiguous, checked by the caller.
 //
 // Every kernel file is compiled once per instruction set, in a namespace of that name; `kernels()` picks a table by
-// what the processor has. The files in amx/ are compiled for AMX alone, whose other kernels are AVX-512's. A kernel does
-// a part of the work, so that the caller can share it among threads.
+// what the processor has. The files in amx/ are for AMX alone, whose other kernels are AVX-512's. A kernel does a part
+// of the work, so that the caller can share it among threads.
 #pragma once
 
 #include <cstdint>
