@@ -47,3 +47,18 @@ class AssociativeRead(torch.autograd.Function):
             dx, dkeys, dvalues = ops.associative_read_backward.default(grad, *ctx.saved_tensors, ctx.beta, needed)
         dx, dkeys, dvalues = (d if need else None for d, need in zip((dx, dkeys, dvalues), needed))
         return grad, dx, None, dkeys, dvalues, None, None, None, None, None
+
+
+class LabelLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels):
+        losses, gradient = ops.label_losses.default(hidden, weight, labels)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(gradient)
+        return losses, gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        (gradient,) = ctx.saved_tensors
+        return (grad[:, None] * gradient).to(gradient.dtype), None, None

@@ -27,7 +27,7 @@ class Row(NamedTuple):
     function: Callable
     absent: Callable[[str], str]  # why the backend cannot run on a type of device ("cpu", "cuda"), or ""
     declines: Callable[..., str] = lambda *arguments: ""  # why it does not take these arguments, or ""
-    automatic: bool = True  # whether "auto" may choose it
+    automatic: Callable[..., bool] = lambda *arguments: True  # whether "auto" may choose it for these arguments
 
 
 class State(NamedTuple):
@@ -46,13 +46,17 @@ def _double(*arguments):
 
 def _row(backend, op):
     if backend == "native":
-        return Row(backend, native.call(op), native.absent, _double)
+        absent, pays = functools.partial(native.absent, op=op), functools.partial(native.pays, op)
+        return Row(backend, native.call(op), absent, _double, pays)
     if backend == "triton":
 
         def declines(*arguments):
             return _double(*arguments) or triton_backend.declines(op, *arguments)
 
-        return Row(backend, triton_backend.call(op), triton_backend.absent, declines, not triton_backend.INTERPRETED)
+        def pays(*arguments):
+            return not triton_backend.INTERPRETED
+
+        return Row(backend, triton_backend.call(op), triton_backend.absent, declines, pays)
     return Row(backend, getattr(reference, op), lambda device: "")
 
 
@@ -71,6 +75,7 @@ ORDER = {
     "ties_merge": ("native", "triton", "reference"),
     "masked_sgd_": ("native", "triton", "reference"),
     "delta_linear": ("native", "triton", "reference"),
+    "label_losses": ("native", "reference"),
 }
 
 TABLE = {op: tuple(_row(backend, op) for backend in backends) for op, backends in ORDER.items()}
@@ -102,8 +107,9 @@ def use(backend):
 def run(op, *arguments):
     """Run `op` on the first backend that the choice allows and that accepts the arguments."""
     device = arguments[0].device.type
+    reason = "it has no such kernels"
     for row in TABLE[op]:
-        if _choice == row.backend or (_choice == "auto" and row.automatic):
+        if _choice == row.backend or (_choice == "auto" and row.automatic(*arguments)):
             reason = row.absent(device) or row.declines(*arguments)
             if not reason:
                 return row.function(*arguments)

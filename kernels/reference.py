@@ -12,6 +12,10 @@ PAGE_ROWS = 8  # rows of an edit per page of the key and value banks
 # Overlap is counted over so many mask words at a time: 458 KB, so that the passes over them stay in cache.
 OVERLAP_WORDS = 256 * 448
 
+# Of a head's weight at once. For 16 labels of SmolLM2, on one core, loss and gradient take 45 ms unblocked, 41, 39 and
+# 35 ms in blocks of 1, 2 and 4 MB, and 40 ms in blocks of 19 MB.
+HEAD_BYTES = 1 << 22
+
 
 def pack_mask(bits):
     """bool [..., D] -> int32 [..., ceil(D/32)]: entry i is bit i % 32 of word i // 32, bits beyond D zero."""
@@ -313,3 +317,31 @@ def delta_linear(x, base, delta, offsets, weight, activated, longest):
     highest = counted.new_zeros(len(offsets) + 1)
     highest.scatter_reduce_(0, bucket, scored, "amax")
     return side, distance, torch.where(count > longest, highest[1:-1], mean)
+
+
+def label_losses(hidden, weight, labels):
+    vocabulary, width = weight.shape
+    if labels.is_cpu and not bool(((labels >= 0) & (labels < vocabulary)).all()):
+        raise RuntimeError(f"labels must be rows of weight, 0 to {vocabulary - 1}, not {labels.tolist()}")
+    dtype, factors = _accumulator(hidden, weight), torch.promote_types(hidden.dtype, weight.dtype)
+    hidden_factor = hidden.to(factors)
+    # Not -inf: beside an infinite logit the difference would be NaN.
+    largest = hidden.new_full((len(hidden), 1), torch.finfo(dtype).min, dtype=dtype)
+    mass, wanted = torch.zeros_like(largest), torch.zeros_like(largest)
+    mean = hidden.new_zeros(hidden.shape, dtype=dtype)
+    size = max(1, HEAD_BYTES // max(1, width * weight.element_size()))
+    for first in range(0, vocabulary, size):
+        block = weight[first : first + size].to(factors)
+        logits = (hidden_factor @ block.T).to(dtype)
+        place = labels[:, None] - first
+        here = (place >= 0) & (place < len(block))
+        wanted = torch.where(here, logits.gather(1, place.clamp(0, len(block) - 1)), wanted)
+        larger = torch.maximum(largest, logits.amax(1, keepdim=True))
+        shrunk = (largest - larger).exp_()
+        share = logits.sub_(larger).exp_()
+        mass.mul_(shrunk).add_(share.sum(1, keepdim=True))
+        mean.mul_(shrunk).add_(share.to(factors) @ block)
+        largest = larger
+    # The two largest cancel exactly where a label is all but certain, and its loss is the logarithm alone.
+    losses = (mass.log() - (wanted - largest)).squeeze(1)
+    return losses, mean.div_(mass).sub_(weight[labels]).to(hidden.dtype)

@@ -217,6 +217,14 @@ def _describe_delta_linear(x, base, delta, offsets, weight, activated, longest):
     return [((tokens, outputs), torch.float32), ((tokens,), torch.float32), ((bounds - 1,), torch.float32)]
 
 
+def _describe_label_losses(hidden, weight, labels):
+    count, width = _expect("hidden", hidden, FLOATS, (None, None))
+    _expect("weight", weight, FLOATS, (None, width), hidden.device)
+    _expect("labels", labels, INT64, (count,), hidden.device)
+    double = torch.float64 in (hidden.dtype, weight.dtype)
+    return [((count,), torch.float64 if double else torch.float32), ((count, width), hidden.dtype)]
+
+
 # No defaults in the schemas: torch drops trailing arguments equal to theirs, and the backends take them all.
 topk_mask = _register(
     "topk_mask(Tensor x, Tensor offsets, SymInt k, Tensor? weight, Tensor? background, Tensor? permutation) -> Tensor",
@@ -280,4 +288,8 @@ delta_linear = _register(
     "delta_linear(Tensor x, Tensor base, Tensor delta, Tensor offsets, Tensor? weight, bool activated,"
     " SymInt longest) -> (Tensor, Tensor, Tensor)",
     _describe_delta_linear,
+)
+label_losses = _register(
+    "label_losses(Tensor hidden, Tensor weight, Tensor labels) -> (Tensor, Tensor)",
+    _describe_label_losses,
 )

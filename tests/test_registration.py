@@ -53,6 +53,7 @@ def arguments(op, tokens=TOKENS):
             *(normal(WIDTH, OUTPUTS, seed=11), 0.5, 1e-3, False, 1.0),
         ),
         "delta_linear": (x, y, normal(WIDTH, OUTPUTS, seed=9), bound, torch.ones(tokens), True, 100),
+        "label_losses": (x, normal(50, WIDTH, seed=12), torch.arange(tokens) * 3),
     }[op]
 
 
@@ -79,12 +80,14 @@ def test_compiles_whole(op, dynamic):
                 assert same_bits(expected, actual)
 
 
-@pytest.mark.parametrize("op, floats", [("masked_linear", (0, 1, 2)), ("associative_read", (0, 1, 3, 4))])
+@pytest.mark.parametrize(
+    "op, floats", [("masked_linear", (0, 1, 2)), ("associative_read", (0, 1, 3, 4)), ("label_losses", (0,))]
+)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_gradients_compile_whole(op, floats, dynamic):
     def gradients(function):
         given = [value.clone().requires_grad_() if i in floats else value for i, value in enumerate(arguments(op))]
-        function(*given).square().sum().backward()
+        flat(function(*given))[0].square().sum().backward()
         return [given[i].grad for i in floats]
 
     torch.compiler.reset()

@@ -218,6 +218,22 @@ struct DeltaLinear {
   float* distance;    // [tokens]
 };
 
+// Work items are parts of the vocabulary; `label_losses_combine` follows, and fills the outputs.
+struct LabelLosses {
+  Type hidden_type, weight_type;
+  const void* hidden;  // [count, width]
+  int64_t count, width;
+  const void* weight;  // [vocabulary, width], its columns adjacent
+  int64_t weight_row, vocabulary;
+  const int64_t* labels;  // [count]
+  int64_t parts;
+  int64_t block;   // rows of the weight that are used twice while they are in the cache
+  int64_t stride;  // count, rounded up to `row_multiple`
+  float* sums;     // [parts, width + 4, stride]: what each part found
+  float* losses;   // [count]
+  void* gradient;  // [count, width]
+};
+
 struct Kernels {
   // False, with nothing written, if the permutation has an entry outside 0 .. width - 1.
   bool (*topk_mask)(const TopkMask&, int64_t begin, int64_t end);
@@ -236,6 +252,8 @@ struct Kernels {
   void (*ties_merge)(const TiesMerge&, int64_t begin, int64_t end);
   void (*masked_sgd)(const MaskedSgd&, int64_t begin, int64_t end);
   void (*delta_linear)(const DeltaLinear&, int64_t begin, int64_t end);
+  void (*label_losses)(const LabelLosses&, int64_t begin, int64_t end);
+  void (*label_losses_combine)(const LabelLosses&);
   bool tiles = false;  // whether masked_linear of bfloat16 keeps pace with a product of matrices
 };
 

@@ -110,6 +110,8 @@ template <int largest, class Function>
 inline void in_tiles(int64_t count, Function&& function) {
   int64_t begin = 0;
   for (; begin + largest <= count; begin += largest) function(begin, Constant<largest>{});
+  if constexpr (largest >= 16)
+    if (begin + 8 <= count) function(begin, Constant<8>{}), begin += 8;
   if constexpr (largest >= 8)
     if (begin + 4 <= count) function(begin, Constant<4>{}), begin += 4;
   if constexpr (largest >= 4)

@@ -18,6 +18,8 @@ void count_magnitudes(MagnitudeCount&, int64_t begin, int64_t end);
 void ties_merge(const TiesMerge&, int64_t begin, int64_t end);
 void masked_sgd(const MaskedSgd&, int64_t begin, int64_t end);
 void delta_linear(const DeltaLinear&, int64_t begin, int64_t end);
+void label_losses(const LabelLosses&, int64_t begin, int64_t end);
+void label_losses_combine(const LabelLosses&);
 
 const Kernels table = {
     topk_mask,
@@ -35,6 +37,8 @@ const Kernels table = {
     ties_merge,
     masked_sgd,
     delta_linear,
+    label_losses,
+    label_losses_combine,
 };
 
 }  // namespace corrigenda::CORRIGENDA_INSTRUCTIONS

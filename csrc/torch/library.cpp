@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY(corrigenda_native, m) {
   m.def(
       "delta_linear(Tensor x, Tensor base, Tensor delta, Tensor offsets, Tensor? weight, bool activated, int longest)"
       " -> (Tensor, Tensor, Tensor)");
+  m.def("label_losses(Tensor hidden, Tensor weight, Tensor labels) -> (Tensor, Tensor)");
   // For tests and reports: which instruction set the CPU kernels use, and choosing one by name (false: not here).
   m.def("cpu_instructions() -> str");
   m.def("select_cpu_instructions(str name) -> bool");

@@ -31,7 +31,8 @@ def show(console: Console) -> None:
             if not state.live:
                 reasons.setdefault((state.backend, state.reason), []).append(state.op)
         for (backend, reason), operations in reasons.items():
-            missing = "" if len(operations) == len(dispatch.TABLE) else f" ({', '.join(operations)})"
+            every = sum(state.backend == backend for state in states)
+            missing = "" if len(operations) == every else f" ({', '.join(operations)})"
             console.print(f"{backend} is off: {reason}{missing}.", soft_wrap=True)
 
 
@@ -75,11 +76,10 @@ def _version(distribution: str) -> str | None:
 def _backends(device: str, states: Sequence[dispatch.State]) -> Table:
     """Each operation with the backends in the order in which they are tried."""
     columns = list(dict.fromkeys(state.backend for state in states))
-    live = {(state.op, state.backend) for state in states if state.live}
+    marks = {(s.op, s.backend): Text("live", "green") if s.live else Text("off", "dim") for s in states}
     table = Table(title=f"\nKernels for {device} tensors, in the order in which they are tried", title_justify="left")
     for heading in ("operation", *columns):
         table.add_column(heading)
     for operation in dict.fromkeys(state.op for state in states):
-        marks = (Text("live", "green") if (operation, b) in live else Text("off", "dim") for b in columns)
-        table.add_row(operation, *marks)
+        table.add_row(operation, *(marks.get((operation, backend), "") for backend in columns))
     return table
