@@ -33,7 +33,7 @@ test() {
     # shellcheck disable=SC2086
     CORRIGENDA_TEST_DEVICE=cuda "$python" -m pytest -q -m 'not model' $many -p no:cacheprovider --maxfail=40 \
         tests/test_cuda_graphs.py tests/test_registration.py \
-        tests/test_{topk_mask,mask_overlap,mask_route,token_overlap,masked_linear,associative_read,ties_merge,masked_sgd,delta_linear}.py
+        tests/test_{topk_mask,mask_overlap,mask_route,token_overlap,masked_linear,associative_read,ties_merge,masked_sgd,delta_linear,label_losses}.py
 }
 
 ops() { "$python" bench/gpu_ops.py; }

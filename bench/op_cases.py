@@ -296,6 +296,28 @@ def delta_linear(sequences, length, dtype=torch.bfloat16, small=True):
     )
 
 
+def label_losses(labels, vocabulary=49_152, width=576):
+    """SmolLM2's head in float32: of half precision the reference rounds logits, and nothing agrees with it to 1e-4."""
+
+    def build(device):
+        weight = random(vocabulary, width, device=device) / width**0.5
+        generator = torch.Generator(device).manual_seed(1)
+        wanted = torch.randint(vocabulary, (labels,), generator=generator, device=device)
+        return 3 * random(labels, width, device=device, seed=2), weight, wanted
+
+    def floor(hidden, weight, wanted):
+        return nbytes(hidden, hidden, weight, wanted) + 4 * labels
+
+    return Case(
+        "label_losses",
+        f"{labels} labels, {vocabulary:,} x {width}",
+        build,
+        floor,
+        operations=4.0 * labels * vocabulary * width,
+        forms=torch_forms.LABEL_LOSSES,
+    )
+
+
 def _name(dtype):
     return str(dtype).removeprefix("torch.")
 
@@ -332,4 +354,5 @@ CASES = [
     delta_linear(8, 8),
     *(delta_linear(*shape, torch.float32, small=False) for shape in ((32, 1), (1, 64), (8, 50))),
     *(delta_linear(*shape, small=False) for shape in ((32, 1), (8, 50))),
+    *(label_losses(labels) for labels in (1, 16, 64)),
 ]

@@ -273,3 +273,33 @@ DELTA_LINEAR = {
     "float32 product": (_side_arguments, _side_by_conversion),
     "float32 products of columns": (_side_arguments, _side_by_columns),
 }
+
+
+def _loss_arguments(hidden, weight, labels):
+    return hidden, weight, labels
+
+
+def _losses_by_autograd(hidden, weight, labels):
+    """All logits, and then the weight a second time."""
+    leaf = hidden.detach().requires_grad_()
+    with torch.enable_grad():
+        losses = torch.nn.functional.cross_entropy((leaf @ weight.T).float(), labels, reduction="none")
+    return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
+
+
+def _losses_by_softmax(hidden, weight, labels):
+    """The same without autograd, the shares written over the logits."""
+    logits = (hidden @ weight.T).float()
+    wanted = logits.gather(1, labels[:, None]).squeeze(1)
+    largest = logits.amax(1, keepdim=True)
+    share = logits.sub_(largest).exp_()
+    mass = share.sum(1, keepdim=True)
+    gradient = (share.to(weight.dtype) @ weight).float().div_(mass).sub_(weight[labels])
+    return mass.log_().add_(largest).squeeze(1) - wanted, gradient.to(hidden.dtype)
+
+
+LABEL_LOSSES = {
+    "whole, by autograd": (_loss_arguments, _losses_by_autograd),
+    "whole, by hand": (_loss_arguments, _losses_by_softmax),
+    "in blocks": (_loss_arguments, reference.label_losses),
+}
