@@ -70,7 +70,8 @@ def written(model, config, edits=EDITS[:2]):
     ids=["eleven rows", "early stop", "decay and clip"],
 )
 def test_equals_the_dense_loop(sharp_model, wrap, kind, settings):
-    edited = wrap(sharp_model(kind, seed=3 if kind == "mistral" else 0), tiny_tokenizer(), MemoirConfig(**settings))
+    # With these seeds no fall of the loss is within 4e-7 of 1e-4, where an edit stops: rounding decides on no step.
+    edited = wrap(sharp_model(kind, seed=5 if kind == "mistral" else 0), tiny_tokenizer(), MemoirConfig(**settings))
     results = edited.edit(EDITS)
     edited.detach()
     dense = dense_twin(edited)
