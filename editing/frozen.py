@@ -138,7 +138,8 @@ def frozen_features(
 ) -> list[Features]:
     """The layers up to and including `layer`, once, for token rows of any lengths, in padded groups of like length.
 
-    1,024 tokens a group is where one CPU core's GEMM throughput levels off; attention's padding waste stays small.
+    With 192 tokens a group on a CPU, padding and products cost least: SmolLM2's layers take 89 ms an edit of a batch of
+    8 so, 104 with 1,024.
     """
     window = getattr(decoder.model.config, "sliding_window", None)
     longest = max(map(len, rows), default=0)
@@ -149,7 +150,7 @@ def frozen_features(
     features: list[Features | None] = [None] * len(rows)
     begun = [beginnings.of(row) if beginnings else (0, 0) for row in rows]
     lengths = [len(row) - known for row, (_, known) in zip(rows, begun)]
-    for group in length_groups(lengths, budget or pass_tokens(decoder.device(0), 1024)):
+    for group in length_groups(lengths, budget or pass_tokens(decoder.device(0), 192)):
         sequences, starts = zip(*(begun[i] for i in group))
         cache = beginnings.cache.select(torch.tensor(sequences)) if any(starts) else None
         found = _pass(decoder, layer, [rows[i][begun[i][1] :] for i in group], starts, cache)
