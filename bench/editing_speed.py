@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python bench/editing_speed.py --edits zsre.jsonl [--methods wise --results wise.json]
 
-One thread, thread time (wall time on a GPU), the same edits for all, a method's variants at one layer; beside each time
-the floating-point operations of its matrix products and attention, counted by torch, and the ratio to the method's
-dense loop (for *associative*, MEMOIR's).
+One thread, thread time (wall time on a GPU), the same edits for all, a method's variants at one layer, and the least
+time of several rounds in which the variants take turns; beside each time the floating-point operations of torch's own
+matrix products and attention, and the ratio to the method's dense loop (for *associative*, MEMOIR's).
 Models are set up (contexts, background) before the clock starts; the dense loop gets both ready-made too.
 """
 
@@ -34,6 +34,7 @@ def arguments():
     parser.add_argument("--memoir", type=int, default=8, help="edits for each MEMOIR and WISE variant")
     parser.add_argument("--device", default=None)
     parser.add_argument("--associative", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=results_folder() / "editing-speed.json")
     return parser.parse_args()
 
@@ -115,22 +116,27 @@ def main():
         return EditedModel.wrap(model, tokenizer, config, template=args.template)
 
     rows, layers = {}, {}
-    for name in filter(METHODS.get, args.methods):
-        config_of, dense_loop = METHODS[name]
-        edited = variant(config_of(layer=args.layer))
-        layers[name] = edited.config.layer
-        rows[f"{name}, one by one"] = timed(edited, edits[: args.memoir], spare[:1])
-        text = irrelevant if name == "memoir" else edited.prompts.encode(edited.prompts.wrap(irrelevant[0]))
-        loop = dense_loop(model, edited)
-        rows[f"{name}, dense loop"] = dense(loop, edits[: args.dense], text)
-        model.requires_grad_(True)
-        edited = variant(config_of(layer=args.layer, batch_size=8))
-        rows[f"{name}, batches of 8"] = timed(edited, edits[: args.memoir], spare[:1])
-        edited.detach()
-    if "associative" in args.methods:
-        edited = variant(AssociativeConfig())
-        rows["associative, default"] = timed(edited, edits[: args.associative], spare[:8])
-        edited.detach()
+
+    def keep(name, row):
+        rows[name] = min(row, rows.get(name, row), key=lambda found: found["seconds_per_edit"])
+
+    for _ in range(args.rounds):
+        for name in filter(METHODS.get, args.methods):
+            config_of, dense_loop = METHODS[name]
+            edited = variant(config_of(layer=args.layer))
+            layers[name] = edited.config.layer
+            keep(f"{name}, one by one", timed(edited, edits[: args.memoir], spare[:1]))
+            text = irrelevant if name == "memoir" else edited.prompts.encode(edited.prompts.wrap(irrelevant[0]))
+            loop = dense_loop(model, edited)
+            keep(f"{name}, dense loop", dense(loop, edits[: args.dense], text))
+            model.requires_grad_(True)
+            edited = variant(config_of(layer=args.layer, batch_size=8))
+            keep(f"{name}, batches of 8", timed(edited, edits[: args.memoir], spare[:1]))
+            edited.detach()
+        if "associative" in args.methods:
+            edited = variant(AssociativeConfig())
+            keep("associative, default", timed(edited, edits[: args.associative], spare[:8]))
+            edited.detach()
 
     for name, row in rows.items():
         of_method = f"{name.split(',')[0]}, dense loop"
