@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak lint aot aot-pinned cuda-check smoke-vllm check-serving bench bench-compare bench-claims clean
+.PHONY: help venv demo test soak lint aot aot-pinned cuda-check cpu-check smoke-vllm check-serving bench bench-compare bench-claims clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -53,6 +53,9 @@ aot-pinned: ## the same with triton 3.6.0, in an environment of its own
 cuda-check: $(STAMP) ## compile the CUDA kernels for every GPU (needs nvcc) and run them under sanitizers; needs no GPU
 	bash tools/compile_cuda.sh
 	PYTHON=$(BIN)/python bash tools/sanitize_cuda.sh
+
+cpu-check: $(STAMP) ## run the CPU kernels of every instruction set under sanitizers
+	PYTHON=$(BIN)/python bash tools/sanitize_cpu.sh
 
 # vLLM wants transformers of its own choice, so it has an environment of its own; the native library is shared.
 VLLM := .venv-vllm

@@ -1,12 +1,13 @@
 """pyproject.toml says what is packaged; this file builds the native kernels with it, where the machine can.
 
 CORRIGENDA_BUILD=auto (the default) builds what it can and notes why the rest is left out, for `corrigenda doctor`;
-none builds nothing; cpu and cuda fail with the compiler's words if theirs cannot be built.
+none builds nothing; cpu and cuda fail with the compiler's words if theirs cannot be built. CXX and CXXFLAGS are heeded.
 """
 
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -153,7 +154,7 @@ class Build(build_ext):
         cxx = compiler()
         objects = Path(self.build_temp) / device
         objects.mkdir(parents=True, exist_ok=True)
-        compile_cxx = [cxx, *CXX_FLAGS]
+        compile_cxx = [cxx, *CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
         bind = [*compile_cxx, *STABLE_ABI, f"-I{torch / 'include'}"]
         commands, link = [], []
         if device == "cpu":
@@ -189,7 +190,7 @@ class Build(build_ext):
         # Symbols of libtorch are not global, so the library names it; libtorch names its CUDA part where it has one.
         torch_libraries = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-Wl,--as-needed"]
         outputs = [Path(command[-1]) for command in commands]
-        run([[cxx, "-shared", "-Wl,-Bsymbolic", *outputs, *torch_libraries, *link, "-o", target]])
+        run([[*compile_cxx, "-shared", "-Wl,-Bsymbolic", *outputs, *torch_libraries, *link, "-o", target]])
 
 
 def explain(error):
