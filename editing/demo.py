@@ -107,6 +107,12 @@ def run(
     after = _ask(console, edited, questions)
     shown = choose_shown([Asked(*row) for row in zip(questions, before, after)])
     console.print(answers_table(shown))
+    if not config.eos:
+        console.print(
+            f"As published, {config.method} does not learn where an answer ends, so answers run on: `corrigenda edit "
+            "--eos` teaches it.",
+            soft_wrap=True,
+        )
     evaluator = Evaluator(edited)
     scores = score(console, evaluator, edits)
     console.print(scores_table(scores, f"Scores of all {scores.n} edits after the stream (0 to 1)"))
