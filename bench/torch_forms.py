@@ -284,7 +284,8 @@ def _losses_by_autograd(hidden, weight, labels):
     leaf = hidden.detach().requires_grad_()
     with torch.enable_grad():
         losses = torch.nn.functional.cross_entropy((leaf @ weight.T).float(), labels, reduction="none")
-    return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), gradient
 
 
 def _losses_by_softmax(hidden, weight, labels):
