@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import CorrigendaError
 from .head import label_losses
-from .last_layer import layer_at
+from .last_layer import AskedPositions, layer_at
 
 
 class Decoder:
@@ -72,11 +72,16 @@ class Decoder:
         positions: Tensor,
         mask: Tensor,
         cache: object | None = None,
+        angles: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Layers `first` up to `last` of `hidden` `[rows, length, d]`, `mask` additive `[rows|1, 1, length, keys]`."""
+        """Layers `first` up to `last` of `hidden` `[rows, length, d]`, `mask` additive `[rows|1, 1, length, keys]`.
+
+        angles: those of the positions, where they are known.
+        """
         if first < last:
             hidden = hidden.to(self.device(first))
-        angles = self.body.rotary_emb(hidden, positions.to(hidden.device))
+        if angles is None:
+            angles = self.angles(hidden, positions)
         for layer in self.layers[first:last]:
             hidden = layer(
                 hidden,
@@ -89,11 +94,13 @@ class Decoder:
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         return hidden
 
-    def last_layer_at(self, hidden: Tensor, asked: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """The last layer's output `[asked tokens, d]` where `asked` `[rows, length]` is true; see `layer_at`."""
-        hidden = hidden.to(self.device(len(self) - 1))
-        angles = self.body.rotary_emb(hidden, positions.to(hidden.device))
-        return layer_at(self.layers[-1], hidden, asked.to(hidden.device), angles, mask.to(hidden.device))
+    def angles(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines of `positions` `[rows|1, length]`, in the dtype and on the device of `hidden`."""
+        return self.body.rotary_emb(hidden, positions.to(hidden.device))
+
+    def last_layer_at(self, hidden: Tensor, asked: AskedPositions) -> Tensor:
+        """The last layer's output `[asked tokens, d]` at the asked positions; see `layer_at`."""
+        return layer_at(self.layers[-1], hidden.to(self.device(len(self) - 1)), asked)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states that have passed the last layer."""

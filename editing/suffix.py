@@ -10,14 +10,15 @@ from torch import Tensor
 
 from .decoder import Decoder, causal_mask, mask_after
 from .frozen import PromptCache, Row
-from .last_layer import knows
+from .last_layer import AskedPositions, knows
 
 
 class Suffix:
     """The layers above the edited one, as a function of what the memory adds to its output.
 
     Rows of equal or like length run side by side, padded on the right. Tokens before `starts[i]` in row i are out of
-    the memory's reach: they pass these layers once, here, and leave their keys and values; a step runs the rest.
+    the memory's reach: they pass these layers once, here, and leave their keys and values; a step runs the rest. What
+    steps need to know of the rows is found here too: to look for it in a step would be to wait for a GPU.
     """
 
     def __init__(
@@ -41,6 +42,23 @@ class Suffix:
             self.labels[i, len(row.prompt) - 1 - start : counts[i]] = torch.tensor(row.labels, device=device)
         self.starts = torch.tensor(starts, device=device)
         self.cache = self._cache_prompts([h[:start] for h, start in zip(hidden, starts)])
+        self._look()
+
+    @torch.no_grad()
+    def _look(self) -> None:
+        """Find where the rows' tokens and labels are, and what attention makes of their positions."""
+        length, dtype = self.hidden.shape[1], self.hidden.dtype
+        asked = self.labels != -100
+        self.touched = self.valid.view(-1).nonzero()[:, 0]
+        self.asked = asked.view(-1).nonzero()[:, 0]
+        self.answers = self.labels.view(-1)[self.asked]
+        self.positions = self.starts[:, None] + torch.arange(length, device=self.hidden.device)
+        self.mask = mask_after(self.starts, self.cache.length if self.cache else 0, length, dtype)
+        self.angles = self.decoder.angles(self.hidden.to(self.decoder.device(self.layer + 1)), self.positions)
+        self.at_last = None
+        # Few tokens are asked about when the prompt is run too; LLaMA's and Mistral's last layer then does less.
+        if self.cache is None and knows(self.decoder.layers[-1]):
+            self.at_last = AskedPositions(asked, self.angles, self.mask, self.decoder.device(-1))
 
     @torch.no_grad()
     def _cache_prompts(self, prompts: Sequence[Tensor]) -> PromptCache | None:
@@ -63,6 +81,7 @@ class Suffix:
         suffix.hidden, suffix.valid, suffix.labels = self.hidden[rows], self.valid[rows], self.labels[rows]
         suffix.starts = self.starts[rows]
         suffix.cache = None if self.cache is None else self.cache.select(rows)
+        suffix._look()
         return suffix
 
     def losses(self, delta: Tensor) -> Tensor:
@@ -74,24 +93,14 @@ class Suffix:
 
     def last_hidden(self, delta: Tensor) -> Tensor:
         """What the last layer makes of the positions that a label is predicted from, `[labels, d]` in row order."""
-        rows, length, width = self.hidden.shape
-        hidden = self.hidden.view(-1, width).index_add(
-            0, self.valid.view(-1).nonzero()[:, 0], delta.to(self.hidden.dtype)
-        )
-        positions = self.starts[:, None] + torch.arange(length, device=hidden.device)
-        asked = self.labels != -100
-        depth = len(self.decoder)
-        # Few tokens are asked about when the prompt is run too; LLaMA's and Mistral's last layer then does less.
-        sparse = self.cache is None and knows(self.decoder.layers[-1])
+        shape, depth = self.hidden.shape, len(self.decoder)
+        hidden = self.hidden.view(-1, shape[2]).index_add(0, self.touched, delta.to(self.hidden.dtype)).view(shape)
+        last = depth if self.at_last is None else depth - 1
         with self.decoder.masked_attention():
-            mask = mask_after(self.starts, self.cache.length if self.cache else 0, length, hidden.dtype)
-            hidden = hidden.view(rows, length, width)
-            hidden = self.decoder.run(hidden, self.layer + 1, depth - sparse, positions, mask, self.cache)
-            if sparse:
-                hidden = self.decoder.last_layer_at(hidden, asked, positions, mask)
-            else:
-                hidden = hidden[asked.to(hidden.device)]
-        return hidden
+            hidden = self.decoder.run(hidden, self.layer + 1, last, self.positions, self.mask, self.cache, self.angles)
+            if self.at_last is not None:
+                return self.decoder.last_layer_at(hidden, self.at_last)
+        return hidden.flatten(0, 1).index_select(0, self.asked.to(hidden.device))
 
 
 def suffix_losses(suffixes: Sequence[Suffix], deltas: Sequence[Tensor]) -> list[Tensor]:
@@ -100,10 +109,9 @@ def suffix_losses(suffixes: Sequence[Suffix], deltas: Sequence[Tensor]) -> list[
     For a dozen answer tokens that reading, 113 MB of SmolLM2's, is most of the head's time on a CPU.
     """
     hidden = torch.cat([suffix.last_hidden(delta) for suffix, delta in zip(suffixes, deltas)])
-    asked = [suffix.labels != -100 for suffix in suffixes]
-    labels = [suffix.labels[where] for suffix, where in zip(suffixes, asked)]
-    losses = suffixes[0].decoder.label_losses(hidden, torch.cat(labels)).to(deltas[0].device)
+    answers = torch.cat([suffix.answers for suffix in suffixes])
+    losses = suffixes[0].decoder.label_losses(hidden, answers).to(deltas[0].device)
     return [
-        torch.zeros(where.shape, device=losses.device).masked_scatter(where, part)
-        for where, part in zip(asked, losses.split([len(of_suffix) for of_suffix in labels]))
+        losses.new_zeros(suffix.labels.numel()).scatter(0, suffix.asked, part).view(suffix.labels.shape)
+        for suffix, part in zip(suffixes, losses.split([len(suffix.asked) for suffix in suffixes]))
     ]

@@ -12,7 +12,7 @@ from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedM
 from corrigenda.editing.decoder import Decoder, causal_mask, check_decoder
 from corrigenda.editing.defaults import resolved
 from corrigenda.editing.frozen import Row, frozen_features, length_groups
-from corrigenda.editing.last_layer import knows
+from corrigenda.editing.last_layer import AskedPositions, knows
 from corrigenda.editing.methods import steps
 from corrigenda.editing.suffix import Suffix
 
@@ -142,9 +142,10 @@ def test_the_last_layer_at_the_asked_tokens_is_the_whole_layer_there(kind):
     single[3, 4] = True
     for asked in (torch.rand(5, 11) < 0.3, torch.ones(5, 11, dtype=torch.bool), single):
         asked[1] = asked[1] & (asked is not single)  # a row that is asked nothing
-        found = decoder.last_layer_at(hidden, asked, positions, mask)
+        at = AskedPositions(asked, decoder.angles(hidden, positions), mask, hidden.device)
+        found = decoder.last_layer_at(hidden, at)
         torch.testing.assert_close(found, whole[asked], rtol=1e-4, atol=1e-5)
-    loss = decoder.last_layer_at(hidden.requires_grad_(), asked, positions, mask).square().sum()
+    loss = decoder.last_layer_at(hidden.requires_grad_(), at).square().sum()
     (gradient,) = torch.autograd.grad(loss, hidden)
     whole = decoder.run(hidden, len(decoder) - 1, len(decoder), positions, mask)
     torch.testing.assert_close(gradient, torch.autograd.grad(whole[asked].square().sum(), hidden)[0])

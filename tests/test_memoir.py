@@ -9,7 +9,7 @@ from tiny import tiny_tokenizer
 
 from corrigenda.editing import Edit, MemoirConfig
 from corrigenda.editing.background import background_prompts
-from corrigenda.editing.methods.memoir import _gradient_norms
+from corrigenda.editing.methods.memoir import GradientNorms
 from corrigenda.kernels.reference import unpack_mask
 
 EDITS = [
@@ -191,7 +191,7 @@ def test_only_the_columns_of_its_mask_are_written(sharp_model):
 def test_gradient_norms_are_those_of_the_dense_gradient():
     x, gradient = torch.randn(17, 40), torch.randn(17, 24)
     owner = torch.randint(0, 3, (17,))
-    norms = _gradient_norms(gradient, x @ x.T, owner, 4)
+    norms = GradientNorms(x @ x.T, owner, 4)(gradient)
     dense = [(x[owner == e].T @ gradient[owner == e]).norm() for e in range(4)]
     torch.testing.assert_close(norms, torch.stack(dense))
     assert norms[3] == 0

@@ -103,27 +103,28 @@ class Associative(Method):
         )
         written: dict[int, Written] = {}
         running = list(range(len(problems)))
+        tokens = torch.tensor([problem.tokens for problem in problems], device=suffix.hidden.device)
+        contexts = len(problems[0].rows)
         for step in range(config.steps):
             delta = torch.cat([problems[p].reads @ problems[p].values for p in running])
-            losses = suffix.losses(delta).sum(1)
-            per_row = [len(problems[p].rows) for p in running]
-            loss = torch.stack([part.sum() for part in losses.split(per_row)])
-            loss = loss / torch.tensor([problems[p].tokens for p in running], device=loss.device)
-            reached = loss.detach().tolist()
+            loss = suffix.losses(delta).view(len(running), -1).sum(1) / tokens
+            goes_on = loss.detach() > config.stop_loss
+            reached, going = torch.stack([loss.detach(), goes_on.to(loss.dtype)]).tolist()  # all that a step waits for
             written.update({p: Written(value, step) for p, value in zip(running, reached)})
-            going = [value > config.stop_loss for value in reached]
             if not any(going):
                 break
             optimizer.zero_grad()
-            loss[torch.tensor(going, device=loss.device)].sum().backward()
-            for p, goes_on in zip(running, going):
-                if not goes_on:  # a gradient of zero would still let Adam's momentum carry it on
+            torch.where(goes_on, loss, 0.0).sum().backward()
+            for p, goes in zip(running, going):
+                if not goes:  # a gradient of zero would still let Adam's momentum carry it on
                     problems[p].values.grad = None
             optimizer.step()
             if not all(going):
-                keep = torch.tensor([g for g, n in zip(going, per_row) for _ in range(n)], device=loss.device)
-                suffix = suffix.select(keep.nonzero()[:, 0])
-                running = [p for p, g in zip(running, going) if g]
+                kept = [i for i, goes in enumerate(going) if goes]
+                running = [running[i] for i in kept]
+                tokens = tokens[kept]
+                rows = [i * contexts + context for i in kept for context in range(contexts)]
+                suffix = suffix.select(torch.tensor(rows, device=tokens.device))
         return [
             Written(written[p].loss, written[p].steps + (p in running and written[p].loss > config.stop_loss))
             for p in range(len(problems))

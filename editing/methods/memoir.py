@@ -91,13 +91,13 @@ class Memoir(Method):
         steps_sum = torch.zeros_like(start)
         keep = 1.0 if config.decay == "none" else 1 - config.learning_rate * config.weight_decay
         alpha = 1.0
+        norms = GradientNorms(gram, edits.owner, edits.edits)
         progress = Progress(edits.edits, config.stop_loss, config.stop_change, self.device)
         for _ in range(config.steps):
             loss, gradient = edits.loss_and_gradient(alpha * start - gram @ steps_sum)
             if not progress.goes_on(loss):
                 break
-            norm = _gradient_norms(gradient, gram, edits.owner, edits.edits)
-            clip = (config.clip_norm / (norm + 1e-6)).clamp(max=1.0) * progress.running
+            clip = (config.clip_norm / (norms(gradient) + 1e-6)).clamp(max=1.0) * progress.running
             alpha *= keep
             steps_sum = keep * steps_sum + config.learning_rate * clip[edits.owner, None] * gradient
         solved = []
@@ -142,11 +142,16 @@ class Memoir(Method):
         return {"memory.weight": self.memory.weight, **self.router.state()}
 
 
-def _gradient_norms(gradient: Tensor, gram: Tensor, owner: Tensor, edits: int) -> Tensor:
-    """Norm of each edit's gradient by the matrix, `||X_e^T G_e||`, from Gram matrices alone."""
-    norms = []
-    for edit in range(edits):
-        tokens = (owner == edit).nonzero()[:, 0]
-        mine = gradient[tokens]
-        norms.append(((mine @ mine.T) * gram[tokens][:, tokens]).sum().clamp(min=0).sqrt())
-    return torch.stack(norms)
+class GradientNorms:
+    """Norm of each edit's gradient by the matrix, `||X_e^T G_e||`, from its Gram matrix `X_e X_e^T` alone."""
+
+    def __init__(self, gram: Tensor, owner: Tensor, edits: int) -> None:
+        self._tokens = [(owner == edit).nonzero()[:, 0] for edit in range(edits)]
+        self._grams = [gram[tokens][:, tokens] for tokens in self._tokens]
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        squares = []
+        for tokens, gram in zip(self._tokens, self._grams):
+            own = gradient[tokens]
+            squares.append(((own @ own.T) * gram).sum())
+        return torch.stack(squares).clamp(min=0).sqrt()

@@ -83,11 +83,11 @@ def _together(suffixes: Sequence[Suffix], budget: int) -> Iterator[tuple[list[Su
     taken: list[Suffix] = []
     for suffix in suffixes:
         if taken and sum(s.valid.numel() for s in taken) + suffix.valid.numel() > budget:
-            yield taken, [int(s.valid.sum()) for s in taken]
+            yield taken, [len(s.touched) for s in taken]
             taken = []
         taken.append(suffix)
     if taken:
-        yield taken, [int(s.valid.sum()) for s in taken]
+        yield taken, [len(s.touched) for s in taken]
 
 
 class Progress:
