@@ -7,8 +7,10 @@ this file.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from served import OF_ACME, SHARED, store
 from test_registration import arguments, flat
 from tiny import tiny_model, tiny_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from waits import Waits
 
 import other_device
 from corrigenda.editing import (
@@ -150,6 +153,23 @@ def test_a_life_on_it_is_the_one_on_the_cpu(lives):
     for told_there, tensors_there in others:
         assert told_there == told
         torch.testing.assert_close(tensors_there, tensors, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_waits_for_the_device_once(name):
+    """To learn whether an edit goes on: whatever else it needs is known before the first step."""
+    kind, config = CONFIGS[name]
+    found = []
+    for steps in (2, 5):
+        endless = dataclasses.replace(config, steps=steps, stop_loss=0.0)
+        edited = EditedModel.wrap(tiny_model(kind).to("other"), tiny_tokenizer(), endless)
+        edited.method.prepare()
+        with Waits("other") as waits:
+            solved = edited.method.solve(EDITS[:2])
+        assert [one.written.steps for one in solved] == [steps] * 2
+        found.append(Counter(waits.found))
+        edited.detach()
+    assert sum((found[1] - found[0]).values()) == 3, found
 
 
 def test_it_refuses_what_cuda_refuses():
