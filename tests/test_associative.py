@@ -73,14 +73,38 @@ def test_every_edit_is_solved_and_answered(sharp_model, wrap, kind):
 
 
 def test_edits_stop_alone(sharp_model, wrap):
-    results = wrap(sharp_model(), tiny_tokenizer(), settings()).edit(EDITS)
+    results = wrap(sharp_model(), tiny_tokenizer(), settings(gain=1)).edit(EDITS)
     assert len({result.steps for result in results}) > 1
-    limited = wrap(sharp_model(), tiny_tokenizer(), settings(steps=4)).edit(EDITS)
+    limited = wrap(sharp_model(), tiny_tokenizer(), settings(steps=4, gain=1)).edit(EDITS)
     for result, short in zip(results, limited):
         if result.steps < 4:
             assert short == pytest.approx(result)
         else:
             assert short.steps == 4 and short.loss > 0.02
+
+
+def test_values_are_stronger_where_the_loss_is_no_higher_for_it(sharp_model, wrap):
+    plain = wrap(sharp_model(), tiny_tokenizer(), settings(gain=1))
+    losses = [result.loss for result in plain.edit(EDITS)]
+    improved = []
+    for gain in (2.0, 30.0):  # the second breaks answers
+        edited = wrap(sharp_model(), tiny_tokenizer(), settings(gain=gain))
+        results = edited.edit(EDITS)
+        for i, (result, before) in enumerate(zip(results, losses)):
+            (keys, values), (stronger_keys, stronger) = rows_of(plain)[i], rows_of(edited)[i]
+            factor = gain if result.loss < before else 1
+            assert torch.equal(stronger_keys, keys)
+            torch.testing.assert_close(stronger, factor * values, rtol=1e-4, atol=1e-5)
+            assert result.loss <= before
+            assert teacher_forced(edited, EDITS[i]) == pytest.approx(result.loss, rel=1e-3, abs=1e-6)
+        improved.append(sum(result.loss < before for result, before in zip(results, losses)))
+    assert improved[0] == len(EDITS) > improved[1]
+
+
+@pytest.mark.parametrize("gain", [0.5, float("nan"), float("inf"), "much"])
+def test_a_gain_that_is_none_is_refused(gain):
+    with pytest.raises(CorrigendaError, match="AssociativeConfig: `gain` must be a number"):
+        settings(gain=gain)
 
 
 @pytest.mark.parametrize("contexts", [1, 3])

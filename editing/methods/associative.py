@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -66,15 +67,14 @@ class Associative(Method):
             _Problem(rows[e], features[e * count : (e + 1) * count], self.memory.background, self.config.beta)
             for e in range(len(edits))
         ]
-        written: list[Written | None] = [None] * len(edits)
         for group in length_groups([problem.tokens for problem in problems], pass_tokens(self.device, _STEP_TOKENS)):
-            for e, result in zip(group, self._solve([problems[e] for e in group])):
-                written[e] = result
+            self._solve([problems[e] for e in group])
         solved = []
-        for problem, result, known in zip(problems, written, self.fingerprints([edit.prompt for edit in edits])):
+        for problem, known in zip(problems, self.fingerprints([edit.prompt for edit in edits])):
             rows = {"keys": problem.keys, "values": problem.values.detach()}
             tensors = {name: tensor.to(self.memory.dtype) for name, tensor in rows.items()}
-            solved.append(Solved(result, Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32))))
+            record = Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32))
+            solved.append(Solved(Written(problem.loss, problem.steps), record))
         return solved
 
     def apply(self, records: Sequence[Record]) -> None:
@@ -90,45 +90,45 @@ class Associative(Method):
             pooled = [prompt.pooled for prompt in self.prompt_features(self.router_layer, texts)]
             self.router.set_background(torch.stack(pooled))
 
-    def _solve(self, problems: Sequence[_Problem]) -> list[Written]:
+    def _solve(self, problems: Sequence[_Problem]) -> None:
         """Adam on the values of all problems at once, each stopping alone when its loss is low enough."""
         config = self.config
         hidden = [h for problem in problems for h in problem.hidden]
         rows = [row for problem in problems for row in problem.rows]
-        suffix = Suffix(self.decoder, self.layer, hidden, rows, [len(row.prompt) - 1 for row in rows])
+        starts = [len(row.prompt) - 1 for row in rows]
+        whole = _SideBySide(problems, Suffix(self.decoder, self.layer, hidden, rows, starts))
         optimizer = torch.optim.Adam(
             [problem.values for problem in problems],
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
         )
-        written: dict[int, Written] = {}
-        running = list(range(len(problems)))
-        tokens = torch.tensor([problem.tokens for problem in problems], device=suffix.hidden.device)
-        contexts = len(problems[0].rows)
-        for step in range(config.steps):
-            delta = torch.cat([problems[p].reads @ problems[p].values for p in running])
-            loss = suffix.losses(delta).view(len(running), -1).sum(1) / tokens
+        running = whole
+        for _ in range(config.steps):
+            loss = running.losses()
             goes_on = loss.detach() > config.stop_loss
             reached, going = torch.stack([loss.detach(), goes_on.to(loss.dtype)]).tolist()  # all that a step waits for
-            written.update({p: Written(value, step) for p, value in zip(running, reached)})
+            for problem, value, goes in zip(running.problems, reached, going):
+                problem.loss, problem.steps = value, problem.steps + bool(goes)
             if not any(going):
                 break
             optimizer.zero_grad()
             torch.where(goes_on, loss, 0.0).sum().backward()
-            for p, goes in zip(running, going):
+            for problem, goes in zip(running.problems, going):
                 if not goes:  # a gradient of zero would still let Adam's momentum carry it on
-                    problems[p].values.grad = None
+                    problem.values.grad = None
             optimizer.step()
             if not all(going):
-                kept = [i for i, goes in enumerate(going) if goes]
-                running = [running[i] for i in kept]
-                tokens = tokens[kept]
-                rows = [i * contexts + context for i in kept for context in range(contexts)]
-                suffix = suffix.select(torch.tensor(rows, device=tokens.device))
-        return [
-            Written(written[p].loss, written[p].steps + (p in running and written[p].loss > config.stop_loss))
-            for p in range(len(problems))
-        ]
+                running = running.select([i for i, goes in enumerate(going) if goes])
+        if config.gain != 1:
+            self._strengthen(whole)
+
+    @torch.no_grad()
+    def _strengthen(self, whole: _SideBySide) -> None:
+        """Multiply values by `gain` where the loss is no higher for it."""
+        for problem, loss in zip(whole.problems, whole.losses(self.config.gain).tolist()):
+            if loss <= problem.loss:
+                problem.loss = loss
+                problem.values.mul_(self.config.gain)
 
     def check(self, record: Record) -> None:
         super().check(record)
@@ -167,7 +167,7 @@ class _Problem:
     """The values of one edit: everything about them is fixed but the values themselves.
 
     The read is linear in the values, so it is a matrix: `reads` `[tokens, positions]` times values `[positions, d]` is
-    what the memory adds at every token that it touches, context after context.
+    what the memory adds at every token that it touches, context after context. `loss` and `steps`: how solving went.
     """
 
     def __init__(self, rows: Sequence[Row], features: Sequence[Features], background: Tensor, beta: float) -> None:
@@ -183,3 +183,25 @@ class _Problem:
         self.reads = reads.flatten(0, 1)
         self.tokens = len(self.reads)
         self.values = torch.zeros(positions, self.hidden[0].shape[1], device=inputs.device, requires_grad=True)
+        self.loss, self.steps = math.inf, 0
+
+
+class _SideBySide:
+    """Problems whose rows pass the layers above the edited one together."""
+
+    def __init__(self, problems: Sequence[_Problem], suffix: Suffix) -> None:
+        self.problems = problems
+        self.suffix = suffix
+        self._tokens = torch.tensor([problem.tokens for problem in problems], device=suffix.hidden.device)
+
+    def losses(self, gain: float = 1.0) -> Tensor:
+        """Mean cross-entropy `[problems]` of each one's labels in all its contexts, with `gain` times its values."""
+        delta = torch.cat([problem.reads @ problem.values for problem in self.problems])
+        per_row = self.suffix.losses(delta if gain == 1 else gain * delta).sum(1)
+        return per_row.view(len(self.problems), -1).sum(1) / self._tokens
+
+    def select(self, kept: Sequence[int]) -> _SideBySide:
+        """Some of them, by their places."""
+        contexts = len(self.problems[0].rows)
+        rows = torch.tensor([i * contexts + context for i in kept for context in range(contexts)])
+        return _SideBySide([self.problems[i] for i in kept], self.suffix.select(rows.to(self._tokens.device)))
