@@ -22,6 +22,8 @@ class EditingConfig:
 
     method: ClassVar[str]
     """By what name the command line knows the method."""
+    only_solving: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_target_tokens"})
+    """Settings that only the solving of an edit depends on: its record fits beside others, whatever these were."""
     layer: int | None = None
     """Which layer's down-projection carries the memory; each method has its default (`defaults.py`)."""
     scope: str = "causal"
@@ -111,6 +113,9 @@ class AssociativeConfig(EditingConfig):
     """Each edit's own key/value rows, read by softmax; nothing is shared, so nothing is forgotten."""
 
     method: ClassVar[str] = "associative"
+    only_solving: ClassVar = EditingConfig.only_solving | {
+        *("contexts", "steps", "learning_rate", "adam_beta1", "adam_beta2", "stop_loss", "gain")
+    }
     router: str = "tokens"
     """What names the edit: "tokens" (rare tokens in common) or "mask" (overlap of activation masks)."""
     router_layer: int | None = None
@@ -150,6 +155,9 @@ class MemoirConfig(EditingConfig):
     """
 
     method: ClassVar[str] = "memoir"
+    only_solving: ClassVar = EditingConfig.only_solving | {
+        *("contexts", "steps", "learning_rate", "weight_decay", "clip_norm", "stop_loss", "stop_change", "record_rank")
+    }
     scope: str = "full"
     threshold: float | str | None = None
     """As published for the model where that is known, else calibrated as by "auto"."""

@@ -205,7 +205,7 @@ class TestEdit:
         assert [edit.id for edit in saving.read(run / "edits").edits] == ["capital", "author", "bridge"]
         screen = (run / "screen.txt").read_text(encoding="utf-8")
         assert "edits/s" in screen
-        assert "After all 3 edits" in screen
+        assert "After 3 edits" in screen
 
     def test_json_may_go_into_the_new_folder(self, tiny, facts, tmp_path) -> None:
         out = tmp_path / "out"

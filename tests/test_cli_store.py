@@ -206,7 +206,7 @@ def test_resume(tiny, tmp_path) -> None:
 
 
 def test_verify_and_repair(edits) -> None:
-    assert "All 5 entries hold; 3 edits are in effect." in works("verify", edits)
+    assert "All 5 entries hold; 3 edits in effect." in works("verify", edits)
     data = (edits / "ledger.sqlite").read_bytes()
     place = data.index(b"Torvik")
     (edits / "ledger.sqlite").write_bytes(data[:place] + b"#" + data[place + 1 :])
@@ -214,7 +214,7 @@ def test_verify_and_repair(edits) -> None:
     assert result.exit_code == 1 and "does not match its checksum" in result.stderr.replace("\n", " ")
     assert json.loads(corrigenda("verify", edits, "--json").stdout)["holds"] is False
     assert "Kept 4 entries" in works("repair", edits).replace("\n", " ")
-    assert "2 edits are in effect" in works("verify", edits)
+    assert "2 edits in effect" in works("verify", edits)
     assert "Nothing is damaged" in works("repair", edits)
 
 
@@ -230,9 +230,9 @@ def test_a_stream_goes_on_with_what_a_repair_lost(tiny, tmp_path) -> None:
     place = data.index(rows[-64:])
     (edits / "ledger.sqlite").write_bytes(data[:place] + b"#" + data[place + 1 :])
     assert "is lost" in works("repair", edits).replace("\n", " ")
-    assert "2 edits are in effect" in works("verify", edits)
-    assert "Wrote 1 edits" in edit_with(tiny, edits, *RECORDS, options=("--resume",))
-    assert "3 edits are in effect" in works("verify", edits)
+    assert "2 edits in effect" in works("verify", edits)
+    assert "Wrote 1 edit in" in edit_with(tiny, edits, *RECORDS, options=("--resume",))
+    assert "3 edits in effect" in works("verify", edits)
 
 
 def test_log_shows_ids_and_times_whole(edits) -> None:
@@ -267,6 +267,8 @@ def test_export_merge_and_diff(edits, original, tiny, tmp_path) -> None:
     assert works("diff", edits, tmp_path / "again") == "The edits in effect are the same.\n"
     other = edit_with(tiny, tmp_path / "other", NEWER, options=("--seed", 7))
     assert other and "they differ in config (seed)" in refused("merge", edits, tmp_path / "other")
+    edit_with(tiny, tmp_path / "solved otherwise", NEWER, options=("--steps", 5))
+    assert "Added" in works("merge", tmp_path / "solved otherwise", edits)
     assert "with itself" in refused("merge", edits, edits)
 
 
@@ -291,14 +293,12 @@ def test_merging_what_was_undone_says_so(edits, original) -> None:
 
 def test_compact_capacity_and_migrate(edits, tiny, tmp_path) -> None:
     works("undo", edits, "author")
-    assert "The tensors of 1 undone edits were dropped." in works("compact", edits, "--forget-undone").replace(
-        "\n", " "
-    )
+    assert "The tensors of 1 undone edit were dropped." in works("compact", edits, "--forget-undone").replace("\n", " ")
     works("verify", edits)
     assert 'tensors of edit "author" are no longer kept' in refused("redo", edits, "author")
     works("undo", edits, "bridge")
     screen = works("redo", edits, "--by", "ann")
-    assert "Put in again 1 edits: bridge." in screen and 'Edit "author" stays out, for its tensors' in screen
+    assert "Put in again 1 edit: bridge." in screen and 'Edit "author" stays out, for its tensors' in screen
     found = json.loads(corrigenda("capacity", edits, "--model", tiny, "--json").stdout)
     assert found["edits"] == 2 and found["hit_rate"] == 1
     assert json.loads(corrigenda("capacity", edits, "--json").stdout) == found  # the ledger knows the model
@@ -358,6 +358,6 @@ def test_edits_that_share_memories_on_the_command_line(tiny, tmp_path) -> None:
     assert ("One of the edits in shard 0 applies" in line) == (found["memory"] == "shard 0") == (found["margin"] >= 0)
     found = printed("capacity", tmp_path / "edits", "--model", tiny, "--json")
     assert found["edits"] == 3 and found["norm"] > 0 and found["collisions"] is None
-    assert "Took out 1 edits: author" in works("undo", tmp_path / "edits", "author")
+    assert "Took out 1 edit: author" in works("undo", tmp_path / "edits", "author")
     assert "capital" in works("log", tmp_path / "edits")
     assert works("verify", tmp_path / "edits")

@@ -46,6 +46,11 @@ app = typer.Typer(
 )
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 edit", "2 edits"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def tell(notices: Sequence[str], rest: str, most: int = 10) -> None:
     """Say what happened beside what was asked for, and in the end what shows the rest."""
     for notice in notices[:most]:

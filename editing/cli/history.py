@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import CorrigendaError
-from .app import app, output, tell
+from .app import app, counted, output, tell
 from .options import Author, Ids, JsonFlag, RecordedModel, Since, Store, Until
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _change(
     unchanged = len(chosen) - len(change.edits)
     output.print(
         Text(
-            f"{done} {len(change.edits)} edits{': ' + _line(names) if names else ''}."
+            f"{done} {counted(len(change.edits), 'edit')}{': ' + _line(names) if names else ''}."
             + (f" {unchanged} were so already." if unchanged else "")
         ),
         soft_wrap=True,

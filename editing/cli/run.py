@@ -19,7 +19,7 @@ from ..evaluate import Evaluator, Scores
 from ..model import Answer, EditedModel
 from ..report import scores_json, scores_table, write_json
 from ..template import Template
-from .app import tell
+from .app import counted, tell
 from .inputs import stored_ids
 from .stream import StoppedError, one_line, write_stream
 
@@ -71,9 +71,9 @@ def edit(
             if isinstance(stream.ended_by, StoppedError):
                 raise typer.Exit(130)
             raise stream.ended_by
+        written = counted(stream.done, "edit")
         console.print(
-            f"Wrote {stream.done} edits in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.",
-            soft_wrap=True,
+            f"Wrote {written} in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.", soft_wrap=True
         )
         immediate = evaluator.immediate_scores()
         if immediate is not None:
@@ -81,7 +81,7 @@ def edit(
         scores = unscored(stream.done)
         if evaluate:
             scores = score(console, evaluator, edited.edits)
-            console.print(scores_table(scores, f"After all {scores.n} edits"))
+            console.print(scores_table(scores, f"After {counted(scores.n, 'edit')}"))
         if json_path is not None:
             result = scores_json(
                 scores,
@@ -115,7 +115,7 @@ def evaluate(
     start = time.perf_counter()
     scores = score(console, Evaluator(edited), asked)
     seconds = time.perf_counter() - start
-    console.print(scores_table(scores, f"{scores.n} edits, {len(edited.edits)} stored"))
+    console.print(scores_table(scores, f"{counted(scores.n, 'edit')}, {len(edited.edits)} stored"))
     if json_path is not None:
         result = scores_json(
             scores,
@@ -150,7 +150,7 @@ def generate(
             for prompt, answer in zip(prompts, answers)
         ]
         write_json(json_path, found)
-        console.print(f"Wrote {len(found)} answers to {json_path}.", soft_wrap=True)
+        console.print(f"Wrote {counted(len(found), 'answer')} to {json_path}.", soft_wrap=True)
         return
     for prompt, answer in zip(prompts, answers):
         line = Text.assemble((one_line(prompt), "bold"), "\n  ", one_line(answer.text))
@@ -178,7 +178,7 @@ def load(console: Console, model: str, **options: Any) -> EditedModel:
 
 def score(console: Console, evaluator: Evaluator, edits: Sequence[Edit]) -> Scores:
     """All scores of `edits`, with a sign of life."""
-    with console.status(f"Scoring {len(edits)} edits"):
+    with console.status(f"Scoring {counted(len(edits), 'edit')}"):
         return evaluator.score(edits)
 
 

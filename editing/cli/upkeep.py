@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from ..errors import CorrigendaError
-from .app import app, errors, output, tell, use_threads
+from .app import app, counted, errors, output, tell, use_threads
 from .history import opened, print_json
 from .options import Author, Device, Dtype, JsonFlag, RecordedModel, Store, Threads
 
@@ -31,7 +31,7 @@ def verify(folder: Store, json: JsonFlag = False) -> None:
     elif not found:
         with opened(folder) as store:
             count = len(store.history.applied())
-            output.print(f"All {store.ledger.count} entries hold; {count} edits are in effect.", soft_wrap=True)
+            output.print(f"All {store.ledger.count} entries hold; {counted(count, 'edit')} in effect.", soft_wrap=True)
     else:
         for problem in found:
             errors.print(Text.assemble(("Error: ", "red"), problem), soft_wrap=True)
@@ -67,7 +67,7 @@ def compact(
     with opened(folder, write=True) as store:
         before = _size(folder)  # only now is it known to be a folder
         forgotten = compacted(store, forget_undone, author)
-    dropped = f" The tensors of {len(forgotten)} undone edits were dropped." if forgotten else ""
+    dropped = f" The tensors of {counted(len(forgotten), 'undone edit')} were dropped." if forgotten else ""
     output.print(f"{before / 1e6:.1f} MB before, {_size(folder) / 1e6:.1f} MB now.{dropped}", soft_wrap=True)
 
 
@@ -95,7 +95,7 @@ def export(
                 typer.echo(line)
             return
         count = exchange.export(store, file, everything)
-    output.print(f"Wrote {count} edits to {file}.", soft_wrap=True)
+    output.print(f"Wrote {counted(count, 'edit')} to {file}.", soft_wrap=True)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def merge(
     if json:
         print_json(result._asdict())
         return
-    parts = [f"Added {len(result.added)} edits"]
+    parts = [f"Added {counted(len(result.added), 'edit')}"]
     for count, text in (
         (len(result.same), "were there already"),
         (len(result.out), "are there, but not in effect"),
@@ -146,7 +146,7 @@ def migrate(folder: Store) -> None:
     store = migrated(folder)
     count = len(store.history.edits)
     store.close()
-    output.print(f"{folder} has a ledger now, with {count} edits.", soft_wrap=True)
+    output.print(f"{folder} has a ledger now, with {counted(count, 'edit')}.", soft_wrap=True)
 
 
 @app.command()

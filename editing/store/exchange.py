@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config import EditingConfig
 from ..errors import CorrigendaError
 from .conflicts import rewrites
 from .files import write_whole
@@ -149,13 +150,17 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
 
 
 def check_mergeable(into: EditStore, other: EditStore) -> None:
-    """Raise unless two stores are for one model, configuration and ground: only then do records fit both."""
+    """Raise unless two stores are for one model, configuration and ground: only then do records fit both.
+
+    How an edit is solved may differ.
+    """
     if into.header["id"] == other.header["id"] and into.directory == other.directory:
         raise CorrigendaError(f"{into.ledger.name} cannot be merged with itself.")
+    solving = EditingConfig.from_dict(into.header["config"]).only_solving
     for part in ("config", "prompts"):
-        if into.header[part] != other.header[part]:
-            mine, theirs = into.header[part], other.header[part]
-            names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
+        mine, theirs = into.header[part], other.header[part]
+        names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name) and name not in solving)
+        if names:
             raise CorrigendaError(f"The stores cannot be merged: they differ in {part} ({', '.join(names)}).")
     for name in ("layers", "widths", "tokenizer"):
         if into.header["base"][name] != other.header["base"][name]:
