@@ -5,7 +5,7 @@
 
 Every edit's prompt is stored, no edit is written. `hit`: share of rephrasings whose best match is their edit. `at N %`:
 share that is found at a threshold where N % of the file's locality prompts misfire. `default`: both shares at the
-router's own threshold.
+router's own threshold. `growth`: the same of rare tokens, with more and more of the file's edits stored.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def main():
     args = arguments()
     torch.set_num_threads(args.threads)
     model, tokenizer = load_base(args.model)
-    edits = [e for e in load_edits(args.edits, unique_subject=True) if e.rephrases][: args.count]
+    everyone = [e for e in load_edits(args.edits, unique_subject=True) if e.rephrases]
+    edits = everyone[: args.count]
     depth = model.config.num_hidden_layers
-    rows = {}
+    rows, growth = {}, {}
     for name, settings in {
         "rare tokens (no forward pass)": {"router": "tokens"},
         "mask of a low layer, plain mean": {"router": "mask"},
@@ -74,10 +75,13 @@ def main():
         rows[name] = measured(edited, edits)
         edited.detach()
         print(f"{name:38}", rows[name], flush=True)
-    write_json(
-        args.results / f"routers-{args.edits.stem}.json",
-        {**provenance(), "edits": args.edits.name, "count": len(edits), "template": args.template, "rows": rows},
-    )
+    for count in sorted({min(count, len(everyone)) for count in (30, 100, 300, 1000, len(everyone))}):
+        edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(), template=args.template)
+        growth[count] = measured(edited, everyone[:count])
+        edited.detach()
+        print(f"rare tokens, {count} edits", growth[count], flush=True)
+    found = {**provenance(), "edits": args.edits.name, "count": len(edits), "template": args.template}
+    write_json(args.results / f"routers-{args.edits.stem}.json", {**found, "rows": rows, "growth": growth})
 
 
 if __name__ == "__main__":

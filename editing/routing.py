@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -107,12 +108,15 @@ class EditRouter:
             )
 
 
-def calibrated(background: Tensor, floor: float, quantile: float = 0.995, margin: float = 0.02) -> float:
-    """A threshold that leaves background prompts unrouted: `margin` above their `quantile`, at least `floor`.
+def calibrated(
+    background: Tensor, floor: float, ceiling: float = math.inf, quantile: float = 0.995, margin: float = 0.02
+) -> float:
+    """A threshold that leaves background prompts unrouted: `margin` above their `quantile`, from `floor` to `ceiling`.
 
     background: what `decide` compares with the threshold, for prompts that no edit is about. The quantile, not the
-    maximum: among hundreds of background prompts one or two may really be about a stored edit.
+    maximum: among hundreds of background prompts one or two may really be about a stored edit; and the more edits are
+    stored, the more are, hence the ceiling.
     """
     if background.numel() == 0:
         return floor
-    return max(floor, float(torch.quantile(background.float(), quantile)) + margin)
+    return max(floor, min(ceiling, float(torch.quantile(background.float(), quantile)) + margin))

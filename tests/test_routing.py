@@ -75,16 +75,16 @@ def test_decide(rows, threshold, rival_weight):
 
 
 @property_test
-@given(st.lists(st.floats(0, 1, width=32), max_size=50), st.floats(0, 1))
-def test_calibrated(scores, floor):
-    threshold = calibrated(torch.tensor(scores), floor)
-    assert threshold >= floor
-    if threshold > floor:
+@given(st.lists(st.floats(0, 1, width=32), max_size=50), st.floats(0, 1), st.floats(0, 2) | st.just(math.inf))
+def test_calibrated(scores, floor, room):
+    threshold = calibrated(torch.tensor(scores), floor, floor + room)
+    assert floor <= threshold <= floor + room
+    if floor < threshold < floor + room:
         place = 0.995 * (len(scores) - 1)
         low, high = sorted(scores)[math.floor(place)], sorted(scores)[math.ceil(place)]
         assert threshold == pytest.approx(low + (high - low) * (place - math.floor(place)) + 0.02, abs=1e-5)
-    else:
-        assert sum(score >= floor for score in scores) <= 0.005 * (len(scores) - 1) + 1
+    elif threshold == floor:
+        assert floor + room == floor or sum(score >= floor for score in scores) <= 0.005 * (len(scores) - 1) + 1
 
 
 def test_one_odd_background_prompt_does_not_set_the_threshold():
@@ -131,12 +131,14 @@ def test_edits_and_their_rephrasings_are_routed_and_nothing_else():
 
 
 def test_the_threshold_rises_where_background_prompts_come_close():
-    """An edit about what many background prompts are about must not answer for them."""
+    """But not where they are about what edits are about: rephrasings of all others would be lost."""
     prompts = background_prompts()
-    router = token_router([*STORED, *[" ".join(prompt.split()[:-1]) for prompt in prompts[::4]]])
-    assert router.threshold > 0.41
     assert token_router(["Zubrowka Krellinborg Vellorinsk"]).threshold == 0.40
-    assert sum(route >= 0 for route in routes(router, prompts)) <= 0.005 * len(prompts)
+    near = token_router([*STORED, *[" ".join(prompt.split()[:-1]) for prompt in prompts[::40]]])
+    assert near.threshold == 0.45
+    assert routes(near, REPHRASED) == list(range(len(STORED)))
+    same = token_router(prompts)
+    assert same.threshold == 0.45 and routes(same, prompts) == list(range(len(prompts)))
 
 
 def test_a_given_threshold_is_kept():
