@@ -5,18 +5,22 @@
 
 Every edit's prompt is stored, no edit is written. `hit`: share of rephrasings whose best match is their edit. `at N %`:
 share that is found at a threshold where N % of the file's locality prompts misfire. `default`: both shares at the
-router's own threshold. `growth`: the same of rare tokens, with more and more of the file's edits stored.
+router's own threshold. `growth`: the same of rare tokens with more and more of the file's edits stored, the threshold
+bounded as it is, and not.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from record import edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import AssociativeConfig, EditedModel, load_edits
+from corrigenda.editing.background import background_prompts
 from corrigenda.editing.base import load_base
+from corrigenda.editing.token_router import TokenRouter
 
 
 def arguments():
@@ -76,10 +80,13 @@ def main():
         edited.detach()
         print(f"{name:38}", rows[name], flush=True)
     for count in sorted({min(count, len(everyone)) for count in (30, 100, 300, 1000, len(everyone))}):
-        edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(), template=args.template)
-        growth[count] = measured(edited, everyone[:count])
-        edited.detach()
-        print(f"rare tokens, {count} edits", growth[count], flush=True)
+        growth[count] = {}
+        for name, bound in {"bounded": {}, "unbounded": {"ceiling": math.inf}}.items():
+            edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(), template=args.template)
+            edited.method.router = TokenRouter(tokenizer, background_prompts(), **bound)
+            growth[count][name] = measured(edited, everyone[:count])
+            edited.detach()
+            print(f"rare tokens, {count} edits, {name}", growth[count][name], flush=True)
     found = {**provenance(), "edits": args.edits.name, "count": len(edits), "template": args.template}
     write_json(args.results / f"routers-{args.edits.stem}.json", {**found, "rows": rows, "growth": growth})
 
