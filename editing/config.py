@@ -134,8 +134,8 @@ class AssociativeConfig(EditingConfig):
     """An edit is done when its mean cross-entropy is this low."""
     gain: float = 2.0
     """By how much values are then multiplied, where the edit's loss is no higher for it; 1: not at all. An answer that
-    has only just won where it was learnt loses in other words: of 150 rephrasings in CounterFact, .78 are answered with
-    1, .86 with 1.5 and .90 with 2 or 2.5, which is all that are routed."""
+    has only just won where it was learnt loses in other words: after 500 edits of CounterFact Gen is .85 with 1, .95
+    with 1.5 and .96 with 2, where .97 of the rephrasings are routed, and Loc .97 with each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
