@@ -33,10 +33,10 @@ class TokenRouter(EditRouter):
     the two token sets under these weights: shared / (edit's + `extra_weight` * query's own). It is asymmetric, for a
     query may say more than the edit (an unrelated sentence before the question) but hardly less.
 
-    Beside 30 to 4,800 stored edits, three quarters of the background prompts reach .26 at most; those that reach .4 are
-    about a subject of some edit, and more of them are the more edits there are. So the "auto" threshold stays between
-    `floor` and `ceiling`: above those of CounterFact's 1,982 edits it would be .68, where .46 of the rephrasings are
-    found and 1.5 % of the locality prompts misfire; at .45 .96 are found, and 5.4 % misfire.
+    Background prompts that reach .4 are about a subject of some edit, and the more edits, the more of them are. So the
+    "auto" threshold stays between `floor` and `ceiling`: beside CounterFact's 1,982 edits it would be .68, where .46 of
+    the rephrasings are found and 1.5 % of the locality prompts misfire; at .45 .96 are found, and 5.4 % misfire
+    (`bench/routers.py`).
 
     Decided from token ids alone, a route cannot depend on padding, batch, cache, chunks or shared prefixes.
     """
