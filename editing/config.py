@@ -29,7 +29,8 @@ class EditingConfig:
     scope: str = "causal"
     """Where the memory acts: "causal" from the last prompt token on, "full" on the whole prompt too."""
     threshold: float | str | None = "auto"
-    """The score from which a prompt counts as an edit's; "auto": above what background prompts reach."""
+    """The score from which a prompt counts as an edit's; "auto": above what background prompts reach, for rare tokens
+    within .40 and .45."""
     batch_size: int = 16
     """How many edits are written at a time."""
     eos: bool = True

@@ -131,9 +131,17 @@ def test_edits_and_their_rephrasings_are_routed_and_nothing_else():
 
 
 def test_the_threshold_rises_where_background_prompts_come_close():
-    """But not where they are about what edits are about: rephrasings of all others would be lost."""
+    """Without a ceiling an edit about what many background prompts are about does not answer for them."""
     prompts = background_prompts()
+    router = token_router([*STORED, *[" ".join(prompt.split()[:-1]) for prompt in prompts[::4]]], ceiling=1.0)
+    assert router.threshold > 0.41
     assert token_router(["Zubrowka Krellinborg Vellorinsk"]).threshold == 0.40
+    assert sum(route >= 0 for route in routes(router, prompts)) <= 0.005 * len(prompts)
+
+
+def test_the_threshold_rises_to_its_ceiling_at_most():
+    """Edits answer what they are about, if it is a background prompt too, and rephrasings of others are not lost."""
+    prompts = background_prompts()
     near = token_router([*STORED, *[" ".join(prompt.split()[:-1]) for prompt in prompts[::40]]])
     assert near.threshold == 0.45
     assert routes(near, REPHRASED) == list(range(len(STORED)))
