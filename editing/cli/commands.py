@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import CorrigendaError
-from .app import app, output, use_threads
+from .app import app, output, tell, use_threads
 from .options import (
     METHOD,
     SCORES,
@@ -127,6 +127,7 @@ def edit(
     config = make_config(method, **settings)
     wrapping = Template.parse(template)
     stream = load_edits(edits, unique_subject=unique_subject, limit=limit)
+    tell(stream.notices)
     if resumed:
         check_same(out, method, settings, template, chat_template)
     use_threads(threads)
@@ -178,6 +179,7 @@ def evaluate(
     check_json_path(json)
     check_model(model)
     asked = load_edits(edits, unique_subject=unique_subject, limit=limit)
+    tell(asked.notices)
     saving.read(edits_dir).close()  # what is wrong with it shows before a model is loaded
     use_threads(threads)
     run.evaluate(
@@ -289,7 +291,11 @@ def demo(
     demonstration.check_out(out, overwrite)
     check_model(model)
     config = make_config(method)
-    stream = demo_edits() if edits is None else load_edits(edits)
+    if edits is None:
+        stream = demo_edits()
+    else:
+        stream = load_edits(edits)
+        tell(stream.notices)
     use_threads(threads)
     demonstration.run(
         output,
