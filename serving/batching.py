@@ -293,9 +293,9 @@ class _Deciding:
         self.admissions = [catalogue.admit(row, owner) for row, owner in zip(rows, self._owners)]
         for number, admission in enumerate(self.admissions):
             _log(f"row {number}", admission)
-        places = torch.tensor([memory.place(one.key) for one in self.admissions], dtype=torch.int32)
-        scores = torch.tensor([one.score for one in self.admissions])
-        margins = torch.tensor([one.margin for one in self.admissions])
+        places = torch.tensor([memory.place(one.key) for one in self.admissions], dtype=torch.int32, device="cpu")
+        scores = torch.tensor([one.score for one in self.admissions], dtype=torch.float32, device="cpu")
+        margins = torch.tensor([one.margin for one in self.admissions], dtype=torch.float32, device="cpu")
         return Decision(places, places, scores, torch.zeros_like(scores), margins, torch.full_like(places, -1))
 
 

@@ -163,7 +163,7 @@ class Catalogue:
             withdrawn[tenant, path] = withdrawn_edits(store.history)
             new = [edit for edit in read[tenant, path] if id(edit.stored) not in known]
             for edit in [*new, *withdrawn[tenant, path]]:
-                if not self._fits(torch.as_tensor(edit.fingerprint, dtype=torch.int32)):
+                if not self._fits(torch.as_tensor(edit.fingerprint, dtype=torch.int32, device="cpu")):
                     raise ServingError(
                         f'The fingerprint of edit "{edit.id}" in {path} is not one of this router\'s: see '
                         f"`corrigenda verify {path}`.",

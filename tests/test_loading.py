@@ -148,6 +148,17 @@ def test_own_fields_with_lists(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [(["Who built Tallow?", " ", "Where is Tallow?"], ("Who built Tallow?", "Where is Tallow?")), ("Who?", ("Who?",))],
+)
+@pytest.mark.parametrize("record", [OWN, MEND, ROME, WIKIBIO], ids=["own", "mend", "rome", "wikibio"])
+def test_protected_questions_of_any_format(tmp_path: Path, record: dict[str, Any], given: Any, kept: Any) -> None:
+    edit = load_one(tmp_path, record | {"protected": given})
+    assert edit.protected == kept
+    assert "protected" not in edit.metadata
+
+
 def test_formats_may_be_mixed_and_the_file_name_does_not_matter(tmp_path: Path) -> None:
     records = [MEND, ROME, EASYEDIT, KNOWEDIT, WIKIBIO, QAEDIT, OWN]
     as_lines = load_edits(lines(tmp_path, *records))

@@ -146,6 +146,25 @@ def test_a_request_that_starts_anew_takes_no_block_of_its_answer():
         assert of_the_prompt(original, None, request) == (tokens, ["a", "b"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_an_edit_answers_in_the_dtype_that_the_server_loads_its_model_in(config, dtype):
+    """vLLM sets torch's default dtype to the model's while it builds it, which is bfloat16 where nobody names one."""
+    config.model_config.dtype = dtype
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        edits = WorkerEdits(config)
+    finally:
+        torch.set_default_dtype(before)
+    key = keys(edits)[0]
+    edits.describe(["a"], np.array([0]), np.array([3]), lambda request: asked(2, sampling(key)))
+    layer = Model(edits).layer.to(dtype)
+    x = torch.randn(3, 160).to(dtype)
+    with torch.no_grad():
+        base, out = layer.base(x), layer(x)
+    assert out.dtype == dtype and torch.equal(out[:1], base[:1]) and not torch.equal(out[1:], base[1:])
+
+
 def test_the_first_runner_describes_its_steps(config):
     edits = WorkerEdits(config)
     runner = SimpleNamespace(vllm_config=config, model=Model(edits))

@@ -134,7 +134,7 @@ def mask_after(starts: Tensor, cached: int, length: int, dtype: torch.dtype) -> 
     causal = causal_mask(length, dtype, starts.device)
     if not cached:
         return causal
-    unseen = torch.arange(cached, device=starts.device) >= starts[:, None]
+    unseen = torch.arange(cached, dtype=torch.int64, device=starts.device) >= starts[:, None]
     before = torch.zeros(unseen.shape, dtype=dtype, device=starts.device)
     before.masked_fill_(unseen, torch.finfo(dtype).min)
     rows = len(starts)
@@ -150,16 +150,16 @@ def check_decoder(decoder: Decoder, layer: int) -> None:
     """
     device = decoder.model.get_input_embeddings().weight.device
     vocabulary = decoder.model.get_input_embeddings().weight.shape[0]
-    tokens = torch.arange(8, device=device)[None] % vocabulary
+    tokens = torch.arange(8, dtype=torch.int64, device=device)[None] % vocabulary
     width = decoder.widths(layer)[1]
-    disturbance = torch.linspace(-1, 1, width, device=decoder.device(layer))
+    disturbance = torch.linspace(-1, 1, width, dtype=torch.float32, device=decoder.device(layer))
     module = decoder.down_proj(layer)
     handle = module.register_forward_hook(lambda _module, _args, out: out + disturbance.to(out.dtype))
     try:
         expected = decoder.model(input_ids=tokens, use_cache=False).logits.float()
     finally:
         handle.remove()
-    positions = torch.arange(tokens.shape[1], device=device)[None]
+    positions = torch.arange(tokens.shape[1], dtype=torch.int64, device=device)[None]
     dtype = decoder.model.get_input_embeddings().weight.dtype
     with decoder.masked_attention():
         mask = causal_mask(tokens.shape[1], dtype, device)

@@ -56,9 +56,9 @@ def length_groups(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 def padded_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """`[rows, longest]`, padded with 0 on the right, where a causal model cannot see it."""
-    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device="cpu")
     for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.tensor(row)
+        padded[i, : len(row)] = torch.tensor(row, dtype=torch.int64, device="cpu")
     return padded.to(device)
 
 
@@ -152,7 +152,9 @@ def frozen_features(
     lengths = [len(row) - known for row, (_, known) in zip(rows, begun)]
     for group in length_groups(lengths, budget or pass_tokens(decoder.device(0), 192)):
         sequences, starts = zip(*(begun[i] for i in group))
-        cache = beginnings.cache.select(torch.tensor(sequences)) if any(starts) else None
+        cache = (
+            beginnings.cache.select(torch.tensor(sequences, dtype=torch.int64, device="cpu")) if any(starts) else None
+        )
         found = _pass(decoder, layer, [rows[i][begun[i][1] :] for i in group], starts, cache)
         for i, sequence, start, own in zip(group, sequences, starts, found):
             features[i] = own
@@ -167,8 +169,8 @@ def _pass(
 ) -> list[Features]:
     """Rows side by side, row i after `starts[i]` tokens that the cache keeps; a new cache records these."""
     ids = padded_ids(rows, decoder.device(0))
-    after = torch.tensor(starts, device=ids.device)
-    positions = after[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    after = torch.tensor(starts, dtype=torch.int64, device=ids.device)
+    positions = after[:, None] + torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)
     dtype = decoder.model.get_input_embeddings().weight.dtype
     mask = mask_after(after, cache.length if cache else 0, ids.shape[1], dtype)
     with decoder.masked_attention(), tapped(decoder.down_proj(layer)) as taken:

@@ -34,7 +34,7 @@ def weight_sample(decoder: Decoder, layer: int, count: int = 512) -> Tensor:
 def at_places(tensor: Tensor, count: int) -> Tensor:
     """fp32 `[count]`: a tensor at evenly spread places, on the CPU."""
     flat = tensor.detach().reshape(-1)
-    places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+    places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64, device="cpu").long()
     return flat[places.to(flat.device)].float().cpu()
 
 

@@ -27,7 +27,7 @@ class AskedPositions:
         rows, counts = len(asked), asked.sum(1)
         # Asked positions first, in order, padded to the longest row with positions that are dropped at the end.
         self.place = asked.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-        kept = torch.arange(self.place.shape[1], device=asked.device) < counts[:, None]
+        kept = torch.arange(self.place.shape[1], dtype=torch.int64, device=asked.device) < counts[:, None]
         self.kept = kept.view(-1).nonzero()[:, 0]
         self.angles = tuple(part.to(device).expand(rows, -1, -1) for part in angles)
         at = self.place[..., None].expand(-1, -1, angles[0].shape[2])

@@ -16,12 +16,13 @@ def context_texts(model: Any, tokenizer: Any, count: int) -> list[str]:
     The starts and lengths are those of WISE's and MEMOIR's published code. More than eleven need longer continuations:
     lengths go on by fives.
     """
+    device = model.get_input_embeddings().weight.device
     texts = [""]
     length = 0
     while len(texts) < count:
         length += 5
         for start in _STARTS:
-            ids = tokenizer(start, return_tensors="pt")["input_ids"].to(model.get_input_embeddings().weight.device)
+            ids = torch.tensor([tokenizer(start)["input_ids"]], dtype=torch.int64, device=device)
             generated = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),

@@ -33,7 +33,7 @@ class PackedPrompts(NamedTuple):
         rows = [form.encode(form.wrap(prompt)) for prompt in prompts]
         inputs = torch.cat([features.inputs for features in frozen_features(decoder, layer, rows)])
         ends = list(itertools.accumulate(map(len, rows), initial=0))
-        weight = torch.zeros(len(inputs), device=inputs.device)
+        weight = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
         for row, begin in zip(rows, ends):
             start, end = form.user_tokens(row)
             weight[begin + start : begin + end] = 1
@@ -42,7 +42,11 @@ class PackedPrompts(NamedTuple):
     @classmethod
     def none(cls, width: int) -> PackedPrompts:
         """No prompts."""
-        return cls(torch.zeros(0, width), torch.zeros(1, dtype=torch.int32), torch.zeros(0))
+        return cls(
+            torch.zeros(0, width, dtype=torch.float32, device="cpu"),
+            torch.zeros(1, dtype=torch.int32, device="cpu"),
+            torch.zeros(0, dtype=torch.float32, device="cpu"),
+        )
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """What `from_tensors` takes: all of them with rows, so that a reader can check their widths."""

@@ -35,12 +35,14 @@ class Suffix:
         counts = [len(h) - start for h, start in zip(hidden, starts)]
         self.hidden = torch.zeros(len(rows), max(counts), width, dtype=hidden[0].dtype, device=device)
         self.valid = torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=device)
-        self.labels = torch.full(self.hidden.shape[:2], -100, device=device)
+        self.labels = torch.full(self.hidden.shape[:2], -100, dtype=torch.int64, device=device)
         for i, (h, row, start) in enumerate(zip(hidden, rows, starts)):
             self.hidden[i, : counts[i]] = h[start:]
             self.valid[i, : counts[i]] = True
-            self.labels[i, len(row.prompt) - 1 - start : counts[i]] = torch.tensor(row.labels, device=device)
-        self.starts = torch.tensor(starts, device=device)
+            self.labels[i, len(row.prompt) - 1 - start : counts[i]] = torch.tensor(
+                row.labels, dtype=torch.int64, device=device
+            )
+        self.starts = torch.tensor(starts, dtype=torch.int64, device=device)
         self.cache = self._cache_prompts([h[:start] for h, start in zip(hidden, starts)])
         self._look()
 
@@ -52,7 +54,7 @@ class Suffix:
         self.touched = self.valid.view(-1).nonzero()[:, 0]
         self.asked = asked.view(-1).nonzero()[:, 0]
         self.answers = self.labels.view(-1)[self.asked]
-        self.positions = self.starts[:, None] + torch.arange(length, device=self.hidden.device)
+        self.positions = self.starts[:, None] + torch.arange(length, dtype=torch.int64, device=self.hidden.device)
         self.mask = mask_after(self.starts, self.cache.length if self.cache else 0, length, dtype)
         self.angles = self.decoder.angles(self.hidden.to(self.decoder.device(self.layer + 1)), self.positions)
         self.at_last = None
@@ -66,7 +68,7 @@ class Suffix:
         if longest == 0:
             return None
         hidden = torch.stack([F.pad(prompt, (0, 0, 0, longest - len(prompt))) for prompt in prompts])
-        positions = torch.arange(longest, device=hidden.device)[None]
+        positions = torch.arange(longest, dtype=torch.int64, device=hidden.device)[None]
         cache = PromptCache()
         with self.decoder.masked_attention():
             mask = causal_mask(longest, hidden.dtype, hidden.device)

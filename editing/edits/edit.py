@@ -68,7 +68,8 @@ class Edit:
     """One correction: asked `prompt`, the model is to answer `target`.
 
     `ground_truth` holds the answers that were true before the edit, `rephrases` other wordings of the prompt
-    that must get `target` too, `localities` prompts whose answers must stay. Lists are accepted for tuples.
+    that must get `target` too, `localities` prompts whose answers must stay, `protected` questions that this edit
+    must not answer (others about its subject, say). Lists are accepted for tuples.
     """
 
     prompt: str
@@ -79,13 +80,14 @@ class Edit:
     localities: tuple[Locality, ...] = ()
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    protected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "target"):
             required_text(name, getattr(self, name))
         for name in ("subject", "id"):
             object.__setattr__(self, name, optional_text(name, getattr(self, name)))
-        for name in ("ground_truth", "rephrases"):
+        for name in ("ground_truth", "rephrases", "protected"):
             object.__setattr__(self, name, all_texts(name, getattr(self, name)))
         if not isinstance(self.localities, (list, tuple)):
             raise FieldError("localities", f"must be a list, not {kind_of(self.localities)}")
@@ -108,6 +110,7 @@ class Edit:
             "localities": [{"prompt": locality.prompt, "answer": locality.answer} for locality in self.localities],
             "id": self.id,
             "metadata": dict(self.metadata),
+            "protected": list(self.protected),
         }
 
     @classmethod

@@ -166,11 +166,12 @@ def edit_from(record: Mapping[str, Any], default_id: str) -> Edit:
     fields = RecordFields(record)
     values = read(fields)
     identifier = fields.identifier("id", "case_id") or default_id
+    protected = fields.texts("protected")
     saved = fields.object("metadata").left()  # A record of Edit.to_dict has its metadata in one field.
     left = {name: value for name, value in fields.left().items() if name != "metadata"}
     _check_storable("", left)
     _check_storable("metadata", saved)
-    return Edit(**values, id=identifier, metadata=saved | left)
+    return Edit(**values, id=identifier, metadata=saved | left, protected=protected)
 
 
 def _check_storable(name: str, value: Any) -> None:

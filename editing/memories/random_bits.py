@@ -22,12 +22,13 @@ def random_bits(
     bit. int64 wraps around as that generator's arithmetic does.
     """
     state = ((stream << 32) ^ seed) % (1 << 64)
-    start = _mixed(torch.tensor([state - (state >> 63 << 64)]))  # the same bits, signed
+    signed = state - (state >> 63 << 64)  # the same bits
+    start = _mixed(torch.tensor([signed], dtype=torch.int64, device="cpu"))
     bits = torch.empty(rows, (columns + 31) // 32, dtype=torch.int32, device=device)
     step = max(1, _ENTRIES // columns)
     for row in range(0, rows, step):
         count = min(step, rows - row)
-        index = torch.arange(row * columns, (row + count) * columns, device=device)
+        index = torch.arange(row * columns, (row + count) * columns, dtype=torch.int64, device=device)
         drawn = _shifted(_mixed(start.to(device) + (index + 1) * _GOLDEN), 32)
         chosen = (drawn >= int(below * 2**32)) & (drawn < int(rate * 2**32))
         bits[row : row + count] = pack_mask(chosen.view(count, columns))

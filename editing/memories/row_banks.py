@@ -31,7 +31,7 @@ class RowBanks:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.beta = beta
-        self.background = torch.zeros(width, device=device)
+        self.background = torch.zeros(width, dtype=torch.float32, device=device)
         self._keys = torch.zeros(64, PAGE, width, dtype=dtype, device=device)
         self._values = torch.zeros(64, PAGE, out_width, dtype=dtype, device=device)
         self._pages = torch.full((64, 1), -1, dtype=torch.int32, device=device)
@@ -78,12 +78,12 @@ class RowBanks:
                 bank[page, : len(of_edit)] = of_edit.to(bank)
                 bank[page, len(of_edit) :] = 0
         self._pages[edit] = -1
-        self._pages[edit, :count] = torch.tensor(pages, dtype=torch.int32)
+        self._pages[edit, :count] = torch.tensor(pages, dtype=torch.int32, device="cpu")
         self._rows[edit] = len(keys)
 
     def remove(self, edits: set[int]) -> None:
         """Drop these edits' rows; the others move up in the table, and no row is copied."""
-        kept = torch.tensor([edit for edit in range(self.size) if edit not in edits], dtype=torch.long)
+        kept = torch.tensor([edit for edit in range(self.size) if edit not in edits], dtype=torch.long, device="cpu")
         gone = self._pages[sorted(edits)].flatten().tolist()
         if self._views:
             self._pages, self._rows = self._pages.clone(), self._rows.clone()

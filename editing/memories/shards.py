@@ -80,8 +80,8 @@ class SideMemories:
         self.history: list[Tensor] = []
 
     def _empty(self, number: int, first: int) -> Shard:
-        delta = torch.zeros(*self._shape, device=self._device)
-        return Shard(number, delta, torch.tensor(torch.inf, device=self._device), first, first)
+        delta = torch.zeros(*self._shape, dtype=torch.float32, device=self._device)
+        return Shard(number, delta, torch.tensor(torch.inf, dtype=torch.float32, device=self._device), first, first)
 
     def view(self) -> SideMemories:
         """The memories as they are now: what is written later, to this one or to the view, does not show in the other.
@@ -229,4 +229,4 @@ class SideMemories:
         """The shards' matrices, and a row of number, minimum, first and last edit, and merged for each."""
         rows = [[s.number, s.minimum.item(), s.first, s.end, s.merged] for s in self.shards]
         deltas = {f"memory.delta.{place}": shard.delta for place, shard in enumerate(self.shards)}
-        return {**deltas, "memory.shards": torch.tensor(rows, dtype=torch.float64)}
+        return {**deltas, "memory.shards": torch.tensor(rows, dtype=torch.float64, device="cpu")}

@@ -19,7 +19,7 @@ class SharedMatrix:
     """
 
     def __init__(self, width: int, out_width: int, device: torch.device) -> None:
-        self.weight = torch.zeros(width, out_width, device=device)
+        self.weight = torch.zeros(width, out_width, dtype=torch.float32, device=device)
         self.masks: Tensor | None = None
         self._views: weakref.WeakSet[SharedMatrix] = weakref.WeakSet()
 

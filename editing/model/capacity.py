@@ -49,7 +49,7 @@ def report(edited: EditedModel) -> dict[str, Any]:
         "collisions": None,
     }
     if method.names_edits:
-        others = own.nearest.cpu() != torch.arange(len(edits), device="cpu")
+        others = own.nearest.cpu() != torch.arange(len(edits), dtype=torch.int64, device="cpu")
         found["collisions"] = int((others | (own.runner_up >= own.score).cpu()).sum())
     if rephrased:
         routes = method.routes([text for _, text in rephrased]).route.tolist()

@@ -180,8 +180,12 @@ class EditedModel(StoredEdits):
         for group in length_groups([len(row) for row in rows], batch_size * longest):
             for part in (group[i : i + batch_size] for i in range(0, len(group), batch_size)):
                 width = max(len(rows[i]) for i in part)
-                ids = torch.tensor([[pad] * (width - len(rows[i])) + list(rows[i]) for i in part])
-                mask = torch.tensor([[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in part])
+                ids = torch.tensor(
+                    [[pad] * (width - len(rows[i])) + list(rows[i]) for i in part], dtype=torch.int64, device="cpu"
+                )
+                mask = torch.tensor(
+                    [[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in part], dtype=torch.int64, device="cpu"
+                )
                 with self._provider.session(ids.to(device), mask.to(device)) as session:
                     output = self.model.generate(
                         ids.to(device),
@@ -220,12 +224,14 @@ class EditedModel(StoredEdits):
     def _routed(self, ids: Tensor, prompts: Sequence[int], lengths: Sequence[int]) -> Iterator[Callable[[], list[int]]]:
         rows = [row[:count] for row, count in zip(ids.tolist(), prompts)]
         known = self.method.decide(rows)
-        columns = torch.arange(ids.shape[1], device=ids.device)
-        last = torch.tensor(prompts, device=ids.device)[:, None] - 1
-        real = columns < torch.tensor(lengths, device=ids.device)[:, None]
+        columns = torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)
+        last = torch.tensor(prompts, dtype=torch.int64, device=ids.device)[:, None] - 1
+        real = columns < torch.tensor(lengths, dtype=torch.int64, device=ids.device)[:, None]
         gate = real if self.config.scope == "full" else real & (columns >= last)
         weight = fingerprint_weight(self.method, rows, columns <= last)
-        self.context.start(torch.full((len(rows),), -1) if known is None else known.route)
+        self.context.start(
+            torch.full((len(rows),), -1, dtype=torch.int32, device="cpu") if known is None else known.route
+        )
         self.context.fill(gate, columns == last, weight, deciding=known is None)
         if known is not None:
             self.context.decision = known

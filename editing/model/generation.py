@@ -66,7 +66,7 @@ class _Session:
         rows = [row[keep].tolist() for row, keep in zip(prompt.cpu(), self.prompt_mask.cpu())]
         self._known = method.decide(rows)
         self._weight = fingerprint_weight(method, rows, self.prompt_mask)
-        columns = torch.arange(prompt.shape[1], device=prompt.device)
+        columns = torch.arange(prompt.shape[1], dtype=torch.int64, device=prompt.device)
         self._last = torch.where(self.prompt_mask, columns, -1).amax(1)
         self._started = False
 
@@ -96,12 +96,12 @@ class _Session:
             self._last, self._weight, self.prompt_mask = (
                 part.repeat_interleave(copies, 0) for part in (self._last, self._weight, self.prompt_mask)
             )
-            unknown = torch.full((rows,), -1, dtype=torch.int32)
+            unknown = torch.full((rows,), -1, dtype=torch.int32, device="cpu")
             self.context.start(unknown if self._known is None else self._known.route.repeat_interleave(copies))
             self._started = True
-        columns = torch.arange(past, end, device=self._last.device)
+        columns = torch.arange(past, end, dtype=torch.int64, device=self._last.device)
         gate = columns >= self._last[:, None]
-        weight = torch.zeros(rows, length, device=gate.device)
+        weight = torch.zeros(rows, length, dtype=torch.float32, device=gate.device)
         if past < width:
             seen = min(end, width)
             is_prompt = self.prompt_mask[:, past:seen]

@@ -42,8 +42,8 @@ class MaskRouter(EditRouter):
         self._asked = threshold
         self._floor = floor
         generator = torch.Generator().manual_seed(seed)
-        self.permutation = torch.randperm(width, generator=generator, device="cpu").to(self.device)
-        self.background = torch.zeros(width, device=self.device)
+        self.permutation = torch.randperm(width, generator=generator, dtype=torch.int64, device="cpu").to(self.device)
+        self.background = torch.zeros(width, dtype=torch.float32, device=self.device)
         words = (width + 31) // 32
         self._background_masks = torch.zeros(0, words, dtype=torch.int32, device=self.device)
         self._masks = torch.zeros(64, words, dtype=torch.int32, device=self.device)
@@ -170,7 +170,7 @@ class MaskRouter(EditRouter):
         """`decide` of the fingerprints of packed prompts, in one op."""
         threshold = self.threshold
         if self._minimum is None or self._minimum[0] != threshold:
-            below = torch.arange(self.top_k + 1) / self.top_k - threshold < 0
+            below = torch.arange(self.top_k + 1, dtype=torch.float32, device="cpu") / self.top_k - threshold < 0
             self._minimum = threshold, below.sum(0, keepdim=True).int().to(features.device)
         settings = self.top_k, weight, self.background, self.permutation
         stored = self._masks, self._minimum[1], self._count

@@ -105,7 +105,7 @@ class TokenRouter(EditRouter):
 
     def _append(self, row: list[int]) -> None:
         self.reserve(self.size + 1, len(row))
-        self._stored[self.size, : len(row)] = torch.tensor(row, dtype=torch.int32)
+        self._stored[self.size, : len(row)] = torch.tensor(row, dtype=torch.int32, device="cpu")
         self._frequency[row] += 1
         self.size += 1
 
@@ -195,7 +195,7 @@ class TokenRouter(EditRouter):
         stored = self.stored.cpu().long()
         shared, own = asked[stored].sum(1), weight[stored].sum(1)
         own = own + self.extra_weight * (asked.sum() - shared)
-        return torch.where(own > 0, shared / own, 0.0)
+        return torch.where(own > 0, shared.float() / own, 0.0)
 
     def decide(self, texts: Sequence[str]) -> Decision:
         """The edit that each text is about."""
@@ -220,7 +220,7 @@ class TokenRouter(EditRouter):
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `ground` gave; edits that are stored are forgotten."""
-        background = tensors.get("router.background", torch.zeros(0))
+        background = tensors.get("router.background", torch.zeros(0, dtype=torch.float32, device="cpu"))
         if background.dim() != 2 or background.is_floating_point() or bool((background >= self.vocabulary).any()):
             raise CorrigendaError("its background prompts are not token ids of this tokenizer")
         self._background = _rows(background)
@@ -247,7 +247,7 @@ def _rows(padded: Tensor) -> list[list[int]]:
 
 def _padded(rows: Sequence[list[int]], device: torch.device) -> Tensor:
     """int32 `[rows, longest]`, -1 where a row has ended."""
-    padded = torch.full((len(rows), max(map(len, rows), default=0)), -1, dtype=torch.int32)
+    padded = torch.full((len(rows), max(map(len, rows), default=0)), -1, dtype=torch.int32, device="cpu")
     for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.tensor(row, dtype=torch.int32)
+        padded[i, : len(row)] = torch.tensor(row, dtype=torch.int32, device="cpu")
     return padded.to(device)

@@ -158,7 +158,10 @@ class Evaluator:
             prompts = [len(asked[i].prompt) for i in group]
             lengths = [len(rows[i]) for i in group]
             with model.teacher_forcing(ids, prompts, lengths, edited) as route_of:
-                mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
+                mask = (
+                    torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)
+                    < torch.tensor(lengths, dtype=torch.int64, device=ids.device)[:, None]
+                )
                 hidden = model.decoder.body(input_ids=ids, attention_mask=mask.long(), use_cache=False)[0]
                 found = route_of()
                 sources = model.sources(len(group)) if edited else []
@@ -188,9 +191,9 @@ def normalised(text: str) -> str:
 
 
 def _answer_positions(prompts: Sequence[int], lengths: Sequence[int], hidden: Tensor) -> Tensor:
-    columns = torch.arange(hidden.shape[1], device=hidden.device)
-    first = torch.tensor(prompts, device=hidden.device)[:, None] - 1
-    end = torch.tensor(lengths, device=hidden.device)[:, None]
+    columns = torch.arange(hidden.shape[1], dtype=torch.int64, device=hidden.device)
+    first = torch.tensor(prompts, dtype=torch.int64, device=hidden.device)[:, None] - 1
+    end = torch.tensor(lengths, dtype=torch.int64, device=hidden.device)[:, None]
     return (columns >= first) & (columns < end)
 
 

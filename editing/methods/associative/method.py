@@ -76,7 +76,7 @@ class Associative(Method):
         for problem, known in zip(problems, self.fingerprints([edit.prompt for edit in edits])):
             rows = {"keys": problem.keys, "values": problem.values.detach()}
             tensors = {name: tensor.to(self.memory.dtype) for name, tensor in rows.items()}
-            record = Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32))
+            record = Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32, device="cpu"))
             solved.append(Solved(Written(problem.loss, problem.steps), record))
         return solved
 
@@ -185,7 +185,9 @@ class _Problem:
         reads[:, 1:, 1:] = scores[:, 1:].softmax(-1)
         self.reads = reads.flatten(0, 1)
         self.tokens = len(self.reads)
-        self.values = torch.zeros(positions, self.hidden[0].shape[1], device=inputs.device, requires_grad=True)
+        self.values = torch.zeros(
+            positions, self.hidden[0].shape[1], dtype=torch.float32, device=inputs.device, requires_grad=True
+        )
         self.loss, self.steps = math.inf, 0
 
 
@@ -195,7 +197,9 @@ class _SideBySide:
     def __init__(self, problems: Sequence[_Problem], suffix: Suffix) -> None:
         self.problems = problems
         self.suffix = suffix
-        self._tokens = torch.tensor([problem.tokens for problem in problems], device=suffix.hidden.device)
+        self._tokens = torch.tensor(
+            [problem.tokens for problem in problems], dtype=torch.int64, device=suffix.hidden.device
+        )
 
     def losses(self, gain: float = 1.0) -> Tensor:
         """Mean cross-entropy `[problems]` of each one's labels in all its contexts, with `gain` times its values."""
@@ -206,5 +210,7 @@ class _SideBySide:
     def select(self, kept: Sequence[int]) -> _SideBySide:
         """Some of them, by their places."""
         contexts = len(self.problems[0].rows)
-        rows = torch.tensor([i * contexts + context for i in kept for context in range(contexts)])
+        rows = torch.tensor(
+            [i * contexts + context for i in kept for context in range(contexts)], dtype=torch.int64, device="cpu"
+        )
         return _SideBySide([self.problems[i] for i in kept], self.suffix.select(rows.to(self._tokens.device)))

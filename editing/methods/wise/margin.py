@@ -32,12 +32,12 @@ class Margin:
         self.in_edits = int(batch.row.max()) + 1
         self.irrelevant_end = self.in_edits + self.edits * config.irrelevant_prompts
         self.rows = self.in_edits + len(lengths)
-        row_apart = torch.arange(self.in_edits, self.rows, device=device)
-        row_apart = row_apart.repeat_interleave(torch.tensor(lengths, device=device))
+        row_apart = torch.arange(self.in_edits, self.rows, dtype=torch.int64, device=device)
+        row_apart = row_apart.repeat_interleave(torch.tensor(lengths, dtype=torch.int64, device=device))
         self.row = torch.cat([batch.row, row_apart])
         of_edit = (row_apart - self.in_edits) // config.irrelevant_prompts
         self.owner = torch.cat([batch.owner, of_edit.clamp(max=self.edits - 1)])
-        counted = torch.ones(len(self.row), device=device)
+        counted = torch.ones(len(self.row), dtype=torch.float32, device=device)
         if config.distance_tokens == "prompt":
             counted[: len(batch.row)] = batch.in_prompt.float()
         self.share = counted / counted.new_zeros(self.rows).index_add_(0, self.row, counted)[self.row]

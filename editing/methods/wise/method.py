@@ -136,7 +136,7 @@ class Wise(Method):
         base, whole = self._base_output(x), torch.tensor([0, len(x)], dtype=torch.int32, device=x.device)
         margin = Margin(base, batch, [len(inputs) for inputs in inputs_apart], bool(shard.edits), config)
         progress = Progress(len(edits), config.stop_loss, config.stop_change, self.device)
-        least = torch.full((len(edits),), torch.inf, device=self.device)
+        least = torch.full((len(edits),), torch.inf, dtype=torch.float32, device=self.device)
         decay = 0.0 if config.decay == "none" else config.learning_rate * config.weight_decay
         delta, steps_sum, alpha = shard.delta.clone(), x.new_zeros(len(x), self.out_width, dtype=torch.float32), 1.0
         for _ in range(config.steps):
@@ -166,7 +166,9 @@ class Wise(Method):
             numbers = {"alpha": alpha, "minimum": minimum, "shard": shard.number}
             numbers["closes"] = int(closes and e == len(edits) - 1)
             replay = rows[e * len(contexts)].tokens if config.replay else ()
-            solved.append(Solved(result, Record(tensors, numbers, torch.tensor(replay, dtype=torch.int32))))
+            solved.append(
+                Solved(result, Record(tensors, numbers, torch.tensor(replay, dtype=torch.int32, device="cpu")))
+            )
         return solved
 
     def _step(self, delta: Tensor, x: Tensor, h: Tensor, shard: int, learning_rate: float, decay: float) -> None:
@@ -243,7 +245,8 @@ class Wise(Method):
         generator = torch.Generator().manual_seed(self.config.seed + memory.size)
         filled = [shard for shard in memory.shards if shard.edits]
         picked = [
-            int(torch.randint(shard.first, shard.end, (1,), generator=generator, device="cpu")) for shard in filled
+            int(torch.randint(shard.first, shard.end, (1,), generator=generator, dtype=torch.int64, device="cpu"))
+            for shard in filled
         ]
         return [tuple(memory.history[edit].tolist()) for edit in picked]
 
@@ -293,7 +296,7 @@ class Wise(Method):
         """What `spared` and `threshold_from` need; irrelevant prompts take part in the loss itself."""
         if self.config.threshold_from == "background":
             self._know_unrelated(self._background())
-        self._written_along(torch.zeros(0, self.width, device=self.device))
+        self._written_along(torch.zeros(0, self.width, dtype=torch.float32, device=self.device))
 
     def _background(self) -> PackedPrompts:
         prompts = background_prompts()[: self.config.background_prompts]
