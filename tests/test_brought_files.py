@@ -11,9 +11,9 @@ import pytest
 from edit_files import MEND, OWN, lines, load_one, write
 from test_cli import corrigenda, refused
 
-from corrigenda.editing.edits import Edit, Locality
+from corrigenda.editing.edits.edit import Edit, Locality
+from corrigenda.editing.edits.loading import load_edits, read_edits
 from corrigenda.editing.errors import CorrigendaError
-from corrigenda.editing.loading import load_edits
 
 FLAT = {
     "prompt": "The seat of {} is",
@@ -93,7 +93,7 @@ CHINESE = {
 
 def only(folder: Path, record: dict[str, Any]) -> Edit:
     """The one edit of a record that nothing is to be said of."""
-    loaded = load_edits(lines(folder, record))
+    loaded = read_edits(lines(folder, record))
     assert loaded.notices == []
     (edit,) = loaded
     return edit
@@ -147,7 +147,7 @@ class TestForms:
         assert only(tmp_path, OWN | {name: value}).rephrases == ("again",)
 
     def test_mquake_gives_an_edit_for_each_rewrite(self, tmp_path: Path) -> None:
-        loaded = load_edits(write(tmp_path, json.dumps([MQUAKE]), "facts.json"))
+        loaded = read_edits(write(tmp_path, json.dumps([MQUAKE]), "facts.json"))
         shared = {name: MQUAKE[name] for name in ("questions", "answer", "new_answer", "single_hops")}
         assert list(loaded) == [
             Edit(
@@ -207,7 +207,7 @@ class TestForms:
         forget, retain = names
         record = {forget: SANITATION["K_F"], retain: SANITATION["K_R"]}
         for indent in (None, 2):
-            loaded = load_edits(write(tmp_path, json.dumps(record, indent=indent), "facts.json"))
+            loaded = read_edits(write(tmp_path, json.dumps(record, indent=indent), "facts.json"))
             assert list(loaded) == [
                 Edit(
                     "What is a currawong?",
@@ -248,18 +248,24 @@ class TestForms:
 class TestNotices:
     def test_records_of_mend_without_a_target_are_left_out_in_one_line(self, tmp_path: Path) -> None:
         path = lines(tmp_path, MEND | {"alt": ""}, MEND, MEND | {"alt": None}, MEND | {"src": "Who?"})
-        loaded = load_edits(path)
+        loaded = read_edits(path)
         assert [edit.id for edit in loaded] == ["facts-00002", "facts-00004"]
         assert loaded.notices == [f"{path}: 2 records (1, 3) are left out, for the target is empty."]
 
     def test_ids_that_repeat_get_a_number(self, tmp_path: Path) -> None:
         ids = [66, "66", "66#2", None, 66]
         path = lines(tmp_path, *[OWN | {"id": id, "prompt": f"p{n}"} for n, id in enumerate(ids)])
-        loaded = load_edits(path)
+        loaded = read_edits(path)
         assert [edit.id for edit in loaded] == ["66", "66#3", "66#2", "facts-00004", "66#4"]
         assert loaded.notices == [
             f'{path}: 2 ids are those of earlier records, and got a number: record 2 is "66#3", record 5 is "66#4".'
         ]
+
+    def test_each_is_a_warning_in_python(self, tmp_path: Path) -> None:
+        path = lines(tmp_path, OWN | {"colour": 1})
+        with pytest.warns(UserWarning, match='say nothing to an edit: "colour"') as told:
+            load_edits(path)
+        assert told[0].filename == __file__
 
     def test_the_command_says_so_before_it_loads_a_model(self, tmp_path: Path) -> None:
         path = lines(tmp_path, OWN | {"id": 66}, OWN | {"id": 66})
@@ -272,7 +278,7 @@ class TestNotices:
 
     def test_fields_that_mean_nothing_are_named_once_a_file(self, tmp_path: Path) -> None:
         path = lines(tmp_path, *[OWN | {"id": n, "rephrasings": ["x"], "colour": n} for n in range(3)])
-        loaded = load_edits(path)
+        loaded = read_edits(path)
         assert loaded.notices == [
             f'{path}: these fields are kept, and say nothing to an edit: "rephrasings", "colour". '
             'Is "rephrasings" meant to be "rephrases"?'
@@ -324,7 +330,7 @@ class TestFiles:
             "semicolons.csv": as_table(";", end),
         }[kind]
         name = f"facts.{kind}" + (".gz" if compress is gzip.compress else "")
-        loaded = load_edits(written(tmp_path, name, compress((mark + text).encode())))
+        loaded = read_edits(written(tmp_path, name, compress((mark + text).encode())))
         assert list(loaded) == MEANT
         assert loaded.notices == []
 
@@ -341,7 +347,7 @@ class TestFiles:
         """A target that looks like a list is a text all the same."""
         text = 'question,answer,rephrase,colour\nWhat is [1] + [2]?,"[1, 2]",[again],red\nWhat?,short\n'
         path = write(tmp_path, text, "facts.csv")
-        loaded = load_edits(path)
+        loaded = read_edits(path)
         assert [(edit.prompt, edit.target, edit.rephrases) for edit in loaded] == [
             ("What is [1] + [2]?", "[1, 2]", ("[again]",)),
             ("What?", "short", ()),
@@ -434,6 +440,7 @@ class TestRefused:
             ("f.jsonl", MEND | {"alt": ""}, " holds no edits: every record has an empty target."),
             ("f.jsonl", MEND | {"alt": 7}, ', record 1 (line 1): the field "alt" must be text, not a number.'),
             ("f.jsonl", FLAT | {"target": {"id": "Q1"}}, ', record 1 (line 1): the field "target.str" is missing.'),
+            ("f.jsonl", {"question": "q", "answers": ["a"]}, ', record 1 (line 1): the field "answer" is missing.'),
             ("f.json", {"K_F": [], "K_R": []}, ', record 1 (line 1): the field "K_F" holds no edits.'),
             ("f.json", {"K_F": ["x"]}, ', record 1 (line 1): the field "K_F[0]" must be an object, not text.'),
             ("f.json", {"K_F": [{"question": "q"}]}, ', record 1 (line 1): the field "K_F[0].answer" is missing.'),
