@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..editing.base import same_weights, weight_sample
-from ..editing.context import RoutingContext
-from ..editing.decoder import Decoder
+from ..editing.backbone.decoder import Decoder
+from ..editing.backbone.identity import same_weights, weight_sample
 from ..editing.errors import CorrigendaError
-from ..editing.generation import GenerateProvider, prompts_of
-from ..editing.layer import EditedLinear
-from ..editing.routing import Decision
+from ..editing.model.generation import GenerateProvider, prompts_of
+from ..editing.model.layer import EditedLinear
+from ..editing.routers.context import RoutingContext
+from ..editing.routers.router import Decision
 from .catalogue import Admission, Catalogue, Change, ServedEdit
 from .continuous import Arrivals, BatchedRequests, Flight, arrivals
 from .errors import ServingError

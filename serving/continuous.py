@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..editing.context import RoutingContext
 from ..editing.errors import CorrigendaError
-from ..editing.layer import Site
+from ..editing.model.layer import Site
+from ..editing.routers.context import RoutingContext
 from .catalogue import Admission
 from .endpoints import asked
 from .errors import ServingError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corrigenda.editing.edits import Edit, Locality, unique_subjects
+from corrigenda.editing.edits.edit import Edit, Locality, unique_subjects
 from corrigenda.editing.errors import CorrigendaError, FieldError
 
 TEXT = st.text(min_size=1).filter(str.strip)

@@ -354,7 +354,7 @@ def test_the_command_refuses_in_one_sentence(folders, arguments, words, capsys):
 
     given = ["serve", str(folders / "model"), "--edits-dir", str(folders / "edits" / "shared"), *arguments]
     result = CliRunner().invoke(program, given)
-    assert result.exit_code == 1 and words in " ".join(result.output.split())
+    assert result.exit_code == 2 and words in " ".join(result.output.split())
 
 
 def test_another_models_edits_are_refused_before_anything_is_served(folders, tmp_path):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from edit_files import EASYEDIT, KNOWEDIT, MEND, OWN, QAEDIT, ROME, WIKIBIO, lines, load_one, write
 
-from corrigenda.editing.edits import Edit, Locality
-from corrigenda.editing.loading import load_edits
+from corrigenda.editing.edits.edit import Edit, Locality
+from corrigenda.editing.edits.loading import load_edits
 
 
 def test_mend_zsre(tmp_path: Path) -> None:

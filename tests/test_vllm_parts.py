@@ -15,10 +15,10 @@ from tiny import tiny_tokenizer
 from torch import nn
 
 from corrigenda.editing import CorrigendaError
-from corrigenda.editing.layer import EditedLinear
+from corrigenda.editing.model.layer import EditedLinear
 from corrigenda.serving.vllm import launcher
+from corrigenda.serving.vllm.keys import CONFIG, LAYER
 from corrigenda.serving.vllm.model_state import edited_state
-from corrigenda.serving.vllm.plugin import CONFIG, LAYER
 from corrigenda.serving.vllm.prefix_cache import of_the_prompt, without_edited
 from corrigenda.serving.vllm.runner import connected, described, renewed
 from corrigenda.serving.vllm.worker import EditsWorker, WorkerEdits, asked

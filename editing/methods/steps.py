@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..decoder import Decoder
-from ..frozen import Features, Row, length_groups, pass_tokens
-from ..suffix import Suffix, suffix_losses
+from ..backbone.decoder import Decoder
+from ..backbone.frozen import Features, Row, length_groups, pass_tokens
+from ..backbone.suffix import Suffix, suffix_losses
 from .record import Written
 
 _STEP_TOKENS = 192

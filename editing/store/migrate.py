@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ..config import CONFIG_NAME, EditingConfig
-from ..edits import Edit
+from ..edits.edit import Edit
 from ..errors import CorrigendaError
+from ..methods.config import CONFIG_NAME, EditingConfig
 from .codec import fingerprint_text, packed
 from .files import HEAD_NAME, LEDGER_NAME
 from .ledger import New
