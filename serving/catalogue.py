@@ -63,7 +63,10 @@ class ServedEdit(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """What was decided for a request when it came: the edit that answers it, if any, and by how much."""
+    """What was decided for a request when it came: the edit that answers it, if any, and by how much.
+
+    lost: an edit was found, but its rows are missing, so the base model answers
+    """
 
     edit: ServedEdit | None
     nearest: ServedEdit | None
@@ -71,6 +74,7 @@ class Admission(NamedTuple):
     margin: float
     version: int
     tenant: str | None
+    lost: bool = False
 
     @property
     def key(self) -> str | None:
@@ -323,8 +327,12 @@ class Catalogue:
             return {"version": self.version, "tenants": self.tenants(), "edits": edits}
 
     def keys(self) -> set[str]:
-        """Of all edits that any request may be answered by from now on."""
-        return {edit.key for seen in self._now.values() for edit in seen.edits}
+        """Of all edits whose rows must be here: also those that nobody sees, for others of their facts hide them.
+
+        They are seen again when those are undone, and no store is read for that.
+        """
+        with self._lock:
+            return {edit.key for edits in self._stores.values() for edit in edits}
 
     def folders(self) -> list[tuple[str | None, Path]]:
         """What is served: tenants (None: shared) and folders."""
