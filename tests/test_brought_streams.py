@@ -13,6 +13,7 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit
 from corrigenda.editing.edits.identifiers import numbered_ids
 from corrigenda.editing.model import saving
+from corrigenda.editing.model.answers import Answer
 from corrigenda.editing.store.matching import matched
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
@@ -221,3 +222,32 @@ class TestEval:
         assert f"3 of 5 edits of the file are superseded, and not scored, in {tmp_path / 'edits'}." in screen
         found = json.loads(scores.read_text())
         assert (found["n"], found["rel"], found["settings"]["superseded"]) == (2, 1.0, 3)
+
+
+class TestTargetsAsTheyStand:
+    @pytest.mark.parametrize("chat", [False, True])
+    @pytest.mark.parametrize(
+        ("target", "answer"),
+        [
+            ("\n    return 1", "\n    return 1"),
+            ("first\n\n  second\n", "first\n\n  second\n"),
+            ("\tcell", "\tcell"),
+            ("  twice", "  twice"),
+            (" Rome", "Rome"),
+        ],
+    )
+    def test_line_breaks_and_indentation_are_learnt_and_answered(self, wrap, target, answer, chat) -> None:
+        config = AssociativeConfig(contexts=2, steps=40)
+        model = wrap(tiny_model(), tiny_tokenizer(), config, chat_template=chat)
+        prompt = "What stands in the file of the Krellin museum?"
+        model.edit(Edit(prompt, target, id="x"))
+        (found,) = model.answer([prompt])
+        assert found.edit.target == target and found.text == answer
+        assert model.evaluate().free_rel == 1
+
+    def test_an_empty_answer_equals_no_target(self, wrap, monkeypatch) -> None:
+        model = wrap(tiny_model(), tiny_tokenizer(), CONFIG)
+        model.edit(Edit("What is the first word of the book?", "The", id="x"))
+        nothing = [Answer("", None, 0.0)]
+        monkeypatch.setattr(model, "answer_ids", lambda *_: nothing)
+        assert model.evaluate().free_rel == 0
