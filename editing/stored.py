@@ -17,8 +17,9 @@ from .answers import Progress, WrittenEdits
 from .decoder import Decoder, check_decoder
 from .edits import Edit, kind_of
 from .errors import CorrigendaError
-from .layer import EditedLinear
+from .layer import EditedOutput
 from .methods import Method
+from .patch import Patch
 from .resume import Recorded
 from .store.ledger import New
 from .store.store import Change, EditStore, OnConflict, is_store
@@ -28,6 +29,7 @@ from .view import MemoryView
 if TYPE_CHECKING:
     from .config import EditingConfig
     from .evaluate import Evaluator
+    from .generation import GenerateProvider
 
 
 class StoredEdits:
@@ -37,10 +39,12 @@ class StoredEdits:
     decoder: Decoder
     config: EditingConfig
     method: Method
+    _provider: GenerateProvider
+    _patch: Patch
 
-    def _begin(self, layer: EditedLinear) -> None:
-        """Start with no edits, in a memory that `layer` reads."""
-        self._versions = Versions(self.method, layer)
+    def _begin(self, output: EditedOutput) -> None:
+        """Start with no edits, in a memory that `output` reads."""
+        self._versions = Versions(self.method, output)
         self._view = MemoryView(self.method, self._new_store)
         self._directory: Path | None = None
         self._checked = False
@@ -97,9 +101,14 @@ class StoredEdits:
             return True
 
     def _check_attached(self) -> None:
-        """Raise where `detach` took the patch off: no layer would read what is written."""
+        """Raise where no layer would read what is written: `detach` took the patch off, or the layer is another now."""
         if getattr(self.model, "_corrigenda", None) is not self:
             raise CorrigendaError("The edits are detached from their model: load or wrap it again.")
+        if not self._patch.hooks(self.decoder.down_proj(self.config.layer)):
+            raise CorrigendaError(
+                f"The down_proj of layer {self.config.layer} was exchanged for another module, which reads no edits: "
+                "detach the edits and load them again."
+            )
 
     def _attach(self, store: EditStore) -> None:
         with torch.no_grad():
@@ -149,7 +158,8 @@ class StoredEdits:
         if store is not None:
             self.attach(store)
         if not self._checked:
-            check_decoder(self.decoder, self.config.layer)
+            with self._provider.aside():
+                check_decoder(self.decoder, self.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
         results = WrittenEdits()
@@ -181,12 +191,13 @@ class StoredEdits:
 
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Within: no gradient by the model's own weights."""
+        """Within: no gradient by the model's own weights, and forwards are the base model's."""
         needed = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in needed:
             parameter.requires_grad_(False)
         try:
-            yield
+            with self._provider.aside():
+                yield
         finally:
             for parameter in needed:
                 parameter.requires_grad_(True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .edits import Edit
-    from .layer import EditedLinear, Memory
+    from .layer import EditedOutput, Memory
     from .mask_router import MaskRouter
     from .methods import Method
     from .token_router import TokenRouter
@@ -30,7 +30,7 @@ class Versions:
     pinned version shares the banks with the memory; later writes go to rows and pages that it does not know of.
     """
 
-    def __init__(self, method: Method, layer: EditedLinear) -> None:
+    def __init__(self, method: Method, layer: EditedOutput) -> None:
         self.lock = threading.RLock()
         self.current: list[Edit] = []
         self._method = method

@@ -15,7 +15,7 @@ from tiny import tiny_tokenizer
 from torch import nn
 
 from corrigenda.editing import CorrigendaError
-from corrigenda.editing.layer import EditedLinear
+from corrigenda.editing.layer import EditedOutput
 from corrigenda.serving.vllm import launcher
 from corrigenda.serving.vllm.model_state import edited_state
 from corrigenda.serving.vllm.plugin import CONFIG, LAYER
@@ -51,7 +51,8 @@ class Model(nn.Module):
 
     def __init__(self, edits):
         super().__init__()
-        self.layer = EditedLinear(nn.Linear(160, 64), edits.memory.banks, edits.context)
+        self.layer = nn.Linear(160, 64)
+        self.layer.register_forward_hook(EditedOutput(edits.memory.banks, edits.context))
         self.layer.corrigenda = edits
 
 

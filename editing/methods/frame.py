@@ -17,6 +17,7 @@ from ..errors import CorrigendaError
 from ..frozen import Beginnings, Features, Row, common_beginning, frozen_features
 from ..layer import Memory
 from ..mask_router import MaskRouter
+from ..patch import Patch
 from ..prompts import PromptFormat
 from ..routing import Decision
 from ..side_memory import SideMemories
@@ -122,16 +123,16 @@ class Method:
         elif records:
             self.router.add(torch.stack([record.fingerprint for record in records]))
 
-    def tap(self, context: RoutingContext) -> torch.utils.hooks.RemovableHandle | None:
-        """Let a feature router see the layer its fingerprints come from; None for one that needs no features."""
+    def tap(self, patch: Patch, context: RoutingContext) -> None:
+        """Let a feature router see the layer its fingerprints come from."""
         if isinstance(self.router, TokenRouter):
-            return None
+            return
 
         def observe(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
             if context.active and context.deciding:
                 self.router.observe(args[0], context)
 
-        return self.decoder.down_proj(self.router_layer).register_forward_pre_hook(observe)
+        patch.pre_hook(self.decoder.down_proj(self.router_layer), observe)
 
     @property
     def router_layer(self) -> int:

@@ -18,6 +18,7 @@ from ..decoder import Decoder
 from ..edits import Edit
 from ..errors import CorrigendaError
 from ..packed import PackedPrompts
+from ..patch import Patch
 from ..prompts import PromptFormat
 from ..random_bits import random_bits
 from ..routing import Decision
@@ -246,14 +247,14 @@ class Wise(Method):
 
     # Routing
 
-    def tap(self, context: RoutingContext) -> torch.utils.hooks.RemovableHandle:
+    def tap(self, patch: Patch, context: RoutingContext) -> None:
         """Decide in the edited layer itself, between its own output and what memories add to it."""
 
         def observe(_module: torch.nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             if context.active and context.deciding:
                 self.memory.observe(args[0], out, context)
 
-        return self.decoder.down_proj(self.layer).base.register_forward_hook(observe)
+        patch.hook(self.decoder.down_proj(self.layer), observe, first=True)
 
     @torch.no_grad()
     def routes(self, prompts: Sequence[str]) -> Decision:
