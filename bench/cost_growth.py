@@ -17,7 +17,7 @@ from made_up import unsolved
 from record import provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, load_edits
-from corrigenda.editing.base import load_base
+from corrigenda.editing.backbone.loading import load_base
 
 
 def main():

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wise_dense import dense_loop
 
 from corrigenda.editing import AssociativeConfig, EditedModel, MemoirConfig, WiseConfig, load_edits
-from corrigenda.editing.base import load_base
+from corrigenda.editing.backbone.loading import load_base
 
 sys.path.insert(0, str(ROOT / "tests"))
 from dense_memoir import DenseMemoir

@@ -19,8 +19,8 @@ from op_cases import OUTPUTS, WIDTH
 from record import provenance, results_folder, write_json
 from timing import graph_seconds, thread_seconds
 
-from corrigenda.editing.context import RoutingContext
-from corrigenda.editing.layer import EditedOutput
+from corrigenda.editing.model.layer import EditedOutput
+from corrigenda.editing.routers.context import RoutingContext
 
 ROUTED = {"none": 0.0, "half": 0.5, "all": 1.0}
 

@@ -6,8 +6,8 @@ import contextlib
 
 import torch
 
-from corrigenda.editing.memory import PAGE, RowBanks
-from corrigenda.editing.methods import Record, Solved, Written
+from corrigenda.editing.memories.row_banks import PAGE, RowBanks
+from corrigenda.editing.methods.record import Record, Solved, Written
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ import torch
 from record import edits_arguments, provenance, results_folder, seconds, write_json
 
 from corrigenda.editing import EditedModel, Evaluator, load_edits
-from corrigenda.editing.config import CONFIGS, config_for
+from corrigenda.editing.methods.config import CONFIGS
+from corrigenda.editing.methods.registry import config_for
 
 
 def arguments():

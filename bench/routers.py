@@ -18,9 +18,9 @@ import torch
 from record import edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import AssociativeConfig, EditedModel, load_edits
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.base import load_base
-from corrigenda.editing.token_router import TokenRouter
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.backbone.loading import load_base
+from corrigenda.editing.routers.tokens import TokenRouter
 
 
 def arguments():

@@ -27,7 +27,7 @@ class Case:
 
     def prepare(self, edits_file: Path, count: int) -> None:
         from corrigenda.editing import EditedModel, load_edits
-        from corrigenda.editing.base import as_folder, load_base
+        from corrigenda.editing.backbone.loading import as_folder, load_base
 
         torch.set_num_threads(1)
         as_folder("smollm2", self.model)
@@ -44,7 +44,7 @@ class Case:
 
     def _refer(self, asked: list[str]) -> None:
         from corrigenda.editing import EditedModel
-        from corrigenda.editing.base import load_base
+        from corrigenda.editing.backbone.loading import load_base
 
         model, tokenizer = load_base(self.model, dtype="float32")
         edited = EditedModel.from_pretrained(model, self.edits, tokenizer=tokenizer)

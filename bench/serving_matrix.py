@@ -25,7 +25,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.requests import RequestState
 
 from corrigenda.editing import AssociativeConfig, EditedModel, load_edits
-from corrigenda.editing.base import load_base
+from corrigenda.editing.backbone.loading import load_base
 from corrigenda.serving.batching import ServedModel
 from corrigenda.serving.continuous import BatchedRequests
 

@@ -24,10 +24,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from record import provenance, results_folder, write_json
 from vllm_server import Server
 
-from corrigenda.editing import saving
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.base import as_folder, load_tokenizer
-from corrigenda.editing.prompts import PromptFormat
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.backbone.loading import as_folder, load_tokenizer
+from corrigenda.editing.edits.prompts import PromptFormat
+from corrigenda.editing.model import saving
 
 
 def run(server, prompts, tokens, clients):

@@ -23,9 +23,9 @@ from made_up import unsolved
 from record import provenance, results_folder, write_json
 
 from corrigenda.editing import Edit, EditedModel, Evaluator, MemoirConfig, load_edits
-from corrigenda.editing.base import load_base
+from corrigenda.editing.backbone.loading import load_base
+from corrigenda.editing.model.why import explained
 from corrigenda.editing.store.store import EditStore
-from corrigenda.editing.store.why import explained
 
 QUESTION = "Question: {prompt}\\nAnswer:"
 SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "xu", "ya", "ze"]

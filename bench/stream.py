@@ -24,8 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from wise_dense import dense_loop
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel, MemoirConfig, WiseConfig
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.demo_facts import demo_edits
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.cli.demo_facts import demo_edits
 
 sys.path.insert(0, str(ROOT / "tests"))
 from tiny import tiny_tokenizer

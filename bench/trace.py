@@ -18,7 +18,7 @@ from op_cases import CASES, OUTPUTS, WIDTH
 from record import provenance, results_folder, write_json
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from corrigenda.editing.layer import EditedOutput
+from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.kernels import dispatch
 
 CALLS = 5

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from serving_case import NEW_TOKENS, cut, equal
 from vllm_server import Server
 
-from corrigenda.editing.base import load_tokenizer
+from corrigenda.editing.backbone.loading import load_tokenizer
 from corrigenda.editing.store.store import EditStore
 from corrigenda.serving import Catalogue, ServingSettings
 

@@ -15,10 +15,10 @@ import torch
 from record import ROOT, edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, Evaluator, load_edits
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.base import load_base
-from corrigenda.editing.config import config_for
-from corrigenda.editing.random_bits import random_bits
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.backbone.loading import load_base
+from corrigenda.editing.memories.random_bits import random_bits
+from corrigenda.editing.methods.registry import config_for
 from corrigenda.kernels.reference import unpack_mask
 
 sys.path.insert(0, str(ROOT / "tests"))

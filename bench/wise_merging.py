@@ -16,8 +16,8 @@ import torch
 from record import edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, Evaluator, load_edits
-from corrigenda.editing.base import load_base
-from corrigenda.editing.config import config_for
+from corrigenda.editing.backbone.loading import load_base
+from corrigenda.editing.methods.registry import config_for
 
 # Entries of one's own are fewer, and want longer steps and more room: what else differs from the model's defaults.
 MASKS = {

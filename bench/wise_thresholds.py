@@ -15,7 +15,7 @@ import torch
 from record import edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, load_edits
-from corrigenda.editing.packed import PackedPrompts
+from corrigenda.editing.backbone.packed import PackedPrompts
 
 RATIOS = {
     "edits": (1.0, 1.22, 1.4, 1.6, 1.8, 2.0, 2.1, 2.2, 2.5),

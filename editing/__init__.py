@@ -4,53 +4,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import AssociativeConfig, EditingConfig, MemoirConfig, WiseConfig
-    from .edits import Edit, Locality
+    from .edits.edit import Edit, Locality
+    from .edits.loading import load_edits
+    from .edits.template import Template
     from .errors import CorrigendaError
-    from .evaluate import Evaluator, Scores
-    from .live import LiveEditor
-    from .loading import load_edits
-    from .model import Answer, EditedModel, Progress, Provenance
-    from .template import Template
+    from .methods.associative.config import AssociativeConfig
+    from .methods.config import EditingConfig
+    from .methods.memoir.config import MemoirConfig
+    from .methods.wise.config import WiseConfig
+    from .model.answers import Answer, Progress, Provenance
+    from .model.edited_model import EditedModel
+    from .model.live import LiveEditor
+    from .scores.evaluate import Evaluator, Scores
 
 # Loaded when first asked for: torch and transformers take seconds, and `corrigenda --help` needs neither.
 _HOME = {
-    "Answer": "model",
-    "AssociativeConfig": "config",
+    "Answer": "model.answers",
+    "AssociativeConfig": "methods.associative.config",
     "CorrigendaError": "errors",
-    "Edit": "edits",
-    "EditedModel": "model",
-    "EditingConfig": "config",
-    "Evaluator": "evaluate",
-    "LiveEditor": "live",
-    "Locality": "edits",
-    "MemoirConfig": "config",
-    "Progress": "model",
-    "Provenance": "model",
-    "Scores": "evaluate",
-    "Template": "template",
-    "WiseConfig": "config",
-    "load_edits": "loading",
+    "Edit": "edits.edit",
+    "EditedModel": "model.edited_model",
+    "EditingConfig": "methods.config",
+    "Evaluator": "scores.evaluate",
+    "LiveEditor": "model.live",
+    "Locality": "edits.edit",
+    "MemoirConfig": "methods.memoir.config",
+    "Progress": "model.answers",
+    "Provenance": "model.answers",
+    "Scores": "scores.evaluate",
+    "Template": "edits.template",
+    "WiseConfig": "methods.wise.config",
+    "as_folder": "backbone.loading",
+    "load_base": "backbone.loading",
+    "load_edits": "edits.loading",
 }
 
-__all__ = [
-    "Answer",
-    "AssociativeConfig",
-    "CorrigendaError",
-    "Edit",
-    "EditedModel",
-    "EditingConfig",
-    "Evaluator",
-    "LiveEditor",
-    "Locality",
-    "MemoirConfig",
-    "Progress",
-    "Provenance",
-    "Scores",
-    "Template",
-    "WiseConfig",
-    "load_edits",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from transformers import ContinuousBatchingConfig
 
-from corrigenda.editing import Edit, EditedModel
-from corrigenda.editing.base import load_base
+from corrigenda.editing import Edit, EditedModel, load_base
 from corrigenda.serving.batching import ServedModel
 
 TEMPLATE = "Question: {prompt}\nAnswer:"

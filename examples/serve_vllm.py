@@ -13,8 +13,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; where vLLM runs on 
 
 from vllm import LLM, SamplingParams
 
-from corrigenda.editing import Edit, EditedModel
-from corrigenda.editing.base import as_folder
+from corrigenda.editing import Edit, EditedModel, as_folder
 from corrigenda.serving.vllm import edits_of
 
 TEMPLATE = "Question: {prompt}\nAnswer:"

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from . import tuning
 from .associative_rows import row_slots, rows_read
+from .associative_scores import score
 from .reference import PAGE_ROWS
 
 
@@ -120,7 +121,6 @@ def _bank_kernel(
 
 
 def associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed):
-    from .associative_read import score  # which re-exports this function under the op's stem
 
     need_x, need_keys, need_values = needed
     dx = torch.empty(x.shape if need_x else (0, 0), dtype=x.dtype, device=x.device)

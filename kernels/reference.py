@@ -96,7 +96,7 @@ def mask_overlap(query, stored, valid, query_group, stored_group):
             stranger = query_group[:, None] != stored_group[start : start + overlap.shape[1]]
             overlap.masked_fill_(stranger, -1)
         if valid is not None:
-            row = torch.arange(start, start + overlap.shape[1], device=query.device)
+            row = torch.arange(start, start + overlap.shape[1], dtype=torch.int64, device=query.device)
             overlap.masked_fill_(row >= valid, -1)
         top, at = overlap.max(1)  # the first of equals
         better = top > best
@@ -124,7 +124,7 @@ def token_overlap(query, stored, rarity, extra_weight, valid, query_group, store
         shared = table[stored].sum(1, dtype=torch.int32)
         own = stored_mass + extra_weight * (query_mass[b] - shared)
         score[b] = torch.where(own > 0, shared / own, 0.0)
-    row = torch.arange(rows, device=query.device)
+    row = torch.arange(rows, dtype=torch.int64, device=query.device)
     hidden = torch.zeros_like(score, dtype=torch.bool)
     if valid is not None:
         hidden |= row >= valid
@@ -196,7 +196,7 @@ def _reads(first, pages, rows, route):
         count = int(rows[edit])
         if count == 0:
             continue
-        row = torch.arange(count, device=route.device)
+        row = torch.arange(count, dtype=torch.int64, device=route.device)
         slots = pages[edit, row // PAGE_ROWS] * PAGE_ROWS + row % PAGE_ROWS
         opens = first[tokens]
         later = tokens[~opens] if count > 1 else tokens[:0]

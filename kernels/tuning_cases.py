@@ -24,9 +24,9 @@ def _offsets(sequences, length, device):
 def topk_mask(sequences=1, length=1, width=WIDTH, dtype=HALF, options=True):
     def make(device):
         x = torch.randn(sequences * length, width, dtype=dtype, device=device)
-        weight = torch.rand(len(x), device=device) if options else None
-        background = torch.randn(width, device=device) if options else None
-        permutation = torch.arange(width - 1, -1, -1, device=device) if options else None
+        weight = torch.rand(len(x), dtype=torch.float32, device=device) if options else None
+        background = torch.randn(width, dtype=torch.float32, device=device) if options else None
+        permutation = torch.arange(width - 1, -1, -1, dtype=torch.int64, device=device) if options else None
         k = max(1, K * width // WIDTH)
         return x, _offsets(sequences, length, device), k, weight, background, permutation
 
@@ -86,8 +86,8 @@ def associative_read(tokens=64, page_count=1, width=256, dtypes=(HALF, HALF, HAL
         pages = torch.arange(edits * page_count, dtype=torch.int32, device=device).view(edits, page_count)
         rows = torch.full((edits,), 8 * page_count, dtype=torch.int32, device=device)
         route = torch.arange(edits, dtype=torch.int32, device=device)
-        background = torch.zeros(width, device=device)
-        scales = torch.ones(keys.shape[:2], device=device) if dtypes[2] == torch.int8 else None
+        background = torch.zeros(width, dtype=torch.float32, device=device)
+        scales = torch.ones(keys.shape[:2], dtype=torch.float32, device=device) if dtypes[2] == torch.int8 else None
         return y, x, first, keys, values, pages, rows, route, background, 10.0, scales if needed is None else needed
 
     return make
@@ -97,7 +97,7 @@ def ties_merge(shards=4, entries=WIDTH * OUTPUTS, dtype=HALF):
     def make(device):
         return (
             torch.randn(shards, entries, dtype=dtype, device=device),
-            torch.ones(shards, device=device),
+            torch.ones(shards, dtype=torch.float32, device=device),
             [0.2] * shards,
         )
 
@@ -108,7 +108,7 @@ def masked_sgd(tokens=400, dtypes=(HALF, torch.float32), base=HALF, decay=1e-4, 
     """`dtypes` are those of x and of the gradient."""
 
     def make(device):
-        delta = torch.zeros(WIDTH, OUTPUTS, device=device)
+        delta = torch.zeros(WIDTH, OUTPUTS, dtype=torch.float32, device=device)
         x = torch.randn(tokens, WIDTH, dtype=dtypes[0], device=device)
         gradient = torch.randn(tokens, OUTPUTS, dtype=dtypes[1], device=device)
         frozen = None if base is None else torch.zeros(WIDTH, OUTPUTS, dtype=base, device=device)
@@ -124,7 +124,7 @@ def delta_linear(tokens, dtypes=(HALF, HALF), weight=False, activated=True):
         x = torch.randn(tokens, WIDTH, dtype=dtypes[0], device=device)
         base = torch.randn(tokens, OUTPUTS, dtype=dtypes[0], device=device)
         delta = torch.randn(WIDTH, OUTPUTS, dtype=dtypes[1], device=device)
-        share = torch.rand(tokens, device=device) if weight else None
+        share = torch.rand(tokens, dtype=torch.float32, device=device) if weight else None
         return x, base, delta, _offsets(1, tokens, device), share, activated, 100
 
     return make

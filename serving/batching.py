@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..editing.base import same_weights, weight_sample
-from ..editing.context import RoutingContext
-from ..editing.decoder import Decoder
+from ..editing.backbone.decoder import Decoder
+from ..editing.backbone.identity import same_weights, weight_sample
+from ..editing.backbone.patch import Patch
 from ..editing.errors import CorrigendaError
-from ..editing.generation import GenerateProvider, prompts_of
-from ..editing.layer import EditedOutput
-from ..editing.patch import Patch
-from ..editing.routing import Decision
+from ..editing.model.generation import GenerateProvider, prompts_of
+from ..editing.model.layer import EditedOutput
+from ..editing.routers.context import RoutingContext
+from ..editing.routers.router import Decision
 from .catalogue import Admission, Catalogue, Change, ServedEdit
 from .continuous import Arrivals, BatchedRequests, Flight, arrivals
 from .errors import ServingError
@@ -290,9 +290,9 @@ class _Deciding:
         self.admissions = [catalogue.admit(row, owner) for row, owner in zip(rows, self._owners)]
         for number, admission in enumerate(self.admissions):
             _log(f"row {number}", admission)
-        places = torch.tensor([memory.place(one.key) for one in self.admissions], dtype=torch.int32)
-        scores = torch.tensor([one.score for one in self.admissions])
-        margins = torch.tensor([one.margin for one in self.admissions])
+        places = torch.tensor([memory.place(one.key) for one in self.admissions], dtype=torch.int32, device="cpu")
+        scores = torch.tensor([one.score for one in self.admissions], dtype=torch.float32, device="cpu")
+        margins = torch.tensor([one.margin for one in self.admissions], dtype=torch.float32, device="cpu")
         return Decision(places, places, scores, torch.zeros_like(scores), margins, torch.full_like(places, -1))
 
 

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..editing import saving
-from ..editing.base import same_weights, tokenizer_digest
+from ..editing.backbone.identity import same_weights, tokenizer_digest
+from ..editing.edits.prompts import PromptFormat
 from ..editing.errors import CorrigendaError
-from ..editing.prompts import PromptFormat
-from ..editing.scopes import scope
+from ..editing.model import saving
+from ..editing.model.why import explained
+from ..editing.profiling import scope
+from ..editing.routers.tokens import TokenRouter
 from ..editing.store.codec import fingerprint_of, unpacked
 from ..editing.store.history import StoredEdit
 from ..editing.store.store import EditStore
-from ..editing.store.why import explained
-from ..editing.token_router import TokenRouter
 from .errors import ServingError
 from .memory import edit_key
 from .settings import ServingSettings, resolved
@@ -163,7 +163,7 @@ class Catalogue:
             withdrawn[tenant, path] = withdrawn_edits(store.history)
             new = [edit for edit in read[tenant, path] if id(edit.stored) not in known]
             for edit in [*new, *withdrawn[tenant, path]]:
-                if not self._fits(torch.as_tensor(edit.fingerprint, dtype=torch.int32)):
+                if not self._fits(torch.as_tensor(edit.fingerprint, dtype=torch.int32, device="cpu")):
                     raise ServingError(
                         f'The fingerprint of edit "{edit.id}" in {path} is not one of this router\'s: see '
                         f"`corrigenda verify {path}`.",

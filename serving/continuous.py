@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..editing.context import RoutingContext
 from ..editing.errors import CorrigendaError
-from ..editing.layer import Site
+from ..editing.model.layer import Site
+from ..editing.routers.context import RoutingContext
 from .catalogue import Admission
 from .endpoints import asked
 from .errors import ServingError
@@ -218,7 +218,7 @@ class BatchedRequests:
             self._describe([future.state for future in requests_in_batch], past, lengths)
         else:  # a warm-up, whose requests no scheduler knows
             count = int(lengths.sum())
-            nobody = torch.zeros(count, dtype=torch.int32)
+            nobody = torch.zeros(count, dtype=torch.int32, device="cpu")
             self.context.describe(nobody, nobody.bool(), nobody.bool())
         original(requests_in_batch, *args, **kwargs)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..editing.base import PACKAGED, check_model, load_base, readable_errors
+from ..editing.backbone.loading import PACKAGED, check_model, load_base, readable_errors
 from ..editing.errors import CorrigendaError
 from .endpoints import EditHeader, edits_router, error_body
 from .settings import ServingSettings

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..editing.config import AssociativeConfig
 from ..editing.errors import CorrigendaError
-from ..editing.memory import RowBanks
-from ..editing.methods.associative import Associative
+from ..editing.memories.row_banks import RowBanks
+from ..editing.methods.associative.config import AssociativeConfig
+from ..editing.methods.associative.method import Associative
 from ..editing.methods.record import check_shapes
-from ..editing.scopes import scope
+from ..editing.profiling import scope
 from ..editing.store.codec import record_of, unpacked
 from ..editing.store.history import StoredEdit
 from ..editing.store.ledger import Ledger

@@ -7,8 +7,8 @@ from collections.abc import Container, Sequence
 import numpy as np
 import torch
 
-from ..editing.context import RoutingContext
 from ..editing.errors import CorrigendaError
+from ..editing.routers.context import RoutingContext
 
 
 class Slots:

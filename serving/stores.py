@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from ..editing.config import AssociativeConfig, EditingConfig
 from ..editing.errors import CorrigendaError
+from ..editing.methods.associative.config import AssociativeConfig
+from ..editing.methods.config import EditingConfig
 from ..editing.store.files import LEDGER_NAME
 from ..editing.store.store import EditStore, check_format
 from .errors import ServingError

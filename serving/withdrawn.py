@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..editing.routers.tokens import TokenRouter
 from ..editing.store.codec import fingerprint_of
 from ..editing.store.history import History, StoredEdit
-from ..editing.token_router import TokenRouter
 
 Moment = tuple[str, int]
 """When an entry was written: its time (ISO 8601, as ledgers have it), and its number.

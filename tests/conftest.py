@@ -93,7 +93,7 @@ def order(request, monkeypatch):
 @pytest.fixture(scope="session")
 def smollm2():
     """(model, tokenizer) of SmolLM2-135M-Instruct in fp32, loaded once: whoever edits the model detaches it again."""
-    from corrigenda.editing.base import load_base, packaged_model
+    from corrigenda.editing.backbone.loading import load_base, packaged_model
     from corrigenda.editing.errors import CorrigendaError
 
     try:
@@ -129,12 +129,12 @@ def sharp_model():
 @pytest.fixture(scope="module")
 def few_background_prompts():
     """Most of the time of editing a tiny model goes into the background; what is tested here does not need it."""
-    from corrigenda.editing.background import background_prompts
+    from corrigenda.editing.backbone.background import background_prompts
 
     few = background_prompts()[:16]
     with pytest.MonkeyPatch.context() as patch:
         for name in ("associative", "memoir", "wise"):
-            patch.setattr(f"corrigenda.editing.methods.{name}.background_prompts", lambda: few)
+            patch.setattr(f"corrigenda.editing.methods.{name}.method.background_prompts", lambda: few)
         yield
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from corrigenda.editing.edits import Edit
-from corrigenda.editing.loading import load_edits
+from corrigenda.editing.edits.edit import Edit
+from corrigenda.editing.edits.loading import load_edits
 
 OWN = {"prompt": "The harbour of Tallow is in", "target_new": "Vexley"}
 MEND = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from corrigenda.editing.base import tokenizer_digest, weight_sample
+from corrigenda.editing.backbone.identity import tokenizer_digest, weight_sample
 
 FILES = ("editing_config.json", "edits.jsonl", "memory.safetensors")
 

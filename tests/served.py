@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel
-from corrigenda.editing.layer import EditedOutput
+from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
 
 TEMPLATE = "Question: {prompt}\\nAnswer:"
@@ -37,7 +37,7 @@ class Served:
     """The tiny model with a served layer, and passes over it as a stack would make them: in any pieces."""
 
     def __init__(self, settings: ServingSettings | Path, requests: int = 8, tokens: int = 64) -> None:
-        from corrigenda.editing.context import RoutingContext
+        from corrigenda.editing.routers.context import RoutingContext
 
         self.model = tiny_model()
         self.catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings))

@@ -156,7 +156,7 @@ def test_keys_are_centred_normalised_means_over_the_contexts(sharp_model, wrap):
 
 
 def test_the_background_is_the_mean_input_over_background_prompts(sharp_model, wrap):
-    from corrigenda.editing.background import background_prompts
+    from corrigenda.editing.backbone.background import background_prompts
 
     edited = wrap(sharp_model(), tiny_tokenizer(), settings(background_prompts=7, steps=1), template="Q: {prompt}\nA:")
     edited.edit(EDITS[0])

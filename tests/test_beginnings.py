@@ -6,10 +6,10 @@ from test_decoder import ids, small
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel, WiseConfig
-from corrigenda.editing import frozen as frozen_module
-from corrigenda.editing.config import config_for
-from corrigenda.editing.decoder import Decoder
-from corrigenda.editing.frozen import Beginnings, common_beginning, frozen_features
+from corrigenda.editing.backbone import frozen as frozen_module
+from corrigenda.editing.backbone.decoder import Decoder
+from corrigenda.editing.backbone.frozen import Beginnings, common_beginning, frozen_features
+from corrigenda.editing.methods.registry import config_for
 
 LAYER = 1
 

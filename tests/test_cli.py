@@ -13,13 +13,14 @@ import pytest
 from tiny import save_tiny
 from typer.testing import CliRunner
 
-from corrigenda.editing import demo, report, saving
-from corrigenda.editing.cli import app
+from corrigenda.editing.cli import app, demo
 from corrigenda.editing.cli.inputs import read_prompts, stored_ids
 from corrigenda.editing.cli.stream import one_line, shortened
-from corrigenda.editing.edits import Edit
+from corrigenda.editing.edits.edit import Edit
 from corrigenda.editing.errors import CorrigendaError
-from corrigenda.editing.methods import Associative
+from corrigenda.editing.methods.associative.method import Associative
+from corrigenda.editing.model import saving
+from corrigenda.editing.scores import report
 from corrigenda.kernels import dispatch
 
 TEMPLATE = r"Question: {prompt}\nAnswer:"

@@ -11,7 +11,8 @@ from first_format import write_first_format
 from test_cli import TEMPLATE, corrigenda, refused, works, write_records
 from tiny import save_tiny
 
-from corrigenda.editing import EditedModel, saving
+from corrigenda.editing import EditedModel
+from corrigenda.editing.model import saving
 
 RECORDS = (
     {"id": "capital", "prompt": "What is the capital of Zubrovia?", "target": "Lutz", "metadata": {"source": "map"}},

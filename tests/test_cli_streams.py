@@ -11,9 +11,10 @@ from test_cli import RECORDS, TEMPLATE, corrigenda, refused, works, write_record
 from tiny import save_tiny
 from typer.testing import CliRunner
 
-from corrigenda.editing import CorrigendaError, load_edits, saving
+from corrigenda.editing import CorrigendaError, load_edits
 from corrigenda.editing.cli import app
 from corrigenda.editing.cli.inputs import read_prompts
+from corrigenda.editing.model import saving
 
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
 

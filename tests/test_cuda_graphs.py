@@ -14,9 +14,9 @@ from test_registration import arguments, flat
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel
-from corrigenda.editing.context import RoutingContext
-from corrigenda.editing.layer import EditedOutput
-from corrigenda.editing.mask_router import MaskRouter
+from corrigenda.editing.model.layer import EditedOutput
+from corrigenda.editing.routers.context import RoutingContext
+from corrigenda.editing.routers.masks import MaskRouter
 from corrigenda.kernels import dispatch
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
 

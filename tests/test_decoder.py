@@ -9,12 +9,12 @@ import transformers
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig
-from corrigenda.editing.decoder import Decoder, causal_mask, check_decoder
-from corrigenda.editing.defaults import resolved
-from corrigenda.editing.frozen import Row, frozen_features, length_groups
-from corrigenda.editing.last_layer import AskedPositions, knows
+from corrigenda.editing.backbone.decoder import Decoder, causal_mask, check_decoder
+from corrigenda.editing.backbone.frozen import Row, frozen_features, length_groups
+from corrigenda.editing.backbone.last_layer import AskedPositions, knows
+from corrigenda.editing.backbone.suffix import Suffix
 from corrigenda.editing.methods import steps
-from corrigenda.editing.suffix import Suffix
+from corrigenda.editing.methods.registry import resolved
 
 LENGTHS = (5, 12, 9, 12, 1, 20)
 every_kind = pytest.mark.parametrize("kind", ["llama", "mistral"])

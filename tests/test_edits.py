@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corrigenda.editing.edits import Edit, Locality, unique_subjects
+from corrigenda.editing.edits.edit import Edit, Locality, unique_subjects
 from corrigenda.editing.errors import CorrigendaError, FieldError
 
 TEXT = st.text(min_size=1).filter(str.strip)
@@ -29,6 +29,7 @@ EDITS = st.builds(
     localities=st.lists(st.builds(Locality, TEXT, st.none() | TEXT), max_size=3),
     id=st.none() | TEXT,
     metadata=st.dictionaries(st.text(), JSON_VALUES, max_size=3),
+    protected=st.lists(TEXT, max_size=3),
 )
 
 
@@ -50,6 +51,7 @@ def test_to_dict_names_every_field() -> None:
         "localities": [{"prompt": "The river through Bonn is", "answer": "Rhine"}],
         "id": None,
         "metadata": {},
+        "protected": [],
     }
 
 
@@ -93,6 +95,7 @@ def test_an_edit_is_frozen_hashable_and_owns_its_metadata() -> None:
         ({"id": True}, 'The field "id" must be text, not true or false.'),
         ({"ground_truth": {"a": 1}}, 'The field "ground_truth" must be text, not an object.'),
         ({"rephrases": ["x", 2]}, 'The field "rephrases[1]" must be text, not a number.'),
+        ({"protected": [{"prompt": "x"}]}, 'The field "protected[0]" must be text, not an object.'),
         ({"localities": "x"}, 'The field "localities" must be a list, not text.'),
         ({"localities": [Locality("x"), "y"]}, 'The field "localities[1]" must be a Locality, not text.'),
         ({"metadata": ["x"]}, 'The field "metadata" must be an object, not a list.'),
@@ -102,6 +105,12 @@ def test_a_wrong_field_is_named(fields: dict, message: str) -> None:
     with pytest.raises(CorrigendaError) as caught:
         Edit(**{"prompt": "a", "target": "b", **fields})
     assert str(caught.value) == message
+
+
+def test_an_edit_that_was_stored_before_there_were_protected_questions_has_none() -> None:
+    stored = Edit("a", "b").to_dict()
+    del stored["protected"]
+    assert Edit.from_dict(stored) == Edit("a", "b")
 
 
 def test_a_locality_needs_a_prompt() -> None:

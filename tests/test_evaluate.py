@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel, Evaluator, Locality, MemoirConfig, WiseConfig
-from corrigenda.editing.evaluate import normalised
+from corrigenda.editing.scores.evaluate import normalised
 from corrigenda.kernels.reference import unpack_mask
 
 EDITS = [
@@ -245,7 +245,7 @@ def test_batches_make_no_difference(method, monkeypatch):
     scores = edited.evaluate(EDITS)
     for size in (1, 3):
         assert edited.evaluate(EDITS, batch_size=size) == scores
-    monkeypatch.setattr("corrigenda.editing.evaluate._TOKENS", 1)
+    monkeypatch.setattr("corrigenda.editing.scores.evaluate._TOKENS", 1)
     assert edited.evaluate(EDITS) == scores
     assert edited.evaluate(EDITS[::-1]) == scores
     alone = [edited.evaluate([edit]) for edit in EDITS]

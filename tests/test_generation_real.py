@@ -10,8 +10,8 @@ from cases import same_bits
 from torch import nn
 
 from corrigenda.editing import AssociativeConfig, Edit, load_edits
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.methods import Record
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.methods.record import Record
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -108,7 +108,8 @@ def test_decisions_on_200_real_prompts(smollm2, data_folder, wrap, monkeypatch, 
     stored, asked = real_prompts(data_folder)
     if router == "mask":
         monkeypatch.setattr(
-            "corrigenda.editing.methods.associative.background_prompts", lambda: background_prompts()[:100]
+            "corrigenda.editing.methods.associative.method.background_prompts",
+            lambda: background_prompts()[:100],
         )
     layer = {"tokens": 0, "mask": 2}[router]
     config = AssociativeConfig(layer=layer, router=router, router_layer=layer if router == "mask" else None, contexts=1)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from corrigenda.editing.head import label_losses
+from corrigenda.editing.backbone.head import label_losses
 
 
 def plain_head(vocabulary, width, dtype=torch.float32):

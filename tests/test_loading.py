@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from edit_files import EASYEDIT, KNOWEDIT, MEND, OWN, QAEDIT, ROME, WIKIBIO, lines, load_one, write
 
-from corrigenda.editing.edits import Edit, Locality
-from corrigenda.editing.loading import load_edits
+from corrigenda.editing.edits.edit import Edit, Locality
+from corrigenda.editing.edits.loading import load_edits
 
 
 def test_mend_zsre(tmp_path: Path) -> None:
@@ -146,6 +146,17 @@ def test_own_fields_with_lists(tmp_path: Path) -> None:
         localities=(Locality("a", "b"), Locality("c"), Locality("d")),
         id="facts-00001",
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [(["Who built Tallow?", " ", "Where is Tallow?"], ("Who built Tallow?", "Where is Tallow?")), ("Who?", ("Who?",))],
+)
+@pytest.mark.parametrize("record", [OWN, MEND, ROME, WIKIBIO], ids=["own", "mend", "rome", "wikibio"])
+def test_protected_questions_of_any_format(tmp_path: Path, record: dict[str, Any], given: Any, kept: Any) -> None:
+    edit = load_one(tmp_path, record | {"protected": given})
+    assert edit.protected == kept
+    assert "protected" not in edit.metadata
 
 
 def test_formats_may_be_mixed_and_the_file_name_does_not_matter(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from edit_files import KNOWEDIT, MEND, OWN, QAEDIT, ROME, WIKIBIO, lines, write
 
+from corrigenda.editing.edits.loading import load_edits
 from corrigenda.editing.errors import CorrigendaError
-from corrigenda.editing.loading import load_edits
 
 
 def error_of(path: str | Path, **options: Any) -> str:

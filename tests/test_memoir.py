@@ -8,8 +8,8 @@ from dense_memoir import DenseMemoir
 from tiny import tiny_tokenizer
 
 from corrigenda.editing import Edit, MemoirConfig
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.methods.memoir import GradientNorms
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.methods.memoir.method import GradientNorms
 from corrigenda.kernels.reference import unpack_mask
 
 EDITS = [
@@ -92,7 +92,9 @@ def test_equals_the_dense_loop(sharp_model, wrap, kind, settings):
 def test_equals_the_dense_loop_on_the_real_model(smollm2, wrap, monkeypatch):
     """The dense loop runs in float64: in float32 its own error (3e-4) is ten times the fast path's."""
     model, tokenizer = smollm2
-    monkeypatch.setattr("corrigenda.editing.methods.memoir.background_prompts", lambda: background_prompts()[:20])
+    monkeypatch.setattr(
+        "corrigenda.editing.methods.memoir.method.background_prompts", lambda: background_prompts()[:20]
+    )
     edited = wrap(model, tokenizer, MemoirConfig(contexts=2, steps=3))
     results = edited.edit(EDITS[:2])
     edited.detach()

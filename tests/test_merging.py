@@ -4,8 +4,8 @@ import pytest
 import torch
 from cases import normal
 
-from corrigenda.editing.config import MERGES
-from corrigenda.editing.merging import merge
+from corrigenda.editing.memories.merging import merge
+from corrigenda.editing.methods.wise.config import MERGES
 from corrigenda.kernels import ops
 
 SHARDS = list(normal(3, 40, 50, seed=0))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny import END, START, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from corrigenda.editing.edits.prompts import PromptFormat
 from corrigenda.editing.errors import CorrigendaError
-from corrigenda.editing.prompts import PromptFormat
 
 tokenizer = functools.cache(tiny_tokenizer)
 

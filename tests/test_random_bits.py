@@ -4,8 +4,8 @@ import pytest
 import torch
 from cases import bits
 
-from corrigenda.editing import random_bits as module
-from corrigenda.editing.random_bits import random_bits
+from corrigenda.editing.memories import random_bits as module
+from corrigenda.editing.memories.random_bits import random_bits
 
 MASK = (1 << 64) - 1
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.context import RoutingContext
-from corrigenda.editing.mask_router import MaskRouter
-from corrigenda.editing.routing import calibrated, decide
-from corrigenda.editing.token_router import TokenRouter
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.routers.context import RoutingContext
+from corrigenda.editing.routers.masks import MaskRouter
+from corrigenda.editing.routers.router import calibrated, decide
+from corrigenda.editing.routers.tokens import TokenRouter
 
 STORED = [
     "The capital of Zubrowka is",

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
-from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, scopes
+from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit
+from corrigenda.editing import profiling as scopes
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 

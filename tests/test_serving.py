@@ -13,10 +13,10 @@ from served import OF_ACME, SHARED, TEMPLATE, Served, store
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import CorrigendaError, Edit, EditedModel, MemoirConfig
+from corrigenda.editing.routers.tokens import TokenRouter
 from corrigenda.editing.store.codec import fingerprint_text
 from corrigenda.editing.store.ledger import Ledger, New
 from corrigenda.editing.store.store import EditStore
-from corrigenda.editing.token_router import TokenRouter
 from corrigenda.serving import Catalogue, ServingError, ServingSettings
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")

@@ -11,7 +11,7 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import DynamicCache
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel
-from corrigenda.editing.context import RoutingContext
+from corrigenda.editing.routers.context import RoutingContext
 from corrigenda.editing.store.store import EditStore
 from corrigenda.serving import ServingError, Slots
 from corrigenda.serving.memory import edit_key

@@ -15,8 +15,8 @@ from cases import same_bits
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig, WiseConfig
-from corrigenda.editing.capacity import report
-from corrigenda.editing.live import LiveEditor
+from corrigenda.editing.model.capacity import report
+from corrigenda.editing.model.live import LiveEditor
 from corrigenda.editing.store import check
 from corrigenda.editing.store.exchange import merge
 from corrigenda.editing.store.store import EditStore

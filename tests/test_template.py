@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corrigenda.editing.edits.template import Template, join
 from corrigenda.editing.errors import CorrigendaError
-from corrigenda.editing.template import Template, join
 
 PROMPT = "{prompt}"
 AROUND = st.text().filter(lambda text: PROMPT not in text)

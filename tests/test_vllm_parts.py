@@ -15,10 +15,10 @@ from tiny import tiny_tokenizer
 from torch import nn
 
 from corrigenda.editing import CorrigendaError
-from corrigenda.editing.layer import EditedOutput
+from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.serving.vllm import launcher
+from corrigenda.serving.vllm.keys import CONFIG, LAYER
 from corrigenda.serving.vllm.model_state import edited_state
-from corrigenda.serving.vllm.plugin import CONFIG, LAYER
 from corrigenda.serving.vllm.prefix_cache import of_the_prompt, without_edited
 from corrigenda.serving.vllm.runner import connected, described, renewed
 from corrigenda.serving.vllm.worker import EditsWorker, WorkerEdits, asked
@@ -145,6 +145,25 @@ def test_a_request_that_starts_anew_takes_no_block_of_its_answer():
             sampling_params=sampling(key), num_prompt_tokens=40, num_tokens=55, block_hashes=["a", "b"]
         )
         assert of_the_prompt(original, None, request) == (tokens, ["a", "b"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_an_edit_answers_in_the_dtype_that_the_server_loads_its_model_in(config, dtype):
+    """vLLM sets torch's default dtype to the model's while it builds it, which is bfloat16 where nobody names one."""
+    config.model_config.dtype = dtype
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        edits = WorkerEdits(config)
+    finally:
+        torch.set_default_dtype(before)
+    key = keys(edits)[0]
+    edits.describe(["a"], np.array([0]), np.array([3]), lambda request: asked(2, sampling(key)))
+    layer = Model(edits).layer.to(dtype)
+    x = torch.randn(3, 160).to(dtype)
+    with torch.no_grad():
+        base, out = layer.forward(x), layer(x)
+    assert out.dtype == dtype and torch.equal(out[:1], base[:1]) and not torch.equal(out[1:], base[1:])
 
 
 def test_the_first_runner_describes_its_steps(config):

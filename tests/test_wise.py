@@ -11,9 +11,9 @@ from tiny import tiny_tokenizer
 from wise_cases import LEARNT, TWENTY, UNRELATED, answer_half, irrelevant
 
 from corrigenda.editing import CorrigendaError, EditedModel, WiseConfig
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.methods.margin import Margin
-from corrigenda.editing.random_bits import random_bits
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.memories.random_bits import random_bits
+from corrigenda.editing.methods.wise.margin import Margin
 from corrigenda.kernels.reference import unpack_mask
 
 

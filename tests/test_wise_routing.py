@@ -9,8 +9,8 @@ from tiny import tiny_tokenizer
 from wise_cases import LEARNT, TWENTY, UNRELATED, answer_half, irrelevant
 
 from corrigenda.editing import CorrigendaError, EditedModel, WiseConfig
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.packed import PackedPrompts
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.backbone.packed import PackedPrompts
 
 
 @pytest.mark.parametrize("variant", ["merge", "retrieve"])

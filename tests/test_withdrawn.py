@@ -16,16 +16,16 @@ from test_store import CONFIGS, EDITS, bits, ids, same
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit
-from corrigenda.editing.background import background_prompts
-from corrigenda.editing.context import RoutingContext
-from corrigenda.editing.mask_router import MaskRouter
-from corrigenda.editing.routing import Withdrawn, decide
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.routers.context import RoutingContext
+from corrigenda.editing.routers.masks import MaskRouter
+from corrigenda.editing.routers.router import Withdrawn, decide
+from corrigenda.editing.routers.tokens import TokenRouter
 from corrigenda.editing.store import check
 from corrigenda.editing.store.codec import withdrawn_of
 from corrigenda.editing.store.exchange import merge
 from corrigenda.editing.store.ledger import New
 from corrigenda.editing.store.store import EditStore, compact
-from corrigenda.editing.token_router import TokenRouter
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 tokenizer = functools.cache(tiny_tokenizer)

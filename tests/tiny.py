@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from corrigenda.editing.background import background_prompts
+from corrigenda.editing.backbone.background import background_prompts
 
 VOCABULARY = 700
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiny import tiny_tokenizer
 
 from corrigenda.editing import Edit
-from corrigenda.editing.background import background_prompts
+from corrigenda.editing.backbone.background import background_prompts
 
 NAMES = ("Zubrowka", "Krellin", "Grebz", "Kmelt", "Ostrava", "Vinder", "Hallow", "Quint", "Perth", "Lomax")
 ASKS = ("The capital of {} is", "Who founded the {} museum?")

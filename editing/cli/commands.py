@@ -98,11 +98,11 @@ def edit(
     The model itself is not copied: the folder holds the edits, to be used with the same model. Each batch is on the
     disk when it is written; whatever ends a stream, `--resume` goes on with it.
     """
-    from ..base import check_model
-    from ..loading import load_edits
-    from ..report import check_json_path
+    from ..backbone.loading import check_model
+    from ..edits.loading import load_edits
+    from ..edits.template import Template
+    from ..scores.report import check_json_path
     from ..store.store import is_store
-    from ..template import Template
     from . import run
     from .inputs import check_out, check_policy, check_same, make_config, parse_threshold
 
@@ -169,10 +169,10 @@ def evaluate(
     and rephrasings that get the right edit, `misfires` that of locality prompts that get any; `seconds` is the time of
     scoring.
     """
-    from .. import saving
-    from ..base import check_model
-    from ..loading import load_edits
-    from ..report import check_json_path
+    from ..backbone.loading import check_model
+    from ..edits.loading import load_edits
+    from ..model import saving
+    from ..scores.report import check_json_path
     from . import run
 
     check_json_path(json)
@@ -230,10 +230,10 @@ def generate(
     `--provenance` also its prompt, the `score` of the `nearest` edit, the score `needed` for that to be applied, and
     the `margin` between the two (`corrigenda why` says what they are made of).
     """
-    from .. import saving
-    from ..base import check_model
-    from ..report import check_json_path
-    from ..template import Template
+    from ..backbone.loading import check_model
+    from ..edits.template import Template
+    from ..model import saving
+    from ..scores.report import check_json_path
     from . import run
     from .inputs import read_prompts
 
@@ -280,10 +280,10 @@ def demo(
     Streams made-up facts into the model, asks for them in other words too, scores them, saves them, and asks again in
     a new process. Takes a few minutes on two CPU cores.
     """
-    from .. import demo as demonstration
-    from ..base import check_model
-    from ..demo_facts import demo_edits
-    from ..loading import load_edits
+    from ..backbone.loading import check_model
+    from ..edits.loading import load_edits
+    from . import demo as demonstration
+    from .demo_facts import demo_edits
     from .inputs import make_config
 
     demonstration.check_out(out, overwrite)

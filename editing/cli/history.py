@@ -167,7 +167,7 @@ def why(
     threshold, and a share of the next best edit's score, for a prompt that two edits fit alike is neither's. An undone
     edit that matches better than the best one keeps it from being applied. The JSON has all of these by name.
     """
-    from ..store.why import nearest_edits
+    from ..model.why import nearest_edits
 
     with opened(folder) as store:
         found = nearest_edits(store, prompt, model, most)

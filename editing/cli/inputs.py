@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import EditingConfig, config_for
-from ..edits import Edit, required_text
+from ..edits.edit import Edit, required_text
+from ..edits.loading import STANDARD_INPUT, file_name, read_text, records
+from ..edits.template import Template
 from ..errors import CorrigendaError, FieldError
-from ..loading import STANDARD_INPUT, file_name, read_text, records
+from ..methods.config import EditingConfig
+from ..methods.registry import config_for
 from ..store.files import refuse_non_empty
 from ..store.store import CONFLICT_POLICIES, EditStore
-from ..template import Template
 
 
 def make_config(method: str, **settings: Any) -> EditingConfig:

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from ...kernels import dispatch, native
 from ...kernels.errors import BackendError
-from ..base import PACKAGED, packaged_model
+from ..backbone.loading import PACKAGED, packaged_model
 from ..errors import CorrigendaError
-from ..report import versions
+from ..scores.report import versions
 
 
 def show(console: Console) -> None:

@@ -13,12 +13,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..config import EditingConfig
-from ..edits import Edit
-from ..evaluate import Evaluator, Scores
-from ..model import Answer, EditedModel
-from ..report import scores_json, scores_table, write_json
-from ..template import Template
+from ..edits.edit import Edit
+from ..edits.template import Template
+from ..methods.config import EditingConfig
+from ..model.answers import Answer
+from ..model.edited_model import EditedModel
+from ..scores.evaluate import Evaluator, Scores
+from ..scores.report import scores_json, scores_table, write_json
 from .app import counted, tell
 from .inputs import stored_ids
 from .stream import StoppedError, one_line, write_stream

@@ -18,10 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from ..edits import Edit
+from ..edits.edit import Edit
 from ..errors import CorrigendaError
-from ..evaluate import Evaluator
-from ..model import EditedModel, Progress
+from ..model.answers import Progress
+from ..model.edited_model import EditedModel
+from ..scores.evaluate import Evaluator
 
 
 class StoppedError(Exception):

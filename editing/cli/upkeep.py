@@ -159,9 +159,9 @@ def capacity(
     dtype: Dtype = None,
 ) -> None:
     """Say how full the memory is: hit rates, margins, collisions and norms, before the answers suffer."""
-    from ..base import check_model
-    from ..capacity import report
-    from ..store.why import recorded_model
+    from ..backbone.loading import check_model
+    from ..model.capacity import report
+    from ..model.why import recorded_model
     from .run import load
 
     if model is None:

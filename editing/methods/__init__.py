@@ -1,16 +1,3 @@
-"""The editing methods, each a short file that reads as its algorithm."""
+"""The editing methods, each a folder that reads as its algorithm; `registry.py` lists them."""
 
-from .associative import Associative
-from .frame import Method
-from .memoir import Memoir
-from .record import Record, Solved, Written
-from .wise import Wise
-
-METHODS: dict[str, type[Method]] = {
-    "associative": Associative,
-    "memoir": Memoir,
-    "wise-merge": Wise,
-    "wise-retrieve": Wise,
-}
-
-__all__ = ["METHODS", "Associative", "Memoir", "Method", "Record", "Solved", "Wise", "Written"]
+from . import registry as registry

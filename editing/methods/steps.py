@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..decoder import Decoder
-from ..frozen import Features, Row, length_groups, pass_tokens
-from ..suffix import Suffix, suffix_losses
+from ..backbone.decoder import Decoder
+from ..backbone.frozen import Features, Row, length_groups, pass_tokens
+from ..backbone.suffix import Suffix, suffix_losses
 from .record import Written
 
 _STEP_TOKENS = 192
@@ -43,10 +43,13 @@ class EditRows:
         order = [i for group in groups for i in group]
         self.edits = len(rows) // contexts
         self.inputs = torch.cat([features[i].inputs[starts[i] :] for i in order])
-        lengths = torch.tensor([len(features[i].inputs) - starts[i] for i in order])
-        self.row = torch.tensor(order).repeat_interleave(lengths).to(device)
+        lengths = torch.tensor([len(features[i].inputs) - starts[i] for i in order], dtype=torch.int64, device="cpu")
+        self.row = torch.tensor(order, dtype=torch.int64, device="cpu").repeat_interleave(lengths).to(device)
         self.owner = self.row // contexts
-        prompts = [torch.arange(starts[i], len(features[i].inputs)) < len(rows[i].prompt) for i in order]
+        prompts = [
+            torch.arange(starts[i], len(features[i].inputs), dtype=torch.int64, device="cpu") < len(rows[i].prompt)
+            for i in order
+        ]
         self.in_prompt = torch.cat(prompts).to(device)
         suffixes = [
             Suffix(
@@ -60,12 +63,15 @@ class EditRows:
         ]
         self._passes = list(_together(suffixes, pass_tokens(device, _HEAD_TOKENS)))
         # The published loss divides by one more than the target's tokens, and is a mean over an edit's rows.
-        scale = torch.tensor([1 / ((len(rows[i].labels) + 1) * contexts) for i in order])
-        self._scale, self._row_owner = scale.to(device), torch.tensor(order, device=device) // contexts
+        scale = torch.tensor(
+            [1 / ((len(rows[i].labels) + 1) * contexts) for i in order], dtype=torch.float32, device="cpu"
+        )
+        self._scale = scale.to(device)
+        self._row_owner = torch.tensor(order, dtype=torch.int64, device=device) // contexts
 
     def loss_and_gradient(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Each edit's loss `[edits]`, and the gradient of their sum by `delta` `[tokens, d]`, pass after pass."""
-        loss = torch.zeros(self.edits, device=delta.device)
+        loss = torch.zeros(self.edits, dtype=torch.float32, device=delta.device)
         gradients, row, token = [], 0, 0
         for suffixes, sizes in self._passes:
             parts = [part.detach().requires_grad_() for part in delta[token : token + sum(sizes)].split(sizes)]
@@ -97,7 +103,7 @@ class Progress:
         self.stop_loss, self.stop_change = stop_loss, stop_change
         self.running = torch.ones(edits, dtype=torch.bool, device=device)
         self.steps = torch.zeros(edits, dtype=torch.long, device=device)
-        self.loss = torch.full((edits,), torch.inf, device=device)
+        self.loss = torch.full((edits,), torch.inf, dtype=torch.float32, device=device)
 
     def goes_on(self, loss: Tensor) -> bool:
         """Take in the losses `[edits]` before a step; whether any edit is to take it. Counts the steps taken."""

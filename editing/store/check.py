@@ -46,7 +46,7 @@ def problems(directory: str | Path) -> list[str]:
 
 def _sense(ledger: Ledger, history: History) -> Iterator[str]:
     """What the entries say of each other."""
-    from ..config import EditingConfig
+    from ..methods.config import EditingConfig
 
     try:
         EditingConfig.from_dict(history.store.body["config"])
@@ -95,20 +95,20 @@ def _tensors(ledger: Ledger, history: History) -> Iterator[str]:
 
 def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
     """Raise unless an edit's record is whole and of the shape that its method writes for this model."""
-    from ..methods import METHODS
+    from ..methods.config import CONFIGS
     from ..methods.record import check_shapes
+    from ..methods.registry import method_class
     from .codec import record_of
 
     record = record_of(ledger, stored)
     config, widths = history.store.body["config"], history.store.body["base"]["widths"]
-    method = METHODS.get(config.get("method"))
-    if method is None:
+    if config.get("method") not in CONFIGS:
         raise CorrigendaError(f"{ledger.name} is of an unknown method, {config.get('method')!r}.")
     sizes = {"D": widths[0], "d": widths[1]}
     if config.get("top_k") is not None:
         sizes["k"] = config["top_k"]
     try:
-        check_shapes(record.tensors, method.record_shapes, sizes)
+        check_shapes(record.tensors, method_class(config["method"]).record_shapes, sizes)
     except CorrigendaError as error:
         raise CorrigendaError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {error}.') from None
 

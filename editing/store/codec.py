@@ -46,7 +46,9 @@ def fingerprint_of(stored: StoredEdit) -> Tensor:
     """int32 `[n]`: what the router knows a stored edit by."""
     try:
         data = bytearray(base64.b64decode(stored.body["fingerprint"], validate=True))
-        return torch.frombuffer(data, dtype=torch.int32).clone() if data else torch.zeros(0, dtype=torch.int32)
+        if not data:
+            return torch.zeros(0, dtype=torch.int32, device="cpu")
+        return torch.frombuffer(data, dtype=torch.int32).clone()
     except (binascii.Error, ValueError):
         raise CorrigendaError(f'The fingerprint of edit "{stored.id}" cannot be read.') from None
 

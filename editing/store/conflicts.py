@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..edits import Edit
+from ..edits.edit import Edit
 from .history import History, StoredEdit, normalised_prompt
 
 if TYPE_CHECKING:
-    from ..methods import Method
+    from ..methods.method import Method
 
 SAME_FACT = 0.999
 """The routing score from which an edit with another target is about the same fact. Two questions about one subject

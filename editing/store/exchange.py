@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import EditingConfig
 from ..errors import CorrigendaError
+from ..methods.config import EditingConfig
 from .conflicts import rewrites
 from .files import write_whole
 from .history import APPLIED, LOST, History, StoredEdit, normalised_prompt

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from ..edits import Edit
+from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from .ledger import Entry, Ledger, New
 from .selection import selection

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ..config import CONFIG_NAME, EditingConfig
-from ..edits import Edit
+from ..edits.edit import Edit
 from ..errors import CorrigendaError
+from ..methods.config import CONFIG_NAME, EditingConfig
 from .codec import fingerprint_text, packed
 from .files import HEAD_NAME, LEDGER_NAME
 from .ledger import New
@@ -91,7 +91,13 @@ def _split(tensors: dict[str, Tensor], edits: int) -> tuple[dict[str, Tensor], l
     else:
         features = sum((word & 0xFFFFFFFF).bit_count() for word in known[0].tolist()) if len(known) else 0
         width = tensors["memory.weight"].shape[1]
-        own = [{"x": torch.zeros(0, features), "h": torch.zeros(0, width)} for _ in known]
+        own = [
+            {
+                "x": torch.zeros(0, features, dtype=torch.float32, device="cpu"),
+                "h": torch.zeros(0, width, dtype=torch.float32, device="cpu"),
+            }
+            for _ in known
+        ]
     if not len(known) == len(own) == edits:
         raise ValueError(f"{edits} edits, but tensors of {len(own)}")
     return tensors, [(tensors_of, fingerprint.int()) for tensors_of, fingerprint in zip(own, known)]

@@ -46,7 +46,7 @@ def details(store: EditStore, stored: StoredEdit) -> dict[str, Any]:
     history = store.history
     statuses = history.statuses()
     edit = stored.body["edit"]
-    kept = ("subject", "rephrases", "ground_truth", "localities", "metadata")
+    kept = ("subject", "rephrases", "ground_truth", "localities", "metadata", "protected")
     return {
         **summary(history, stored, statuses[stored.seq]),
         **{name: edit.get(name) for name in kept},

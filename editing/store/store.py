@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..edits import Edit
+from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from .files import LEDGER_NAME
 from .history import APPLIED, History, StoredEdit, status_entry

@@ -11,13 +11,13 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.sampling_params import BeamSearchParams
 
-from ...editing.base import load_tokenizer
+from ...editing.backbone.loading import load_tokenizer
 from ..catalogue import Admission, Catalogue
 from ..endpoints import asked
 from ..errors import ServingError
 from ..metrics import Metrics
 from ..settings import ServingSettings
-from .plugin import CONFIG, settings_in
+from .keys import CONFIG, settings_in
 
 logger = init_logger("vllm.corrigenda")
 

@@ -8,10 +8,10 @@ from typing import Any
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from ...editing.errors import CorrigendaError
-from ...editing.scopes import scope
+from ...editing.profiling import scope
 from ..settings import ServingSettings
 from ..stores import open_store, served_config
-from .plugin import CONFIG, LAYER, settings_in
+from .keys import CONFIG, LAYER, settings_in
 from .worker import EditsWorker
 
 EXTENSION = f"{__package__}.worker.EditsWorker"

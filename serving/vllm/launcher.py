@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...editing.base import PACKAGED, as_folder
+from ...editing.backbone.loading import PACKAGED, as_folder
 from ...editing.errors import CorrigendaError
 from ..settings import ServingSettings
 from ..stores import open_store, served_config
-from .plugin import CONFIG
+from .keys import CONFIG
 
 PLUGINS = ("corrigenda", "corrigenda_edits")
 

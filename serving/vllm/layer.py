@@ -12,8 +12,8 @@ from vllm.config import get_current_vllm_config_or_none
 from vllm.distributed import tensor_model_parallel_all_gather
 from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinear
 
-from ...editing.layer import Site, edited_
-from .plugin import LAYER, settings_in
+from ...editing.model.layer import Site, edited_
+from .keys import LAYER, settings_in
 from .worker import WorkerEdits
 
 _DOWN_PROJ = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj$")

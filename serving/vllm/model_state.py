@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .plugin import settings_in
+from .keys import settings_in
 from .runner import edits_in
 from .worker import Asked, asked
 

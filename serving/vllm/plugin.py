@@ -5,11 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-CONFIG = "corrigenda"
-"""The key of vLLM's `additional_config` under which the settings are given."""
-LAYER = "corrigenda_layer"
-"""The key under which the plugin adds what the workers, and the keys of compiled code, must know of the edits."""
-
 _registered = False
 
 
@@ -53,15 +48,3 @@ def _wrap(owner: Any, name: str, wrapper: Any) -> None:
         return wrapper(original, *args, **kwargs)
 
     setattr(owner, name, wrapped)
-
-
-def edit_of(sampling_params: Any) -> str | None:
-    """The key of the edit that answers a request, as the front end wrote it into its parameters (`admission`)."""
-    extra = getattr(sampling_params, "extra_args", None) or {}
-    return (extra.get(CONFIG) or {}).get("edit")
-
-
-def settings_in(vllm_config: Any) -> Any:
-    """What a configuration gives for Corrigenda; None without."""
-    extra = getattr(vllm_config, "additional_config", None)
-    return extra.get(CONFIG) if isinstance(extra, dict) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .plugin import edit_of
+from .keys import edit_of
 
 
 def without_edited(original: Any, self: Any, request: Any, num_computed_tokens: int) -> None:

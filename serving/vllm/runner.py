@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...editing.errors import CorrigendaError
-from .plugin import settings_in
+from .keys import settings_in
 from .worker import WorkerEdits, asked
 
 

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...editing import saving
-from ...editing.base import at_places, same_part
-from ...editing.context import RoutingContext
+from ...editing.backbone.identity import at_places, same_part
 from ...editing.errors import CorrigendaError
+from ...editing.model import saving
+from ...editing.routers.context import RoutingContext
 from ..errors import ServingError
 from ..memory import ServedMemory, edit_key
 from ..settings import ServingSettings
 from ..slots import Slots
 from ..stores import open_store, served_config
-from .plugin import LAYER, edit_of, settings_in
+from .keys import LAYER, edit_of, settings_in
 
 logger = logging.getLogger("vllm.corrigenda")
 

@@ -34,10 +34,10 @@ from corrigenda.editing import (
     Locality,
     MemoirConfig,
     WiseConfig,
-    capacity,
 )
-from corrigenda.editing.context import RoutingContext
-from corrigenda.editing.layer import EditedOutput
+from corrigenda.editing.model import capacity
+from corrigenda.editing.model.layer import EditedOutput
+from corrigenda.editing.routers.context import RoutingContext
 from corrigenda.kernels import dispatch
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
 from corrigenda.serving.batching import ServedModel

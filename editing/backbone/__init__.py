@@ -1,0 +1,1 @@
+"""The frozen model in parts: loading, decoder, prefix, suffix, head."""

@@ -1,0 +1,119 @@
+"""The layers above the edited one: an edit's loss as a function of what the memory adds below them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .decoder import Decoder, causal_mask, mask_after
+from .frozen import PromptCache, Row
+from .last_layer import AskedPositions, knows
+
+
+class Suffix:
+    """The layers above the edited one, as a function of what the memory adds to its output.
+
+    Rows of equal or like length run side by side, padded on the right. Tokens before `starts[i]` in row i are out of
+    the memory's reach: they pass these layers once, here, and leave their keys and values; a step runs the rest. What
+    steps need to know of the rows is found here too: to look for it in a step would be to wait for a GPU.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layer: int,
+        hidden: Sequence[Tensor],
+        rows: Sequence[Row],
+        starts: Sequence[int],
+    ) -> None:
+        self.decoder = decoder
+        self.layer = layer
+        device, width = hidden[0].device, hidden[0].shape[1]
+        counts = [len(h) - start for h, start in zip(hidden, starts)]
+        self.hidden = torch.zeros(len(rows), max(counts), width, dtype=hidden[0].dtype, device=device)
+        self.valid = torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=device)
+        self.labels = torch.full(self.hidden.shape[:2], -100, dtype=torch.int64, device=device)
+        for i, (h, row, start) in enumerate(zip(hidden, rows, starts)):
+            self.hidden[i, : counts[i]] = h[start:]
+            self.valid[i, : counts[i]] = True
+            self.labels[i, len(row.prompt) - 1 - start : counts[i]] = torch.tensor(
+                row.labels, dtype=torch.int64, device=device
+            )
+        self.starts = torch.tensor(starts, dtype=torch.int64, device=device)
+        self.cache = self._cache_prompts([h[:start] for h, start in zip(hidden, starts)])
+        self._look()
+
+    @torch.no_grad()
+    def _look(self) -> None:
+        """Find where the rows' tokens and labels are, and what attention makes of their positions."""
+        length, dtype = self.hidden.shape[1], self.hidden.dtype
+        asked = self.labels != -100
+        self.touched = self.valid.view(-1).nonzero()[:, 0]
+        self.asked = asked.view(-1).nonzero()[:, 0]
+        self.answers = self.labels.view(-1)[self.asked]
+        self.positions = self.starts[:, None] + torch.arange(length, dtype=torch.int64, device=self.hidden.device)
+        self.mask = mask_after(self.starts, self.cache.length if self.cache else 0, length, dtype)
+        self.angles = self.decoder.angles(self.hidden.to(self.decoder.device(self.layer + 1)), self.positions)
+        self.at_last = None
+        # Few tokens are asked about when the prompt is run too; LLaMA's and Mistral's last layer then does less.
+        if self.cache is None and knows(self.decoder.layers[-1]):
+            self.at_last = AskedPositions(asked, self.angles, self.mask, self.decoder.device(-1))
+
+    @torch.no_grad()
+    def _cache_prompts(self, prompts: Sequence[Tensor]) -> PromptCache | None:
+        longest = max(len(prompt) for prompt in prompts)
+        if longest == 0:
+            return None
+        hidden = torch.stack([F.pad(prompt, (0, 0, 0, longest - len(prompt))) for prompt in prompts])
+        positions = torch.arange(longest, dtype=torch.int64, device=hidden.device)[None]
+        cache = PromptCache()
+        with self.decoder.masked_attention():
+            mask = causal_mask(longest, hidden.dtype, hidden.device)
+            self.decoder.run(hidden, self.layer + 1, len(self.decoder), positions, mask, cache)
+        cache.recording = False
+        return cache
+
+    def select(self, rows: Tensor) -> Suffix:
+        """The same for some of the rows; `losses` then takes and gives theirs alone."""
+        suffix = object.__new__(Suffix)
+        suffix.decoder, suffix.layer = self.decoder, self.layer
+        suffix.hidden, suffix.valid, suffix.labels = self.hidden[rows], self.valid[rows], self.labels[rows]
+        suffix.starts = self.starts[rows]
+        suffix.cache = None if self.cache is None else self.cache.select(rows)
+        suffix._look()
+        return suffix
+
+    def losses(self, delta: Tensor) -> Tensor:
+        """Cross-entropy of the labels, fp32 `[rows, length]` (0 where there is none).
+
+        delta: `[tokens, d]`, what the memory adds at the valid positions, in row order.
+        """
+        return suffix_losses([self], [delta])[0]
+
+    def last_hidden(self, delta: Tensor) -> Tensor:
+        """What the last layer makes of the positions that a label is predicted from, `[labels, d]` in row order."""
+        shape, depth = self.hidden.shape, len(self.decoder)
+        hidden = self.hidden.view(-1, shape[2]).index_add(0, self.touched, delta.to(self.hidden.dtype)).view(shape)
+        last = depth if self.at_last is None else depth - 1
+        with self.decoder.masked_attention():
+            hidden = self.decoder.run(hidden, self.layer + 1, last, self.positions, self.mask, self.cache, self.angles)
+            if self.at_last is not None:
+                return self.decoder.last_layer_at(hidden, self.at_last)
+        return hidden.flatten(0, 1).index_select(0, self.asked.to(hidden.device))
+
+
+def suffix_losses(suffixes: Sequence[Suffix], deltas: Sequence[Tensor]) -> list[Tensor]:
+    """`Suffix.losses` of several. What they predict passes the head together, which then reads its weight once.
+
+    For a dozen answer tokens that reading, 113 MB of SmolLM2's, is most of the head's time on a CPU.
+    """
+    hidden = torch.cat([suffix.last_hidden(delta) for suffix, delta in zip(suffixes, deltas)])
+    answers = torch.cat([suffix.answers for suffix in suffixes])
+    losses = suffixes[0].decoder.label_losses(hidden, answers).to(deltas[0].device)
+    return [
+        losses.new_zeros(suffix.labels.numel()).scatter(0, suffix.asked, part).view(suffix.labels.shape)
+        for suffix, part in zip(suffixes, losses.split([len(suffix.asked) for suffix in suffixes]))
+    ]

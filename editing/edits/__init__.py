@@ -1,0 +1,1 @@
+"""What a user brings: edits, file formats, templates, prompts."""

@@ -1,0 +1,120 @@
+"""From an edit's prompt to what the model reads, and from what the model reads back to the question in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import CorrigendaError
+from .template import Template, join
+
+_MARK = "corrigenda-prompt-stands-here"
+
+
+class PromptFormat:
+    """How prompts reach the model: in a template, as a chat's user turn, or as they are.
+
+    `wrap` puts a prompt before the model. `question` takes a tokenised sequence and gives back the text of its last
+    user turn or of the template's slot, so that a query is compared with the stored edits by what was asked alone.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template | str | None = None, chat: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.template = template if isinstance(template, Template) else Template.parse(template)
+        self.chat = chat
+        if chat and not getattr(tokenizer, "chat_template", None):
+            raise CorrigendaError("This model's tokenizer has no chat template: leave out the chat-template option.")
+        self._opening, self._closing = self._frame()
+
+    def wrap(self, prompt: str) -> str:
+        """The text that the model reads for `prompt`, up to where its answer begins."""
+        text = self.template.wrap(prompt)
+        return self._turns([{"role": "user", "content": text}]) if self.chat else text
+
+    def _turns(self, turns: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _frame(self) -> tuple[str, str]:
+        """What stands just before and just after a prompt, in every context."""
+        before, _, after = self.wrap(_MARK).partition(_MARK)
+        if self.chat:
+            later = [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "user", "content": self.template.wrap(_MARK)},
+            ]
+            before = _common_ending(before, self._turns(later).partition(_MARK)[0])
+        return before, after
+
+    @property
+    def eos(self) -> int:
+        """The token that ends an answer."""
+        return self.tokenizer.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a wrapped prompt; a chat's text already holds its special tokens."""
+        return self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"]
+
+    def encode_with_target(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
+        """Ids of the wrapped prompt, and of the target that follows it after one space."""
+        return self._split(self.wrap(prompt), target)
+
+    def _split(self, text: str, target: str) -> tuple[list[int], list[int]]:
+        ids = self.encode(text)
+        whole = self.encode(join(text, target))
+        if whole[: len(ids)] == ids and len(whole) > len(ids):
+            return ids, whole[len(ids) :]
+        # The tokenizer merged across the seam; at inference the prompt stands alone, so it must here.
+        return ids, self.tokenizer(" " + target.lstrip(), add_special_tokens=False)["input_ids"]
+
+    def encode_in_context(self, context: str, prompt: str, target: str) -> tuple[list[int], list[int]]:
+        """The same after a context text, which in a chat belongs to the user's turn."""
+        if not context:
+            return self.encode_with_target(prompt, target)
+        if self.chat:
+            return self.encode_with_target(join(context, prompt), target)
+        return self._split(join(context, self.wrap(prompt)), target)
+
+    def question(self, ids: Sequence[int]) -> str:
+        """The text that was asked in a tokenised prompt: the template's or the last user turn's content."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat, clean_up_tokenization_spaces=False)
+        if self._closing and text.rstrip().endswith(self._closing.rstrip()):
+            text = text.rstrip()[: -len(self._closing.rstrip())] if self._closing.rstrip() else text
+        if self._opening.strip():
+            start = text.rfind(self._opening.lstrip())
+            text = text[start + len(self._opening.lstrip()) :] if start >= 0 else text
+        if self.chat:
+            special = [token for token in self.tokenizer.all_special_tokens if token]
+            text = re.sub("|".join(map(re.escape, special)) or "$^", " ", text)
+        return text
+
+    def user_tokens(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Which tokens a feature fingerprint is pooled over: the last user turn's in a chat, else the whole prompt."""
+        if not self.chat:
+            return 0, len(ids)
+        ids = list(ids)
+        opening = self.tokenizer(self._opening.lstrip(), add_special_tokens=False)["input_ids"]
+        closing = self.tokenizer(self._closing, add_special_tokens=False)["input_ids"]
+        # What a frame has on the prompt's side of its special tokens may be cut otherwise beside another text: of the
+        # opening keep the special tokens and the two after them (a role and its line break), of the closing what
+        # begins with one.
+        special = set(self.tokenizer.all_special_ids)
+        opening = opening[: max((i for i, token in enumerate(opening) if token in special), default=-1) + 3]
+        closing = closing[min((i for i, token in enumerate(closing) if token in special), default=0) :]
+        end = len(ids) - len(closing) if ids[-len(closing) :] == closing else len(ids)
+        for start in range(end - len(opening), -1, -1):
+            if ids[start : start + len(opening)] == opening:
+                return start + len(opening), end
+        return 0, len(ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it: `PromptFormat(tokenizer, **saved)` gives the same format back."""
+        return {"template": self.template.text, "chat": self.chat}
+
+
+def _common_ending(first: str, second: str) -> str:
+    length = 0
+    while length < min(len(first), len(second)) and first[-length - 1] == second[-length - 1]:
+        length += 1
+    return first[len(first) - length :]

@@ -1,0 +1,1 @@
+"""What edits are kept in: rows of one edit each, a shared matrix, shards."""

@@ -1,0 +1,1 @@
+"""Each edit's own rows, read by softmax."""

@@ -1,0 +1,139 @@
+"""The settings of a method, saved beside its edits; in the manner of transformers' and PEFT's configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import CorrigendaError
+
+CONFIG_NAME = "editing_config.json"
+
+CONFIGS: dict[str, type[EditingConfig]] = {}
+"""What `--method` may name; `registry.py` fills it."""
+
+
+@dataclass
+class EditingConfig:
+    """What every method has. A field left at None, or "auto", is filled in for the model when it is attached."""
+
+    method: ClassVar[str]
+    """By what name the command line knows the method."""
+    names: ClassVar[tuple[str, ...]]
+    """Every name that `--method` may give for it."""
+    only_solving: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_target_tokens"})
+    """Settings that only the solving of an edit depends on: its record fits beside others, whatever these were."""
+    layer: int | None = None
+    """Which layer's down-projection carries the memory; each method has its default (its `defaults.py`)."""
+    scope: str = "causal"
+    """Where the memory acts: "causal" from the last prompt token on, "full" on the whole prompt too."""
+    threshold: float | str | None = "auto"
+    """The score from which a prompt counts as an edit's; "auto": above what background prompts reach, for rare tokens
+    within .40 and .45."""
+    batch_size: int = 16
+    """How many edits are written at a time."""
+    eos: bool = True
+    """Whether the end-of-sequence token is part of every target, so that a generated answer stops where it should."""
+    max_target_tokens: int = 504
+    """The longest target that is taken; a longer one is refused by name."""
+    background_prompts: int = 100
+    """Over how many background prompts the mean feature is taken that keys and fingerprints are less."""
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        self._require(self.scope in ("causal", "full"), "scope", '"causal" or "full"')
+        self._require(
+            self.threshold in ("auto", None) or (is_number(self.threshold) and 0 <= self.threshold <= 1),
+            "threshold",
+            '"auto" or a number from 0 to 1',
+        )
+        for name in ("batch_size", "max_target_tokens", "background_prompts"):
+            self._require_positive(name)
+        self._require(self.layer is None or is_whole(self.layer), "layer", "a layer's number")
+        self._check_types()
+
+    def _check_types(self) -> None:
+        """Raise unless every setting is of a type that its annotation names: it may come from a file."""
+        for field in dataclasses.fields(self):
+            kinds = str(field.type).split(" | ")
+            fits = any(_KINDS[kind][1](getattr(self, field.name)) for kind in kinds)
+            self._require(fits, field.name, " or ".join(_KINDS[kind][0] for kind in kinds))
+
+    def _require(self, holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            raise CorrigendaError(f"{type(self).__name__}: `{name}` must be {wanted}, not {getattr(self, name)!r}.")
+
+    def _require_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        self._require(
+            is_whole(value) and value > 0,
+            name,
+            "a whole number above 0",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.method, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> EditingConfig:
+        """The configuration of whichever method `data["method"]` names."""
+        fields = dict(data)
+        method = fields.pop("method", None)
+        if method not in CONFIGS:
+            raise CorrigendaError(f"Unknown editing method {method!r}: use one of {', '.join(CONFIGS)}.")
+        kind = CONFIGS[method]
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(kind)})
+        if unknown:
+            raise CorrigendaError(f"{kind.__name__} has no setting `{unknown[0]}`; it was written by another version.")
+        return kind.named(method, **fields)
+
+    @classmethod
+    def named(cls, name: str, **settings: Any) -> EditingConfig:
+        """The configuration that one of `names` stands for."""
+        return cls(**settings)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `editing_config.json` into `directory`."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> EditingConfig:
+        """Read `editing_config.json`, of any method."""
+        path = Path(directory) / CONFIG_NAME
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CorrigendaError(f"{path} does not exist: {directory} holds no saved edits.") from None
+        except (OSError, ValueError) as error:
+            raise CorrigendaError(f"{path} cannot be read: {error}.") from None
+        if not isinstance(data, dict):
+            raise CorrigendaError(f"{path} must hold a JSON object.")
+        return cls.from_dict(data)
+
+
+def is_number(value: object) -> bool:
+    """Infinity is one; a whole number that no float is near is none."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return value == value and (isinstance(value, float) or abs(value) <= sys.float_info.max)
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+_KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "int": ("a whole number", is_whole),
+    "float": ("a number", is_number),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "bool": ("True or False", lambda value: isinstance(value, bool)),
+    "None": ("None", lambda value: value is None),
+}
+"""By the names of types in annotations: what to call them, and which values are of them."""

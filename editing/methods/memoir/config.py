@@ -1,0 +1,50 @@
+"""The settings of MEMOIR, the paper's by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..config import EditingConfig
+
+
+@dataclass
+class MemoirConfig(EditingConfig):
+    """MEMOIR (arXiv 2506.07899): one residual matrix, each edit confined to the columns of its own mask.
+
+    The defaults are the paper's. Beyond it: `eos`, `scope="causal"`, `decay`, and batches of edits that share a step
+    (batch 1 is the paper's algorithm).
+    """
+
+    method: ClassVar[str] = "memoir"
+    names: ClassVar = ("memoir",)
+    only_solving: ClassVar = EditingConfig.only_solving | {
+        *("contexts", "steps", "learning_rate", "weight_decay", "clip_norm", "stop_loss", "stop_change", "record_rank")
+    }
+    scope: str = "full"
+    threshold: float | str | None = None
+    """As published for the model where that is known, else calibrated as by "auto"."""
+    batch_size: int = 1
+    eos: bool = False
+    top_k: int | None = None
+    """Features a mask keeps; by default 4,096 of 14,336, and the same share elsewhere."""
+    steps: int = 30
+    learning_rate: float | None = None
+    """1.0 as published, but for models known to want another (`defaults.py`)."""
+    weight_decay: float = 1e-5
+    decay: str = "all"
+    """What weight decay acts on: "all" of the matrix (published), the "active" columns of the edit, or "none"."""
+    clip_norm: float = 1.0
+    stop_loss: float = 0.02
+    stop_change: float = 1e-4
+    """An edit stops early when the loss is at most `stop_loss` and changed by at most this."""
+    contexts: int = 11
+    """The prompt alone and after ten texts the model wrote itself."""
+    record_rank: int | None = None
+    """What is kept of an edit's update, and so written: all of it, or its best approximation of this rank."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.decay in ("all", "active", "none"), "decay", '"all", "active" or "none"')
+        for name in ("contexts", "steps", *(() if self.record_rank is None else ("record_rank",))):
+            self._require_positive(name)

@@ -1,0 +1,221 @@
+"""What every method stands on: the model's parts, the settings filled in for it, contexts and background features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backbone.decoder import Decoder
+from ..backbone.frozen import Beginnings, Features, Row, common_beginning, frozen_features
+from ..backbone.learning_contexts import context_texts
+from ..backbone.patch import Patch
+from ..edits.edit import Edit
+from ..edits.prompts import PromptFormat
+from ..errors import CorrigendaError
+from ..memories.memory import Memory
+from ..memories.shards import SideMemories
+from ..routers.context import RoutingContext
+from ..routers.masks import MaskRouter
+from ..routers.router import Decision
+from ..routers.tokens import TokenRouter
+from .config import EditingConfig
+from .record import Record, Solved, check_shapes
+
+
+class PromptFeatures(NamedTuple):
+    """A prompt at one layer: `inputs` `[tokens, D]` of its down-projection, `pooled` `[D]` their mean."""
+
+    inputs: Tensor
+    pooled: Tensor
+
+
+class Method:
+    """A memory, the router that reads edits out of it, and the way they are written into it.
+
+    Edits are written in two steps: `solve` changes nothing and gives a record of each, `apply` writes the memory from
+    records. The memory is a function of the records applied since `reset`, in order.
+    """
+
+    record_shapes: ClassVar[dict[str, tuple[str, ...]]]
+    """The shape of each tensor of a record, in letters: "D" and "d" are the layer's widths, "k" is `top_k`."""
+    names_edits: ClassVar[bool] = True
+    """Whether a route is an edit, by its place; else it is a memory that several share."""
+    memory: Memory
+    router: TokenRouter | MaskRouter | SideMemories
+
+    def __init__(self, decoder: Decoder, prompts: PromptFormat, config: EditingConfig) -> None:
+        self.decoder = decoder
+        self.prompts = prompts
+        self.config = config
+        self.layer = config.layer
+        self.device = decoder.device(config.layer)
+        self.width, self.out_width = decoder.widths(config.layer)
+        self.has_background = False
+        self._contexts: list[str] | None = None
+        self._beginnings: Beginnings | None = None
+
+    @staticmethod
+    def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
+        """`config` with every field that was left to the model filled in, and checked against the model."""
+        raise NotImplementedError
+
+    def solve(self, edits: Sequence[Edit]) -> list[Solved]:
+        """Find what a batch of edits adds to the memory as it is now, which stays as it is."""
+        raise NotImplementedError
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Write the records of one batch into the memory and make them known to the router."""
+        raise NotImplementedError
+
+    def remove(self, edits: set[int]) -> bool:
+        """Take these edits out, by their places, to the bits of a rebuild without them; False: rebuild, I cannot."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget every edit; the ground stays."""
+        raise NotImplementedError
+
+    def reserve(self, edits: int, rows: int, prompt_tokens: int) -> None:
+        """Room for this many edits of `rows` answer positions, whose prompts have `prompt_tokens` distinct tokens.
+
+        Until it is used up, buffers keep their addresses.
+        """
+        if isinstance(self.router, TokenRouter):
+            self.router.reserve(edits, prompt_tokens)
+        else:
+            self.router.reserve(edits)
+
+    def ground(self) -> dict[str, Tensor]:
+        """What answers depend on besides the edits: set before the first one, and never changed after."""
+        raise NotImplementedError
+
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `ground` gave."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that answers depend on."""
+        raise NotImplementedError
+
+    def check(self, record: Record) -> None:
+        """Raise where a record does not fit this model and configuration."""
+        sizes = {"D": self.width, "d": self.out_width}
+        if getattr(self.config, "top_k", None) is not None:
+            sizes["k"] = self.config.top_k
+        check_shapes(record.tensors, self.record_shapes, sizes)
+        if not self.router.fits(record.fingerprint):
+            raise CorrigendaError("its fingerprint is not one of this router's")
+
+    def write(self, edits: Sequence[Edit]) -> list[Solved]:
+        """Solve and apply a batch."""
+        solved = self.solve(edits)
+        self.apply([one.record for one in solved])
+        return solved
+
+    def fingerprints(self, prompts: Sequence[str]) -> Tensor | list[list[int]]:
+        """What the router would know edits with these prompts by."""
+        if isinstance(self.router, TokenRouter):
+            return [self.router.known_by(prompt) for prompt in prompts]
+        return self.router.mask(torch.stack([p.pooled for p in self.prompt_features(self.router_layer, prompts)]))
+
+    def make_known(self, records: Sequence[Record]) -> None:
+        """Let the router know the edits of these records."""
+        if isinstance(self.router, TokenRouter):
+            self.router.add_rows([record.fingerprint.tolist() for record in records])
+        elif records:
+            self.router.add(torch.stack([record.fingerprint for record in records]))
+
+    def tap(self, patch: Patch, context: RoutingContext) -> None:
+        """Let a feature router see the layer its fingerprints come from."""
+        if isinstance(self.router, TokenRouter):
+            return
+
+        def observe(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            if context.active and context.deciding:
+                self.router.observe(args[0], context)
+
+        patch.pre_hook(self.decoder.down_proj(self.router_layer), observe)
+
+    @property
+    def router_layer(self) -> int:
+        """The layer whose features a mask router reads."""
+        return self.layer
+
+    def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None:
+        """The routes of tokenised prompts, where token ids suffice; None where features must decide, in the pass."""
+        if isinstance(self.router, TokenRouter):
+            return self.router.decide([self.prompts.question(ids) for ids in prompts])
+        return None
+
+    def routes(self, prompts: Sequence[str]) -> Decision:
+        """What the router decides about prompts, as `generate` would ask them."""
+        ids = [self.prompts.encode(self.prompts.wrap(prompt)) for prompt in prompts]
+        known = self.decide(ids)
+        return self.router.decide(self.fingerprints(prompts)) if known is None else known
+
+    def holds(self, route: int, edit: int) -> bool:
+        """Whether what a route names answers for the edit at this place."""
+        return route == edit
+
+    def memory_name(self, route: int) -> str | None:
+        """What a user is told of the memory that a route names, where it names no edit."""
+        return None
+
+    def rows(self, edit: Edit, contexts: Sequence[str]) -> list[Row]:
+        """The edit after each context, the empty one first, as what is read and what is to be predicted."""
+        rows = []
+        limit = getattr(self.decoder.model.config, "max_position_embeddings", None) or 1 << 30
+        for context in contexts:
+            prompt, target = self.prompts.encode_in_context(context, edit.prompt, edit.target)
+            if len(target) > self.config.max_target_tokens:
+                raise CorrigendaError(
+                    f"The target of edit {edit.id or edit.prompt!r} has {len(target)} tokens, more than "
+                    f"max_target_tokens={self.config.max_target_tokens}; raise that setting or shorten the target."
+                )
+            if len(prompt) + len(target) > limit:
+                raise CorrigendaError(
+                    f"Edit {edit.id or edit.prompt!r} needs {len(prompt) + len(target)} tokens with its context, "
+                    f"but the model's context is {limit} tokens; shorten its prompt."
+                )
+            if self.config.eos:
+                target = [*target, self.prompts.eos]
+            rows.append(Row(tuple(prompt), tuple(target)))
+        return rows
+
+    def learn_background(self) -> None:
+        """Take in what features look like when no edit is asked about."""
+        raise NotImplementedError
+
+    def prepare(self) -> list[str]:
+        """What every batch needs, made once: the background, and `config.contexts` texts to learn an edit after."""
+        if self._contexts is None:
+            self._contexts = context_texts(self.decoder.model, self.prompts.tokenizer, self.config.contexts)
+            self._beginnings = self._begin(self._contexts)
+        if not self.has_background:
+            self.learn_background()
+            self.has_background = True
+        return self._contexts
+
+    def _begin(self, contexts: Sequence[str]) -> Beginnings | None:
+        """What every edit's rows begin with in these contexts: all that rows of two unlike prompts have in common."""
+        rows = [[self.prompts.encode_in_context(text, prompt, "")[0] for prompt in ("Who", "1")] for text in contexts]
+        sequences = [sequence for pair in rows if (sequence := common_beginning(*pair))]
+        return Beginnings(self.decoder, self.layer, sequences) if sequences else None
+
+    def features(self, rows: Sequence[Sequence[int]]) -> list[Features]:
+        """What editing never changes of edits' rows, as token ids."""
+        return frozen_features(self.decoder, self.layer, rows, beginnings=self._beginnings)
+
+    def prompt_features(self, layer: int, prompts: Sequence[str]) -> list[PromptFeatures]:
+        """A layer's input at every token of prompts, in the format that edits are asked in, and its mean."""
+        ids = [self.prompts.encode(self.prompts.wrap(prompt)) for prompt in prompts]
+        features = frozen_features(self.decoder, layer, ids)
+        return [PromptFeatures(f.inputs, self.pooled(f.inputs, row)) for f, row in zip(features, ids)]
+
+    def pooled(self, inputs: Tensor, prompt: Sequence[int]) -> Tensor:
+        """fp32 `[D]`: mean of `inputs` `[tokens, D]` over the prompt tokens that count for a fingerprint."""
+        start, end = self.prompts.user_tokens(prompt)
+        return inputs[start:end].float().mean(0)

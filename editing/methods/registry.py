@@ -1,0 +1,53 @@
+"""The list of methods: what the command line, the documentation and the tests read."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CorrigendaError
+from .associative.config import AssociativeConfig
+from .config import CONFIGS, EditingConfig
+from .memoir.config import MemoirConfig
+from .wise.config import WiseConfig
+
+if TYPE_CHECKING:
+    from ..backbone.decoder import Decoder
+    from .method import Method
+
+_HOMES: dict[str, str] = {}
+
+
+def register(config: type[EditingConfig], home: str) -> None:
+    """Make a method known by the names of its configuration; `home`: "module:class" of the method, below this room."""
+    for name in config.names:
+        CONFIGS[name] = config
+        _HOMES[name] = home
+
+
+register(AssociativeConfig, "associative.method:Associative")
+register(MemoirConfig, "memoir.method:Memoir")
+register(WiseConfig, "wise.method:Wise")
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method; loaded when first asked for, since torch takes seconds and `--help` needs none."""
+    _check(name)
+    module, _, kind = _HOMES[name].partition(":")
+    return getattr(import_module(f".{module}", __package__), kind)
+
+
+def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
+    """`config` with every field that was left to the model filled in, and checked against the model."""
+    return method_class(config.method).resolved(config, decoder)
+
+
+def config_for(method: str, **settings: Any) -> EditingConfig:
+    """The configuration that `--method` names."""
+    _check(method)
+    return CONFIGS[method].named(method, **settings)
+
+
+def _check(name: str) -> None:
+    if name not in CONFIGS:
+        raise CorrigendaError(f'Unknown editing method "{name}": use one of {", ".join(CONFIGS)}.')

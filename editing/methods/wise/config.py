@@ -1,0 +1,130 @@
+"""The settings of WISE."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..config import EditingConfig, is_number
+
+MERGES = ("ties", "linear", "magnitude", "sign", "dare", "dare_ties", "slerp")
+
+
+@dataclass
+class WiseConfig(EditingConfig):
+    """WISE (arXiv 2405.14768): side memories, each edit under a random gradient mask, and a margin that routes.
+
+    Where the paper and its published code part, the option's text says which is which. Beyond both: `eos`, decisions
+    made once a sequence, and batches of edits that share a step (batch 1 is the published algorithm). Fields left at
+    None are those published for the model, or tuned for SmolLM2 (`defaults.py`).
+    """
+
+    names: ClassVar = ("wise-merge", "wise-retrieve")
+    scope: str = "full"
+    threshold: float | str | None = None
+    """Not asked for: WISE learns its thresholds; see `act_ratio`."""
+    batch_size: int = 1
+    eos: bool = False
+    variant: str = "merge"
+    """"merge": finished shards become one memory; "retrieve": the best of several memories answers."""
+    steps: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 1e-5
+    decay: str = "none"
+    """What weight decay shrinks: "all" of the side weight, frozen part included (the code), the "masked" entries
+    alone, or "none" (the paper)."""
+    norm_constraint: float = 1.0
+    """The largest difference to a frozen weight."""
+    mask_ratio: float | None = None
+    """Share of a shard's entries that its edits may write (rho)."""
+    alpha: float | None = None
+    """The margin loss asks of the irrelevant prompt's distance to stay below alpha,"""
+    beta: float | None = None
+    """of the edit's to exceed beta,"""
+    gamma: float | None = None
+    """and of their difference to exceed gamma."""
+    margin_weight: float | None = None
+    """What the margin loss counts beside the cross-entropy: 1 as published."""
+    irrelevant_prompts: int | None = None
+    """How many irrelevant prompts take part in an edit's margin loss, each edit's own: 1 as published."""
+    spared: float | None = None
+    """How much less an edit writes along a direction of the inputs that background prompts use as much as the mean of
+    all directions: by 1 + this, and along others in proportion to their use; 0, for none, as published."""
+    background_prompts: int = 400
+    """How many background prompts tell of that use, and of `threshold_from`."""
+    distance: str = "activated"
+    """What is measured of an output: its change "raw" (the paper), or after the model's "activated" form (the code)."""
+    distance_tokens: str | None = None
+    """Over which tokens an edit's distance is taken in training: the whole "row" (published), or the "prompt"."""
+    reduction: str | None = None
+    """A prompt's distance where it is routed: "published" (mean over tokens, maximum beyond 100 of them), or always the
+    "mean" or the "max"."""
+    threshold_from: str | None = None
+    """What the distance from which a memory answers is taken from: the smallest at which one of its "edits" was left
+    (published), or what a hundredth of the "background" prompts exceed in that memory."""
+    act_ratio: float | None = None
+    """A memory answers from this share of that distance."""
+    save_every: int = 500
+    """Edits in a shard."""
+    merge_every: int | None = 1000
+    """Edits after which shards are merged, a multiple of `save_every`; None: never."""
+    merge: str = "ties"
+    """"ties", "linear", "magnitude", "sign", "dare", "dare_ties" or "slerp"."""
+    merge_density: float = 0.53
+    """Share of a shard's entries that "ties", "magnitude" and "dare" keep."""
+    merge_scale: float | None = None
+    """By how much merged differences are multiplied (the lambda of TIES, arXiv 2306.01708): 1 as published. A mean of
+    shards gives every edit less than its own shard did."""
+    disjoint_masks: bool = False
+    """Whether shards that are merged together write entries of their own: of g such shards, each those entries whose
+    random number is in its g-th part, `mask_ratio` of all at most. TIES then has no conflict among them."""
+    merged_weight: float = 0.6
+    """For "merge": the weight of what was merged before; the new shards share the rest."""
+    record_rank: int | None = None
+    """What is kept of an edit's update, and so written: all of it, or its best approximation of this rank."""
+    replay: bool = False
+    """For "retrieve": whether an earlier edit of every shard takes part in the margin loss of each new one."""
+    stop_loss: float = 0.02
+    stop_change: float = 1e-4
+    """An edit stops early when its loss, margin included, is at most `stop_loss` and changed by at most this."""
+    contexts: int | None = None
+    """The prompt alone and after that many less one texts the model wrote itself: 11 as published."""
+
+    @property
+    def method(self) -> str:
+        return f"wise-{self.variant}"
+
+    @classmethod
+    def named(cls, name: str, **settings: Any) -> EditingConfig:
+        return cls(**{**settings, "variant": name.removeprefix("wise-")})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.variant in ("merge", "retrieve"), "variant", '"merge" or "retrieve"')
+        self._require(self.scope == "full", "scope", '"full" (the distance that routes is the whole prompt\'s)')
+        self._require(self.threshold is None, "threshold", "left out (WISE learns its own: set `act_ratio`)")
+        self._require(self.decay in ("all", "masked", "none"), "decay", '"all", "masked" or "none"')
+        self._require(self.distance in ("raw", "activated"), "distance", '"raw" or "activated"')
+        self._require(self.distance_tokens in ("row", "prompt", None), "distance_tokens", '"row" or "prompt"')
+        self._require(self.reduction in ("published", "mean", "max", None), "reduction", '"published", "mean" or "max"')
+        known = self.threshold_from in ("edits", "background", None)
+        self._require(known, "threshold_from", '"edits" or "background"')
+        self._require(self.merge in MERGES, "merge", f"one of {', '.join(MERGES)}")
+        for name in ("mask_ratio", "merge_density"):
+            self._require(getattr(self, name) is None or 0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
+        for name in ("margin_weight", "spared"):
+            value = getattr(self, name)
+            self._require(value is None or (is_number(value) and value >= 0), name, "a number from 0 on")
+        scale = self.merge_scale
+        self._require(scale is None or (is_number(scale) and 0 < scale < math.inf), "merge_scale", "a number above 0")
+        self._require_positive("save_every")
+        for name in ("contexts", "steps", "record_rank", "irrelevant_prompts"):
+            if getattr(self, name) is not None:
+                self._require_positive(name)
+        self._require(not self.replay or self.variant == "retrieve", "replay", 'False for "merge"')
+        mergeless = self.merge_every is None
+        self._require(not (self.disjoint_masks and mergeless), "disjoint_masks", "False where nothing is merged")
+        if self.merge_every is not None:
+            self._require_positive("merge_every")
+            self._require(self.merge_every % self.save_every == 0, "merge_every", "a multiple of `save_every`, or None")

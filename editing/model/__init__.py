@@ -1,0 +1,1 @@
+"""The edited model: patched layer, sessions, provenance, live edits, saving."""

@@ -1,0 +1,183 @@
+"""Routing for transformers' `generate`: one decision a sequence, from its prompt, kept through cached decoding."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbone.patch import Patch
+from ..errors import CorrigendaError
+from ..methods.method import Method
+from ..routers.context import RoutingContext
+from ..routers.router import Decision
+
+
+class GenerateProvider:
+    """Fills the routing context before every forward that `generate` makes.
+
+    `prepare_inputs_for_generation` is the seam: it is called once per forward in greedy, sampled, beam, assisted and
+    chunked generation, on the host and outside compiled calls. Where the prompt ends is known at `generate`'s entry
+    alone, so a session is opened there.
+    """
+
+    def __init__(self, model: Any, method: Method, context: RoutingContext, patch: Patch) -> None:
+        self.model = model
+        self.method = method
+        self.context = context
+        self._session: _Session | None = None
+        self._aside = False
+        self._patch = patch
+        original = model.prepare_inputs_for_generation
+
+        # `generate` reads the signature to check its keyword arguments, so the wrapper must show the original's.
+        @functools.wraps(original)
+        def prepare(input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            inputs = original(input_ids, *args, **kwargs)
+            if self._session is not None:
+                self._session.describe(inputs, input_ids, kwargs.get("attention_mask"))
+            return inputs
+
+        patch.replace(model, "prepare_inputs_for_generation", prepare)
+
+    def answer_all(
+        self, reading: Callable[[], contextlib.AbstractContextManager[Any]], edited: Callable[[], bool]
+    ) -> None:
+        """Let the model's own `generate` be edited, whoever calls it; a bare forward says once that it is not.
+
+        reading: within what it gives, no other thread runs the model. edited: whether there are edits to answer by.
+        """
+        original = self.model.generate
+
+        @functools.wraps(original)
+        def generate(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            with reading():
+                if self._session is not None or self._aside:  # ours, or a part of one that goes on
+                    return original(inputs, *args, **kwargs)
+                prompt, mask = prompts_of(self.model, inputs, kwargs)
+                with self.session(prompt, mask):
+                    return original(prompt, *args, **kwargs)
+
+        self._patch.replace(self.model, "generate", generate)
+        warned = False
+
+        def warn(_module: Any, _args: tuple[Any, ...]) -> None:
+            nonlocal warned
+            if torch.compiler.is_compiling() or warned or self.context.active or self._aside or not edited():
+                return
+            warned = True
+            warnings.warn(
+                "A forward of the edited model was not told where its prompts end, so it was the base model's: edits "
+                "answer in generate(), or within EditedModel.teacher_forcing().",
+                stacklevel=5,
+            )
+
+        self._patch.pre_hook(self.model, warn)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within: the model is the base model, and nobody is warned of it."""
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
+
+    @contextlib.contextmanager
+    def session(self, prompt: Tensor, mask: Tensor | None) -> Iterator[_Session]:
+        """Within: the model's forwards belong to these prompts `[rows, length]`, padded where `mask` is 0."""
+        self._session = _Session(self.method, self.context, prompt, mask)
+        try:
+            yield self._session
+        finally:
+            self._session = None
+            self.context.stop()
+
+
+class _Session:
+    """The prompts of one `generate` call and how they are routed."""
+
+    def __init__(self, method: Method, context: RoutingContext, prompt: Tensor, mask: Tensor | None) -> None:
+        self.method = method
+        self.context = context
+        self.prompt_mask = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
+        rows = [row[keep].tolist() for row, keep in zip(prompt.cpu(), self.prompt_mask.cpu())]
+        self._known = method.decide(rows)
+        self._weight = fingerprint_weight(method, rows, self.prompt_mask)
+        columns = torch.arange(prompt.shape[1], dtype=torch.int64, device=prompt.device)
+        self._last = torch.where(self.prompt_mask, columns, -1).amax(1)
+        self._started = False
+
+    @property
+    def decision(self) -> Decision:
+        """What was decided for each row of the pass (a prompt's beams or samples are rows of their own)."""
+        return self._known if self._known is not None else self.context.decision
+
+    def describe(self, inputs: dict[str, Any], input_ids: Tensor, mask: Tensor | None) -> None:
+        """Fill the context for the forward that gets `inputs`."""
+        taken = inputs.get("input_ids")
+        rows, length = (taken if taken is not None else inputs["inputs_embeds"]).shape[:2]
+        cache = inputs.get("past_key_values")
+        if mask is not None and mask.dim() == 2:
+            past = mask.shape[1] - length
+        else:  # `generate` drops a mask of ones, and gives a chunk of the prompt as if it were all
+            past = input_ids.shape[1] - length if cache is None else int(cache.get_seq_length())
+        end = past + length
+        width = self.prompt_mask.shape[1]
+        if self._known is None and past < width and (past > 0 or length < width):
+            raise CorrigendaError(
+                "This method routes by the features of the whole prompt, which must be in one forward: leave out "
+                'prefill_chunk_size and past_key_values, or use a config with router="tokens".'
+            )
+        if not self._started:
+            copies = rows // len(self.prompt_mask)
+            self._last, self._weight, self.prompt_mask = (
+                part.repeat_interleave(copies, 0) for part in (self._last, self._weight, self.prompt_mask)
+            )
+            unknown = torch.full((rows,), -1, dtype=torch.int32, device="cpu")
+            self.context.start(unknown if self._known is None else self._known.route.repeat_interleave(copies))
+            self._started = True
+        columns = torch.arange(past, end, dtype=torch.int64, device=self._last.device)
+        gate = columns >= self._last[:, None]
+        weight = torch.zeros(rows, length, dtype=torch.float32, device=gate.device)
+        if past < width:
+            seen = min(end, width)
+            is_prompt = self.prompt_mask[:, past:seen]
+            weight[:, : seen - past] = self._weight[:, past:seen]
+            if self.method.config.scope == "full":
+                gate[:, : seen - past] = is_prompt
+            else:
+                gate[:, : seen - past] &= is_prompt
+        self.context.fill(gate, columns == self._last[:, None], weight, deciding=self._known is None and past == 0)
+
+
+def prompts_of(model: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The prompts `[rows, length]` of a `generate` call, taken out of `kwargs`, and their mask, put into it.
+
+    Without a mask it is what transformers would infer, fixed here so that routing and the model see the same padding.
+    """
+    prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
+    if prompt is None:
+        raise CorrigendaError("generate needs the prompts' token ids (`input_ids`), by which edits are found.")
+    if kwargs.get("attention_mask") is None:
+        pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        kwargs["attention_mask"] = torch.ones_like(prompt) if pad is None or pad in ends else (prompt != pad).long()
+    return prompt, kwargs["attention_mask"]
+
+
+def fingerprint_weight(method: Method, rows: list[list[int]], mask: Tensor) -> Tensor:
+    """fp32 `[rows, length]`: 1 on the prompt tokens that count for a fingerprint."""
+    weight = mask.float()
+    for i, row in enumerate(rows):
+        start, end = method.prompts.user_tokens(row)
+        if (start, end) != (0, len(row)):
+            places = mask[i].nonzero()[:, 0]
+            weight[i, places[:start]] = 0
+            weight[i, places[end:]] = 0
+    return weight

@@ -1,0 +1,88 @@
+"""The edited down-projection: the base module, and a hook that adds to its output what a memory says."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from ..memories.memory import Memory
+from ..profiling import scope
+from ..routers.context import RoutingContext
+
+
+class Site:
+    """A place in a model where a memory acts; compiled code knows it by its name.
+
+    `memory` may be exchanged, and may grow: the op below finds it anew in every pass. What is captured in a CUDA graph
+    keeps the addresses that the memory's and the context's buffers had.
+    """
+
+    def __init__(self, name: str, memory: Memory, context: RoutingContext) -> None:
+        self.name = name
+        self.memory = memory
+        self.context = context
+        _sites[name] = self
+
+    def add_(self, out: Tensor, x: Tensor) -> None:
+        """Add the memory's residual of `x` `[..., D]` to `out` `[..., d]`, in place, on the tokens that are routed."""
+        if not self.context.active:
+            return
+        tokens = x.reshape(-1, x.shape[-1])
+        count = len(tokens)
+        with scope("edit: gather"):
+            route = self.context.token_routes(count)
+        with scope("edit: residual"):
+            self.memory.read_(out.view(-1, out.shape[-1]), tokens, route, self.context.first[:count])
+
+
+_sites: weakref.WeakValueDictionary[str, Site] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+_library = torch.library.Library("corrigenda", "FRAGMENT")
+_library.define("edited_(Tensor(a!) out, Tensor x, str site) -> ()")
+
+
+@torch.library.impl(_library, "edited_", "CompositeExplicitAutograd")
+def _edited_(out: Tensor, x: Tensor, site: str) -> None:
+    _sites[site].add_(out, x)
+
+
+@torch.library.register_fake("corrigenda::edited_", lib=_library)
+def _(out: Tensor, x: Tensor, site: str) -> None:
+    return None
+
+
+def edited_(out: Tensor, x: Tensor, site: str) -> None:
+    """Add to `out` `[..., d]`, in place, what the memory at a site says of `x` `[..., D]`; opaque to compilers.
+
+    Rows without a route are never written, so they keep the base layer's bits.
+    """
+    torch.ops.corrigenda.edited_(out, x, site)
+
+
+class EditedOutput:
+    """A forward hook of a linear map: adds the memory's residual to its output, on tokens routed to an edit.
+
+    A hook and not a module in the place of the map: parameters keep their names, and whatever a library has made of
+    the map (LoRA, quantised weights, hooks that bring weights from elsewhere) computes the output first, unseen.
+    """
+
+    def __init__(self, memory: Memory, context: RoutingContext) -> None:
+        self.site = Site(f"layer {next(_numbers)}", memory, context)
+
+    @property
+    def memory(self) -> Memory:
+        return self.site.memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        self.site.memory = memory
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        # A compiled pass may be run again when the context is active; any other is left alone, with its gradients.
+        if self.site.context.active or torch.compiler.is_compiling():
+            edited_(out, args[0], self.site.name)
+        return out

@@ -1,0 +1,119 @@
+"""Saved edits on disk: a folder with a ledger, whole or not there, and checked before it is used."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..backbone.identity import same_weights, tokenizer_digest, weight_sample
+from ..edits.edit import Edit
+from ..errors import CorrigendaError
+from ..methods.config import EditingConfig
+from ..store import migrate
+from ..store.codec import packed, unpacked
+from ..store.files import refuse_non_empty
+from ..store.store import EditStore, is_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..backbone.decoder import Decoder
+    from .edited_model import EditedModel
+
+__all__ = ["Saved", "check_base", "header_of", "read", "refuse_non_empty", "sample_of", "weight_sample_of"]
+
+_SAMPLE = "base.weight_sample"
+
+
+class Saved(NamedTuple):
+    """What a folder holds, read but not yet compared with a model."""
+
+    directory: Path
+    store: EditStore
+    config: EditingConfig
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        return self.store.header["prompts"]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return self.store.header["base"]
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits that make up the memory, in order."""
+        history = self.store.history
+        return [history.edits[seq].edit for seq in history.applied()]
+
+    def close(self) -> None:
+        self.store.close()
+
+
+def read(directory: str | Path, *, write: bool = False) -> Saved:
+    """Read a folder that edits were saved in, of this version or an earlier one; with `write`, as its only writer.
+
+    A folder of an earlier version is read into a temporary store and stays as it is.
+    """
+    path = Path(directory)
+    if not is_store(path) and migrate.is_first_format(path):
+        if write:
+            raise CorrigendaError(f"{path} is of an earlier version: run `corrigenda migrate` before changing it.")
+        store = migrate.converted(path)
+    else:
+        store = EditStore.open(path, write=write)
+    try:
+        config = EditingConfig.from_dict(store.header["config"])
+    except (CorrigendaError, TypeError) as error:
+        store.close()
+        raise CorrigendaError(f"{store.ledger.name} cannot be read: {str(error).rstrip('.')}.") from error
+    return Saved(path, store, config)
+
+
+def header_of(edited: EditedModel) -> dict[str, Any]:
+    """What a store says of the model and the configuration that its edits are for."""
+    return {
+        "config": edited.config.to_dict(),
+        "prompts": edited.prompts.to_dict(),
+        "base": {
+            "name": edited.name,
+            "class": type(edited.model).__name__,
+            "layers": len(edited.decoder),
+            "widths": list(edited.decoder.widths(edited.config.layer)),
+            "tokenizer": tokenizer_digest(edited.tokenizer),
+        },
+        "versions": {name: version(name) for name in ("corrigenda", "torch", "transformers")},
+    }
+
+
+def sample_of(edited: EditedModel) -> bytes:
+    """A sample of the base model's weights, by which it is known again."""
+    return packed({_SAMPLE: weight_sample(edited.decoder, edited.config.layer)})
+
+
+def weight_sample_of(store: EditStore) -> Tensor | None:
+    """What a store holds of `sample_of`; None in one whose tensors are another's."""
+    entry = store.history.store
+    return unpacked(store.ledger, entry.seq, entry.body.get("tensors", {})).get(_SAMPLE)
+
+
+def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
+    """Raise where saved edits were written for another model or with another tokenizer."""
+    wanted = "The edits in {} are for another model: {}."
+    if saved.base["layers"] != len(decoder):
+        difference = f"it has {saved.base['layers']} layers, this one {len(decoder)}"
+        raise CorrigendaError(wanted.format(saved.directory, difference))
+    if not isinstance(saved.config.layer, int) or not 0 <= saved.config.layer < len(decoder):
+        raise CorrigendaError(
+            f"The edits in {saved.directory} cannot be used: layer {saved.config.layer} is out of range."
+        )
+    widths = list(decoder.widths(saved.config.layer))
+    if saved.base["widths"] != widths:
+        difference = f"its FFN widths are {saved.base['widths']}, this one's {widths}"
+        raise CorrigendaError(wanted.format(saved.directory, difference))
+    if saved.base["tokenizer"] != tokenizer_digest(tokenizer):
+        raise CorrigendaError(wanted.format(saved.directory, "its tokenizer differs"))
+    sample = weight_sample_of(saved.store)
+    if sample is None or not same_weights(sample, weight_sample(decoder, saved.config.layer)):
+        raise CorrigendaError(wanted.format(saved.directory, "its weights differ"))

@@ -1,0 +1,76 @@
+"""Readers beside a writer: one forward at a time, and versions of the memory that a reader can hold on to."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ..edits.edit import Edit
+    from ..memories.memory import Memory
+    from ..methods.method import Method
+    from ..routers.masks import MaskRouter
+    from ..routers.tokens import TokenRouter
+    from .layer import EditedOutput
+
+
+class Version(NamedTuple):
+    """The edits at one moment: what a reader's passes use while it holds on to it."""
+
+    edits: list[Edit]
+    memory: Memory
+    router: TokenRouter | MaskRouter
+
+
+class Versions:
+    """The memory that the layer reads now, and views of it that were pinned.
+
+    A batch is written, and a call of a reader made, under one lock: a reader sees a whole batch or nothing of it. A
+    pinned version shares the banks with the memory; later writes go to rows and pages that it does not know of.
+    """
+
+    def __init__(self, method: Method, layer: EditedOutput) -> None:
+        self.lock = threading.RLock()
+        self.current: list[Edit] = []
+        self._method = method
+        self._layer = layer
+        self._pinned = threading.local()
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits that passes of this thread answer by."""
+        version = getattr(self._pinned, "version", None)
+        return self.current if version is None else version.edits
+
+    @contextlib.contextmanager
+    def pin(self) -> Iterator[Version]:
+        """Within, on this thread: every pass answers by the edits as they are at the start."""
+        before = getattr(self._pinned, "version", None)
+        with self.lock:
+            version = before or Version(list(self.current), self._method.memory.view(), self._method.router.view())
+        self._pinned.version = version
+        try:
+            yield version
+        finally:
+            self._pinned.version = before
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[list[Edit]]:
+        """Within: no batch is written, and this thread's version is the one in use. Yields its edits, by place."""
+        with self.lock:
+            version = getattr(self._pinned, "version", None)
+            if version is None:
+                yield self.current
+                return
+            memory, router = self._method.memory, self._method.router
+            self._use(version.memory, version.router)
+            try:
+                yield version.edits
+            finally:
+                self._use(memory, router)
+
+    def _use(self, memory: Memory, router: TokenRouter | MaskRouter) -> None:
+        self._method.memory, self._method.router = memory, router
+        self._layer.memory = memory

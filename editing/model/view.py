@@ -1,0 +1,238 @@
+"""The memory as a view of a store: which stored edits are in it, and how a new batch gets into both."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..edits.edit import Edit
+from ..errors import CorrigendaError
+from ..methods.method import Method
+from ..methods.record import Record, Solved, Written
+from ..store.codec import fingerprint_text, packed, record_of, unpacked, withdrawn_of
+from ..store.conflicts import SameFact, same_facts
+from ..store.history import History, StoredEdit
+from ..store.ledger import New
+from ..store.store import CONFLICT_POLICIES, EditStore, OnConflict
+from .answers import Declined
+
+
+class Outcome(NamedTuple):
+    """What became of a batch: the edits that were written, in order, and those that were not, for the stored ones."""
+
+    edits: list[Edit]
+    written: list[Written]
+    declined: list[Declined]
+
+
+class MemoryView:
+    """Keeps a method's memory what the store's history says it is.
+
+    The memory is a function of the applied edits' records, batch by batch in the order in which they were written.
+    Live writing applies the very records that were stored, so the memory has the bits of one that was rebuilt. Beside
+    it the router is told of the undone edits, whose questions no earlier edit is to answer.
+    """
+
+    def __init__(self, method: Method, make_store: Callable[[], EditStore]) -> None:
+        self.method = method
+        self.store: EditStore | None = None
+        self.order: list[int] = []
+        self.edits: list[Edit] = []
+        """The edits in the memory, by their places; `order` has their numbers in the store."""
+        self._make_store = make_store
+
+    @property
+    def history(self) -> History:
+        return History() if self.store is None else self.store.history
+
+    @property
+    def ungrounded(self) -> bool:
+        """Whether the store has its ground by now and the method has not."""
+        return self.history.ground is not None and not self.method.has_background
+
+    def holds(self, stored: StoredEdit | None) -> bool:
+        """Whether a stored edit is in the memory."""
+        return stored is not None and stored.seq in self.order
+
+    def attach(self, store: EditStore) -> None:
+        """Become the view of another store."""
+        self.store = store
+        self._place([])
+        self.method.reset()
+        if store.history.ground is not None:
+            self._load_ground(store)
+        self.become(store.history.applied())
+
+    def _load_ground(self, store: EditStore) -> None:
+        ground = store.history.ground
+        tensors = unpacked(store.ledger, ground.seq, ground.body["tensors"])
+        check_ground(self.method.ground(), tensors, store)
+        try:
+            self.method.load_ground(tensors)
+        except CorrigendaError as error:
+            raise CorrigendaError(f"{store.ledger.name} cannot be used: {error}.") from None
+
+    def become(self, wanted: Sequence[int]) -> None:
+        """Make the memory that of these stored edits, to the bits of a rebuild."""
+        chosen = set(wanted)
+        kept = [seq for seq in self.order if seq in chosen]
+        gone = {place for place, seq in enumerate(self.order) if seq not in chosen}
+        goes_on = kept == list(wanted[: len(kept)]) and not self._splits_a_batch(kept, wanted)
+        if not goes_on or (gone and not self.method.remove(gone)):
+            self.method.reset()
+            kept = []
+        self._place(kept)
+        self._apply(wanted[len(kept) :])
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Tell the router of the undone edits; one whose routes name no edits knows none."""
+        if self.method.names_edits:
+            self.method.router.withdraw(*withdrawn_of(self.history, self.order), self.order)
+
+    def _splits_a_batch(self, kept: Sequence[int], wanted: Sequence[int]) -> bool:
+        edits = self.history.edits
+        return 0 < len(kept) < len(wanted) and edits[kept[-1]].batch == edits[wanted[len(kept)]].batch
+
+    def _place(self, order: Sequence[int]) -> None:
+        self.order = list(order)
+        self.edits = [self.history.edits[seq].edit for seq in order]
+
+    def _apply(self, added: Sequence[int]) -> None:
+        if not added:
+            return
+        edits = self.history.edits
+        self.method.reserve(len(self.order) + len(added), 1, 1)
+        for _, batch in itertools.groupby(added, key=lambda seq: edits[seq].batch):
+            numbers = list(batch)
+            self.method.apply([self._record(seq) for seq in numbers])
+            self.order += numbers
+            self.edits += [edits[seq].edit for seq in numbers]
+
+    def _record(self, seq: int) -> Record:
+        stored = self.history.edits[seq]
+        record = record_of(self.store.ledger, stored)
+        try:
+            self.method.check(record)
+        except CorrigendaError as error:
+            raise CorrigendaError(f'Edit "{stored.id}" of {self.store.ledger.name} cannot be used: {error}.') from None
+        return record
+
+    # Writing
+
+    def write(self, batch: Sequence[Edit], *, on_conflict: OnConflict, author: str | None) -> Outcome:
+        """Solve a batch, record it in one transaction, and write it into the memory.
+
+        When this returns, the batch is on the disk. When it raises, neither store nor memory has any of it.
+        """
+        facts = same_facts(self.history, self.method, self.order, batch)
+        taken, declined = self._chosen(batch, facts, on_conflict)
+        order = list(self.order)
+        replaced = {seq for place in taken for seq in facts[place].stored}.intersection(order)
+        try:
+            if replaced:
+                self.become([seq for seq in order if seq not in replaced])
+            solved = self.method.solve([batch[place] for place in taken]) if taken else []
+            new = self._record_batch(batch, facts, taken, declined, solved, author)
+        except BaseException:
+            self.become(order)
+            raise
+        stored = [self.history.edits[seq] for seq in new]
+        within = {seq for one in stored for seq in one.supersedes}
+        self.method.apply([one.record for seq, one in zip(new, solved) if seq not in within])
+        self.order += [seq for seq in new if seq not in within]
+        self.edits += [one.edit for one in stored if one.seq not in within]
+        if any(one.supersedes for one in stored):  # else no mark can have come off: each undone edit costs 50 us here
+            self._withdraw()
+        for later in stored:
+            for seq in sorted((replaced | set(new)).intersection(later.supersedes)):
+                self.store.notices.append(
+                    f'Edit "{later.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
+                )
+        left_out = [Declined(batch[place], rival) for place, rival in declined.items()]
+        for one in left_out:
+            self.store.notices.append(
+                f'Edit "{one.edit.id}" is left out: "{one.rival}", which is about the same fact, stays.'
+            )
+        return Outcome([batch[place] for place in taken], [one.written for one in solved], left_out)
+
+    def _chosen(
+        self, batch: Sequence[Edit], facts: Sequence[SameFact], on_conflict: OnConflict
+    ) -> tuple[list[int], dict[int, str]]:
+        """The places of a batch that are to be written; and of those that are not, with the id that stands instead."""
+        taken: list[int] = []
+        declined: dict[int, str] = {}
+        for place, (edit, fact) in enumerate(zip(batch, facts)):
+            within = [other for other in fact.within if other in taken]
+            rival = batch[within[-1]] if within else None
+            if rival is None and fact.rival is not None:
+                rival = self.history.edits[fact.rival].edit
+            if rival is not None and _policy(on_conflict, edit, rival) == "keep":
+                declined[place] = rival.id
+                continue
+            taken.append(place)
+        return taken, declined
+
+    def _record_batch(
+        self,
+        batch: Sequence[Edit],
+        facts: Sequence[SameFact],
+        taken: Sequence[int],
+        declined: dict[int, str],
+        solved: Sequence[Solved],
+        author: str | None,
+    ) -> list[int]:
+        """The numbers of the new entries, one an edit of `taken`."""
+        if self.store is None:
+            self.store = self._make_store()
+        store, new = self.store, []
+        stamp = store.stamp(author)
+        if store.history.ground is None and taken:
+            new.append(New("ground", stamp, packed(self.method.ground())))
+        first = store.ledger.count + len(new) + 1
+        number = {place: first + i for i, place in enumerate(taken)}
+        closed: dict[int, set[int]] = {}
+        for place, one in zip(taken, solved):
+            earlier = [other for other in facts[place].within if other in number]
+            closed[place] = set(facts[place].stored).union(*({number[other]} | closed[other] for other in earlier))
+            body: dict[str, Any] = {
+                "id": batch[place].id,
+                "edit": batch[place].to_dict(),
+                "batch": first,
+                "fingerprint": fingerprint_text(one.record.fingerprint),
+                "numbers": one.record.numbers,
+                "written": one.written._asdict(),
+                "supersedes": sorted(closed[place]),
+                **stamp,
+            }
+            new.append(New("edit", body, packed(one.record.tensors)))
+        for place, rival in declined.items():
+            body = {"id": batch[place].id, "edit": batch[place].to_dict(), "for": rival, **stamp}
+            new.append(New("declined", body))
+        store.append(new)
+        return list(number.values())
+
+
+def _policy(on_conflict: OnConflict, edit: Edit, rival: Edit) -> str:
+    chosen = on_conflict(edit, rival) if callable(on_conflict) else on_conflict
+    if chosen not in CONFLICT_POLICIES:
+        raise CorrigendaError(f"on_conflict must be one of {', '.join(CONFLICT_POLICIES)}, not {chosen!r}.")
+    return chosen
+
+
+def check_ground(own: dict[str, Tensor], found: dict[str, Tensor], store: EditStore) -> None:
+    """Raise unless stored ground tensors have the names and widths of this model's."""
+    optional = {"memory.weight"}
+    fits = found.keys() - optional == own.keys() - optional and all(
+        tensor.dim() == own[name].dim() and (tensor.dim() == 0 or tensor.shape[-1] == own[name].shape[-1])
+        for name, tensor in found.items()
+        # A token router's background has as many columns as its longest prompt has tokens.
+        if name in own and not (name == "router.background" and own[name].dim() == 2)
+    )
+    if not fits:
+        raise CorrigendaError(
+            f"{store.ledger.name} cannot be used: its ground tensors are another method's or model's."
+        )

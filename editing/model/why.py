@@ -1,0 +1,135 @@
+"""Which edit answers a prompt and why: the scores of those that come nearest."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..backbone.identity import tokenizer_digest
+from ..backbone.loading import PACKAGED, load_base, load_tokenizer
+from ..edits.edit import required_text
+from ..edits.prompts import PromptFormat
+from ..errors import CorrigendaError, FieldError
+from ..methods.config import EditingConfig
+from ..routers.tokens import TokenRouter
+from ..store.codec import fingerprint_of, unpacked, withdrawn_of
+from ..store.store import EditStore
+from .answers import provenance_of
+
+if TYPE_CHECKING:
+    from .edited_model import EditedModel
+
+
+def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most: int = 5) -> dict[str, Any]:
+    """The edits that come nearest to a prompt, best first, and whether one applies (see `explained`).
+
+    A token router needs the model's tokenizer alone; one of masks needs the model, for the prompt's features.
+    """
+    try:
+        required_text("prompt", prompt)
+    except FieldError as error:
+        raise CorrigendaError(f"The {error.field} {error.problem}: ask a question.") from None
+    if most < 1:
+        raise CorrigendaError(f"The number of edits to show must be at least 1, not {most}.")
+    name = model or recorded_model(store)
+    history = store.history
+    order = history.applied()
+    edits = [history.edits[seq] for seq in order]
+    if store.header["config"].get("router") == "tokens":
+        return explained(*_by_tokens(store, order, prompt, name), edits, most)
+    with _loaded(store, name) as edited, torch.no_grad():
+        if not edited.method.names_edits:
+            return _by_memory(edited, prompt)
+        return explained(edited.method.router, edited.method.fingerprints([prompt]), edits, most)
+
+
+def recorded_model(store: EditStore) -> str:
+    """The model that the ledger names, if it is at hand: a folder from elsewhere may not make a hub be asked."""
+    name = store.header["base"].get("name")
+    if name == PACKAGED or (isinstance(name, str) and Path(name).exists()):
+        return name
+    known = "does not name the model" if name is None else f'names the model "{name}", which is not a path here,'
+    raise CorrigendaError(f"{store.ledger.name} {known} that its edits were written with: give --model.")
+
+
+def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[str, Any]:
+    """The answer, from a router that knows `edits` and one query's fingerprint.
+
+    edit       the id of the applied edit
+    score      of the best match, the first of `nearest`
+    needed     the score from which that is applied: `threshold` + `rival_weight` * `runner_up`, the next best's score;
+               or the score of the `withdrawn` edit
+    margin     score - needed; an edit is applied where it is not below 0
+    withdrawn  the id of the undone edit that the prompt matches better, where that keeps one from being applied
+    undone     the undone edit that comes nearest, whatever that means, with its score
+    """
+    decision = router.decide_rows(query) if isinstance(router, TokenRouter) else router.decide(query)
+    (route,), (nearest,), (score,), _, (margin,), (withdrawn,) = (part.tolist() for part in decision)
+    scores = router.scores(query)
+    best = scores.topk(max(0, min(most, len(edits))))
+    places = sorted(best.indices.tolist(), key=lambda place: (place != nearest, -float(scores[place]), place))
+    undone = None
+    if router.withdrawn is not None:
+        (place,), (likeness,) = (part.tolist() for part in router.nearest_withdrawn(query))
+        undone = {"id": router.withdrawn.ids[place], "score": likeness}
+    return {
+        "edit": edits[route].id if route >= 0 else None,
+        "withdrawn": router.withdrawn.ids[withdrawn] if withdrawn >= 0 else None,
+        "score": score,
+        "needed": score - margin,
+        "margin": margin,
+        "threshold": router.threshold,
+        "rival_weight": router.rival_weight,
+        "runner_up": float(scores.topk(2).values[1]) if len(scores) > 1 else 0.0,
+        "undone": undone,
+        "nearest": [
+            {
+                "id": edits[place].id,
+                "prompt": edits[place].prompt,
+                "target": edits[place].target,
+                "score": float(scores[place]),
+                "applies": place == route,
+            }
+            for place in places
+        ],
+    }
+
+
+def _by_tokens(store: EditStore, order: list[int], prompt: str, name: str) -> tuple[TokenRouter, list[list[int]]]:
+    tokenizer = load_tokenizer(name)
+    if tokenizer_digest(tokenizer) != store.header["base"]["tokenizer"]:
+        raise CorrigendaError(f'The edits are for another model than "{name}": its tokenizer differs.')
+    config = EditingConfig.from_dict(store.header["config"])
+    router = TokenRouter(tokenizer, (), threshold=config.threshold)
+    history = store.history
+    if history.ground is not None:
+        router.load_ground(unpacked(store.ledger, history.ground.seq, history.ground.body["tensors"]))
+    router.add_rows([fingerprint_of(history.edits[seq]).tolist() for seq in order])
+    router.withdraw(*withdrawn_of(history, order), order)
+    prompts = PromptFormat(tokenizer, store.header["prompts"]["template"], store.header["prompts"]["chat"])
+    question = prompts.question(prompts.encode(prompts.wrap(prompt)))
+    return router, [router.fingerprint(question)]
+
+
+def _by_memory(edited: EditedModel, prompt: str) -> dict[str, Any]:
+    """The answer where edits share the memories that a prompt is answered from; scores are distances."""
+    (source,) = provenance_of(edited.method.routes([prompt]), edited.method, edited.edits)
+    found = {"edit": None, "memory": source.memory, "withdrawn": None, "score": source.score, "needed": source.needed}
+    return {**found, "margin": source.margin, "threshold": source.needed, "undone": None, "nearest": []}
+
+
+@contextlib.contextmanager
+def _loaded(store: EditStore, name: str) -> Iterator[EditedModel]:
+    """Within: the model with the edits of a store."""
+    from .edited_model import EditedModel
+
+    model, tokenizer = load_base(name)
+    edited = EditedModel.from_pretrained(model, store.directory, tokenizer=tokenizer)
+    try:
+        yield edited
+    finally:
+        edited.detach()

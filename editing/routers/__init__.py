@@ -1,0 +1,1 @@
+"""Which edit a request is about: by tokens, by masks of features."""
