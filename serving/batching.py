@@ -28,6 +28,7 @@ from .catalogue import Admission, Catalogue, Change, ServedEdit
 from .continuous import Arrivals, BatchedRequests, Flight, arrivals
 from .errors import ServingError
 from .memory import ServedMemory
+from .metrics import Metrics
 from .settings import ServingSettings, resolved
 
 __all__ = ["ServedModel"]
@@ -62,6 +63,8 @@ class ServedModel:
             self.memory.reserve(self.settings.capacity or max(1024, 2 * len(start.added)))
         for folder, needed in start.needed.items():
             self.memory.load(folder, needed)
+        self.metrics = Metrics()
+        self.metrics.changed(self.catalogue, len(start.added), 0)
         self._lock = threading.RLock()  # of what is admitted and of what the memory holds
         self._changing = threading.RLock()  # of one change at a time
         self.passing = threading.RLock()  # of one pass at a time, whichever manager's
@@ -176,15 +179,24 @@ class ServedModel:
     def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> Flight:
         """Decide a request's edit and keep that edit's rows while the request is in flight."""
         with self._lock:
-            admission = self.catalogue.admit(tokens, tenant)
-            flight = Flight(admission, len(tokens))
+            admission, place = self._placed(request, self.catalogue.admit(tokens, tenant))
+            flight = Flight(admission, place, len(tokens))
             self._flights.add(flight)
-        _log(request, admission)
         return flight
 
-    def place(self, flight: Flight) -> int:
-        """Where the rows of a request's edit are; -1 for none."""
-        return self.memory.place(flight.admission.key)
+    def _placed(self, request: str, admission: Admission) -> tuple[Admission, int]:
+        """What is decided for a request, by what rows are here: the place of its edit's, -1 for none.
+
+        Rows are here for every edit that may answer. Should any be missing all the same, the base model answers, and
+        nothing says that an edit did.
+        """
+        place = self.memory.place(admission.key)
+        if admission.edit is not None and place < 0:
+            logger.error("request %s: the rows of edit %s are missing, the base model answers", request, admission.key)
+            admission = admission._replace(edit=None, lost=True)
+        self.metrics.admitted(admission)
+        _log(request, admission)
+        return admission, place
 
     def tidy(self) -> None:
         """Drop rows that nobody reads any more. Between two passes."""
@@ -239,6 +251,7 @@ class ServedModel:
                     self._coming = frozenset()
                     self._untidy = True
                     self.tidy()
+                self.metrics.changed(self.catalogue, len(change.added), len(change.removed))
         finally:
             self._coming = frozenset()
             self._untidy = True
@@ -286,11 +299,13 @@ class _Deciding:
 
     def decide(self, rows: Sequence[Sequence[int]]) -> Decision:
         """The edits of the rows' prompts, by the places of their rows in the memory."""
-        catalogue, memory = self._served.catalogue, self._served.memory
-        self.admissions = [catalogue.admit(row, owner) for row, owner in zip(rows, self._owners)]
-        for number, admission in enumerate(self.admissions):
-            _log(f"row {number}", admission)
-        places = torch.tensor([memory.place(one.key) for one in self.admissions], dtype=torch.int32, device="cpu")
+        served = self._served
+        decided = [
+            served._placed(f"row {number}", served.catalogue.admit(row, owner))
+            for number, (row, owner) in enumerate(zip(rows, self._owners))
+        ]
+        self.admissions = [admission for admission, _ in decided]
+        places = torch.tensor([place for _, place in decided], dtype=torch.int32, device="cpu")
         scores = torch.tensor([one.score for one in self.admissions], dtype=torch.float32, device="cpu")
         margins = torch.tensor([one.margin for one in self.admissions], dtype=torch.float32, device="cpu")
         return Decision(places, places, scores, torch.zeros_like(scores), margins, torch.full_like(places, -1))

@@ -18,22 +18,25 @@ from ..editing.routers.context import RoutingContext
 from .catalogue import Admission
 from .endpoints import asked
 from .errors import ServingError
+from .recovery import fail_pass
 from .slots import Slots
 
 _FLIGHT = "_corrigenda"
 
 
 class Flight:
-    """A request from its arrival to its end: what was decided for it, and how long its prompt is.
+    """A request from its arrival to its end: what was decided for it, where its edit's rows are (-1: no edit answers),
+    and how long its prompt is.
 
     It travels on the stack's own state of the request, so what becomes of that becomes of the decision: a fork has its
     parent's, and a request that the stack drops without a word is forgotten here too.
     """
 
-    __slots__ = ("__weakref__", "admission", "ended", "prompt")
+    __slots__ = ("__weakref__", "admission", "ended", "place", "prompt")
 
-    def __init__(self, admission: Admission, prompt: int) -> None:
+    def __init__(self, admission: Admission, place: int, prompt: int) -> None:
         self.admission = admission
+        self.place = place
         self.prompt = prompt
         self.ended = False
 
@@ -54,9 +57,6 @@ class Desk(Protocol):
 
     def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> Flight:
         """Decide a request's edit and keep that edit's rows while the request is in flight."""
-
-    def place(self, flight: Flight) -> int:
-        """Where the rows of a request's edit are; -1 for none."""
 
     def tidy(self) -> None:
         """Drop rows that nobody reads any more."""
@@ -96,10 +96,12 @@ class BatchedRequests:
         self._wired: list[tuple[Any, str]] = []  # of its processor, which a stop ends
         self._flights: dict[str, Flight] = {}  # of the generation's thread
         self._queued: weakref.WeakValueDictionary[str, Flight] = weakref.WeakValueDictionary()
+        self._in_pass: list[Any] = []  # states of requests that the pass in hand still owes a result
         self._arriving = threading.Lock()
         self._around(self._taken, manager, "add_request", self._add_request)
         self._around(self._taken, manager.input_queue, "put", self._put)
         self._around(self._taken, manager, "_create_batch_processor", self._create)
+        self._around(self._taken, manager, "_generation_loop_body", self._loop)
         self._around(self._taken, manager, "stop", self._stop)
         if manager.batch_processor is not None:
             self._wire(manager.batch_processor)
@@ -161,6 +163,15 @@ class BatchedRequests:
         self._wire(processor)
         return processor
 
+    def _loop(self, original: Any, batch_processor: Any, *args: Any, **kwargs: Any) -> bool:
+        self._in_pass = []
+        try:
+            return original(batch_processor, *args, **kwargs)
+        except Exception as error:
+            if not fail_pass(batch_processor, self._in_pass, error):
+                raise
+            return True
+
     def _stop(self, original: Any, *args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
         if not self.running:
@@ -187,8 +198,10 @@ class BatchedRequests:
         self._stream = processor.inputs_and_outputs.compute_stream
         self._scheduler = processor.scheduler
         self._around(self._wired, processor.scheduler, "add_waiting_request", self._wait)
+        self._around(self._wired, processor.scheduler, "schedule_batch", self._schedule)
         self._around(self._wired, processor.inputs_and_outputs, "prepare_batch_tensors", self._prepare)
         self._around(self._wired, processor.model_runner, "compute_batch", self._compute)
+        self._around(self._wired, processor.output_router, "deliver_batch", self._deliver)
         self._around(self._wired, processor.cache, "search_prefix_match", self._search)
         for allocator in processor.cache.cache_allocators.values():
             self._around(self._wired, allocator, "mark_complete_blocks", self._mark)
@@ -209,6 +222,11 @@ class BatchedRequests:
             flight = self.desk.admit(name, state.initial_tokens[:length], None)
         self._flights[name] = flight
         return flight
+
+    def _schedule(self, original: Any, *args: Any) -> Any:
+        found = original(*args)
+        self._in_pass = [future.state for future in found[0] or ()]
+        return found
 
     def _prepare(self, original: Any, requests_in_batch: Sequence[Any], *args: Any, **kwargs: Any) -> None:
         past = np.array([future.state.position_offset for future in requests_in_batch])
@@ -231,7 +249,7 @@ class BatchedRequests:
             self._slots.keep(set(names))
         for state in new:
             flight = self._flight(state)
-            self._slots.start(state.request_id, flight.prompt, self.desk.place(flight))
+            self._slots.start(state.request_id, flight.prompt, flight.place)
         self._slots.describe(names, past, lengths)
 
     def _sweep(self) -> None:
@@ -256,6 +274,11 @@ class BatchedRequests:
                 original(*args, **kwargs)
             finally:
                 self.desk.site.context = self.desk.idle
+
+    def _deliver(self, original: Any, outputs: Any) -> None:
+        """The results of a pass, all at once."""
+        original(outputs)
+        self._in_pass = [state for state in self._in_pass if state.request_id in self._scheduler.active_requests]
 
     # Sharing of blocks
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..editing.backbone.loading import PACKAGED, check_model, load_base, readable_errors
 from ..editing.errors import CorrigendaError
 from .endpoints import EditHeader, edits_router, error_body
+from .metrics import exposition
 from .settings import ServingSettings
 
 STACKS = ("transformers", "vllm")
@@ -145,6 +146,8 @@ def _seams(edits: LiveEdits) -> Iterator[None]:
             raise CorrigendaError("This release of transformers loads its model elsewhere: no edits would be served.")
         app = build(*args, **kwargs)
         app.include_router(edits_router(edits))
+        if exposition() is not None:
+            app.add_api_route("/metrics", _metrics, include_in_schema=False)
         app.add_middleware(EditHeader)
         app.add_exception_handler(CorrigendaError, _refuse)
         return app
@@ -170,6 +173,13 @@ def _seams(edits: LiveEdits) -> Iterator[None]:
         server.build_server = build
         for name, original in originals.items():
             setattr(ModelManager, name, original)
+
+
+async def _metrics() -> Any:
+    from fastapi.responses import Response
+
+    content, kind = exposition()
+    return Response(content, media_type=kind)
 
 
 async def _refuse(request: Any, error: Exception) -> Any:

@@ -66,13 +66,8 @@ class ServedMemory:
         self.banks.fixed = self.banks.background.device.type != "cpu"
 
     def place(self, key: str | None) -> int:
-        """Where an edit's rows are; -1 for none."""
-        if key is None:
-            return -1
-        try:
-            return self._place[key]
-        except KeyError:
-            raise CorrigendaError(f"The rows of edit {key} are not loaded.") from None
+        """Where an edit's rows are; -1 for no edit, and for one whose rows are not here."""
+        return -1 if key is None else self._place.get(key, -1)
 
     def load(self, directory: str | Path, edits: Mapping[str, int]) -> int:
         """Take in edits of a store, keys with their numbers in its ledger. All or none; how many were new."""

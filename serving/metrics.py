@@ -41,11 +41,19 @@ def _collectors(registry: Any) -> _Collectors:
     )
 
 
+def exposition() -> tuple[bytes, str] | None:
+    """What Prometheus reads of this process, and its media type; None without prometheus_client."""
+    if prometheus_client is None:
+        return None
+    return prometheus_client.generate_latest(), prometheus_client.CONTENT_TYPE_LATEST
+
+
 class Metrics:
     """What a server counts of its edits, in the registry that its stack shows.
 
-    corrigenda_requests_total{outcome="edited"|"base"|"refused", tenant}, corrigenda_route_margin (a histogram of the
-    best match's margin), corrigenda_edits{tenant}, corrigenda_version, corrigenda_changes_total{kind}.
+    corrigenda_requests_total{outcome="edited"|"base"|"lost"|"refused", tenant} ("lost": an edit's rows were missing),
+    corrigenda_route_margin (a histogram of the best match's margin), corrigenda_edits{tenant}, corrigenda_version,
+    corrigenda_changes_total{kind}.
     """
 
     def __init__(self, registry: Any = None) -> None:
@@ -56,7 +64,7 @@ class Metrics:
     def admitted(self, admission: Admission) -> None:
         """Count a request."""
         if self._to is not None:
-            outcome = "base" if admission.edit is None else "edited"
+            outcome = "lost" if admission.lost else "base" if admission.edit is None else "edited"
             self._to.requests.labels(outcome, admission.tenant or "").inc()
             self._to.margin.observe(admission.margin)
 

@@ -184,7 +184,7 @@ def test_rows_that_are_still_here_when_they_come_again_stay(serve, tmp_path, mon
 
     monkeypatch.setattr(served.memory, "read", then_it_ends)
     assert served.load(folder)["added"] == ["c"]
-    assert served.place(served.admit("later", row, None)) >= 0
+    assert served.admit("later", row, None).place >= 0
 
 
 def test_a_manager_that_stops_lets_its_cache_go(serve, folders, alone):
@@ -296,9 +296,15 @@ def test_a_manager_that_was_there_before(serve, folders, alone):
     [
         (continuous_api.ContinuousBatchingManager, "add_request", ["input_ids", "request_id"]),
         (continuous_api.ContinuousBatchingManager, "_create_batch_processor", []),
+        (continuous_api.ContinuousBatchingManager, "_generation_loop_body", ["batch_processor"]),
         (continuous_api.ContinuousBatchingManager, "pause", []),
         (continuous_api.ContinuousBatchingManager, "is_running", []),
+        (continuous_api.ContinuousBatchProcessor, "_handle_request_error", ["error", "state"]),
+        (continuous_api.ContinuousBatchProcessor, "fail_all_requests", ["error"]),
+        (continuous_api.OutputRouter, "deliver_batch", ["outputs"]),
         (scheduler.Scheduler, "add_waiting_request", ["state"]),
+        (scheduler.FIFOScheduler, "schedule_batch", ["token_budget", "cache_budget"]),
+        (scheduler.Scheduler, "finish_request", ["request_id"]),
         (input_outputs.ContinuousBatchingIOs, "prepare_batch_tensors", ["requests_in_batch", "logits_processors"]),
         (model_runner.ModelRunner, "compute_batch", ["model", "batch_data"]),
         (cache.PagedAttentionCache, "search_prefix_match", ["request_id", "prompt_ids"]),
@@ -320,6 +326,6 @@ def test_states_of_requests_say_what_is_read_of_them():
     assert state.position_offset == 0 and state._true_initial_tokens == 0
     renewed = state.create_equivalent_initial_request()
     assert renewed.initial_tokens == [1, 2, 3] and renewed._true_initial_tokens == 2
-    flight = continuous.Flight(None, 2)
+    flight = continuous.Flight(None, -1, 2)
     state._corrigenda = flight
     assert state.fork("r__child#0")._corrigenda is flight

@@ -53,7 +53,7 @@ def works(*arguments: object) -> str:
 def refused(*arguments: object) -> str:
     """The one sentence with which a command refuses its input."""
     result = corrigenda(*arguments)
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     (line,) = result.stderr.splitlines()
     assert re.fullmatch(r"Error: \S.*[^.]\.", line), line
@@ -416,5 +416,5 @@ def test_help(command) -> None:
 def test_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "corrigenda.editing.cli", "generate", "--model", "m", "--prompts", "none"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines() == ["Error: There is no file none."]

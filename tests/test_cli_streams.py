@@ -76,7 +76,7 @@ def test_edits_to_standard_output_and_in_again(tiny, tmp_path) -> None:
 )
 def test_what_comes_in_is_named_where_it_is_wrong(text, words, tmp_path) -> None:
     done = given(text, "edit", "--model", "smollm2", "--edits", "-", "--out", tmp_path / "edits")
-    assert done.exit_code == 1 and done.stderr.startswith(f"Error: {words}"), done.output
+    assert done.exit_code == 2 and done.stderr.startswith(f"Error: {words}"), done.output
     assert not (tmp_path / "edits").exists()
 
 

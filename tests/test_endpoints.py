@@ -302,6 +302,28 @@ def test_a_server_takes_edits_in_and_undoes_them(server, folders):
         assert response.status_code == status and response.json()["error"]["message"]
 
 
+@pytest.mark.slow
+def test_a_second_folder_of_one_fact_whose_edit_is_undone_leaves_a_server_that_answers(server, folders):
+    """The documented use that ended it: 500, and from then on 503 for every request of everybody."""
+    rival = store(folders / "edits" / "rival", OF_ACME[:1])
+    asked = "Zubrowka has which capital?"
+    before = complete(server, asked)
+    assert server.post("/v1/edits", json={"store": "rival"}).json()["added"] == ["a"]
+    assert complete(server, asked)[0][:4] == " Por"
+    assert server.delete("/v1/edits/a", params={"store": str(rival)}).json()["removed"] == ["a"]
+    assert complete(server, asked) == before
+    assert complete(server, "Who founded the Krellin museum?") == (" Anna Blom", "b")
+
+
+@pytest.mark.slow
+def test_a_server_counts_its_requests(server):
+    pytest.importorskip("prometheus_client")
+    complete(server, "Who founded the Krellin museum?")
+    shown = server.get("/metrics")
+    assert shown.headers["content-type"].startswith("text/plain")
+    assert 'corrigenda_requests_total{outcome="edited",tenant=""}' in shown.text
+
+
 def test_where_the_server_is_patched_is_where_it_was():
     pytest.importorskip("openai")
     from transformers.cli.serve import Serve
@@ -332,7 +354,7 @@ def test_the_command_refuses_in_one_sentence(folders, arguments, words, capsys):
 
     given = ["serve", str(folders / "model"), "--edits-dir", str(folders / "edits" / "shared"), *arguments]
     result = CliRunner().invoke(program, given)
-    assert result.exit_code == 1 and words in " ".join(result.output.split())
+    assert result.exit_code == 2 and words in " ".join(result.output.split())
 
 
 def test_another_models_edits_are_refused_before_anything_is_served(folders, tmp_path):

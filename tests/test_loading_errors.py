@@ -38,7 +38,11 @@ def error_of(path: str | Path, **options: Any) -> str:
         ({"ground_truth": ["x", 3]}, 'the field "ground_truth[1]" must be text, not a number.'),
         ({"rephrase": False}, 'the field "rephrase" must be text, not true or false.'),
         ({"rephrases": [["r"], [{}]]}, 'the field "rephrases[1][0]" must be text, not an object.'),
-        ({"locality_prompt": ["x"]}, 'the field "locality_prompt" must be text, not a list.'),
+        ({"locality_prompt": ["x", 3]}, 'the field "locality_prompt[1]" must be text, not a number.'),
+        (
+            {"locality_prompt": ["x", "y"], "locality_answer": ["z"]},
+            'the field "locality_answer" has 1 answers to 2 prompts.',
+        ),
         (
             {"locality_prompt": "x", "locality_answer": 3},
             'the field "locality_answer" must be text, not a number.',
@@ -101,7 +105,6 @@ def without(record: dict[str, Any], name: str) -> dict[str, Any]:
         (without(OWN, "prompt"), 'the field "prompt" is missing.'),
         (without(OWN, "target_new"), 'the field "target" is missing.'),
         (OWN | {"target_new": None}, 'the field "target_new" is missing.'),
-        ({}, 'the field "prompt" is missing.'),
         (without(MEND, "src"), 'the field "src" is missing.'),
         (without(MEND, "alt"), 'the field "alt" is missing.'),
         (without(WIKIBIO, "text"), 'the field "text" is missing.'),
@@ -112,12 +115,14 @@ def without(record: dict[str, Any], name: str) -> dict[str, Any]:
         ),
         (
             ROME | {"requested_rewrite": without(ROME["requested_rewrite"], "target_new")},
-            'the field "requested_rewrite.target_new.str" is missing.',
+            'the field "requested_rewrite.target_new" is missing.',
         ),
         (
-            ROME | {"requested_rewrite": ROME["requested_rewrite"] | {"target_new": "Lima"}},
-            'the field "requested_rewrite.target_new" must be an object, not text.',
+            ROME | {"requested_rewrite": ROME["requested_rewrite"] | {"target_new": {"id": "Q2868"}}},
+            'the field "requested_rewrite.target_new.str" is missing.',
         ),
+        (ROME | {"requested_rewrite": "x"}, 'the field "requested_rewrite" must be an object, not text.'),
+        (ROME | {"requested_rewrite": []}, 'the field "requested_rewrite" is an empty list.'),
         (without(KNOWEDIT, "target_new") | {"target": []}, 'the field "target" must be text, not a list.'),
         (QAEDIT | {"locality": [{"loc_ans": "x"}]}, 'the field "locality[0].loc" is missing.'),
         (
@@ -194,11 +199,6 @@ def test_a_record_that_is_no_object(tmp_path: Path, value: Any, kind: str) -> No
     assert error_of(path) == f"{path}, record 2 (line 2): a record must be an object, not {kind}."
     path = write(tmp_path, json.dumps([OWN, value]), "facts.json")
     assert error_of(path) == f"{path}, record 2: a record must be an object, not {kind}."
-
-
-def test_an_id_given_twice(tmp_path: Path) -> None:
-    path = lines(tmp_path, OWN | {"id": "x"}, OWN, OWN | {"id": "x"})
-    assert error_of(path) == f'{path}, record 3 (line 3): the id "x" is already that of record 1.'
 
 
 def test_the_whole_file_is_checked_whatever_the_limit(tmp_path: Path) -> None:

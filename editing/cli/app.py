@@ -28,7 +28,7 @@ class _Commands(TyperGroup):
         except (CorrigendaError, BackendError) as error:
             sentence = str(error).rstrip(".") + "." if isinstance(error, BackendError) else error
             errors.print(Text.assemble(("Error:", "red"), f" {sentence}"), soft_wrap=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("Stopped.", style="yellow")
             raise typer.Exit(130) from None
@@ -51,7 +51,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def tell(notices: Sequence[str], rest: str, most: int = 10) -> None:
+def tell(notices: Sequence[str], rest: str = "", most: int = 10) -> None:
     """Say what happened beside what was asked for, and in the end what shows the rest."""
     for notice in notices[:most]:
         output.print(notice, style="yellow", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import CorrigendaError
-from .app import app, output, use_threads
+from .app import app, output, tell, use_threads
 from .options import (
     METHOD,
     SCORES,
@@ -99,7 +99,7 @@ def edit(
     disk when it is written; whatever ends a stream, `--resume` goes on with it.
     """
     from ..backbone.loading import check_model
-    from ..edits.loading import load_edits
+    from ..edits.loading import read_edits
     from ..edits.template import Template
     from ..scores.report import check_json_path
     from ..store.store import is_store
@@ -126,7 +126,8 @@ def edit(
     }
     config = make_config(method, **settings)
     wrapping = Template.parse(template)
-    stream = load_edits(edits, unique_subject=unique_subject, limit=limit)
+    stream = read_edits(edits, unique_subject=unique_subject, limit=limit)
+    tell(stream.notices)
     if resumed:
         check_same(out, method, settings, template, chat_template)
     use_threads(threads)
@@ -170,14 +171,15 @@ def evaluate(
     scoring.
     """
     from ..backbone.loading import check_model
-    from ..edits.loading import load_edits
+    from ..edits.loading import read_edits
     from ..model import saving
     from ..scores.report import check_json_path
     from . import run
 
     check_json_path(json)
     check_model(model)
-    asked = load_edits(edits, unique_subject=unique_subject, limit=limit)
+    asked = read_edits(edits, unique_subject=unique_subject, limit=limit)
+    tell(asked.notices)
     saving.read(edits_dir).close()  # what is wrong with it shows before a model is loaded
     use_threads(threads)
     run.evaluate(
@@ -281,7 +283,7 @@ def demo(
     a new process. Takes a few minutes on two CPU cores.
     """
     from ..backbone.loading import check_model
-    from ..edits.loading import load_edits
+    from ..edits.loading import read_edits
     from . import demo as demonstration
     from .demo_facts import demo_edits
     from .inputs import make_config
@@ -289,7 +291,11 @@ def demo(
     demonstration.check_out(out, overwrite)
     check_model(model)
     config = make_config(method)
-    stream = demo_edits() if edits is None else load_edits(edits)
+    if edits is None:
+        stream = demo_edits()
+    else:
+        stream = read_edits(edits)
+        tell(stream.notices)
     use_threads(threads)
     demonstration.run(
         output,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..edits.edit import Edit, required_text
-from ..edits.loading import STANDARD_INPUT, file_name, read_text, records
+from ..edits.records import RECORDS, STANDARD_INPUT, read_source, records, text_of
 from ..edits.template import Template
 from ..errors import CorrigendaError, FieldError
 from ..methods.config import EditingConfig
@@ -89,16 +89,19 @@ def stored_ids(edits: Sequence[Edit], stored: Sequence[Edit]) -> list[Edit]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """A prompt a line; or, in a `.jsonl` or `.json` file or one that opens with an object, each record's `prompt`."""
+    """A prompt a line; or the `prompt` of each record, in a file that is or opens as one of records."""
     if path != STANDARD_INPUT and path.is_dir():
         raise CorrigendaError(f"{path} is a folder, not a file of prompts.")
-    text = read_text(path)
-    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-    if not lines:
-        raise CorrigendaError(f"{file_name(path)} holds no prompts.")
-    if path.suffix not in (".jsonl", ".json") and not _is_object(lines[0]):
-        return lines
-    return [_prompt_of(record, place) for place, record in records(path, text)]
+    source = read_source(path)
+    if source.suffix not in RECORDS:
+        lines = [line.rstrip("\r") for line in text_of(source).split("\n") if line.strip()]
+        if not lines:
+            raise CorrigendaError(f"{source.name} holds no prompts.")
+        if not _is_object(lines[0]):
+            return lines
+    elif not source.content.strip():
+        raise CorrigendaError(f"{source.name} holds no prompts.")
+    return [_prompt_of(record, place) for place, record in records(source)]
 
 
 def _is_object(line: str) -> bool:

@@ -24,7 +24,8 @@ EditsFile = Annotated[
     Path,
     typer.Option(
         metavar="FILE",
-        help="Edits: JSON Lines, or a JSON file of ZsRE, CounterFact or KnowEdit as published; `-` is standard input.",
+        help="Edits: JSON Lines, JSON, CSV or Parquet, compressed or not, of our own fields or of a benchmark as it is "
+        "published; `-` is standard input.",
     ),
 ]
 Author = Annotated[

@@ -1,162 +1,158 @@
-"""Reads files of edits: JSON Lines, or JSON with a list of records."""
+"""Reads edits out of files, and out of records that are at hand: JSON Lines, JSON, CSV, Parquet, datasets."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
-import sys
-from collections.abc import Iterator, Mapping
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CorrigendaError, FieldError
-from .edit import Edit, kind_of, unique_subjects
-from .formats import FORMATS, TARGETS, edit_from
+from .edit import Edit, unique_subjects
+from .formats import REPHRASES, TARGETS, UnknownFormError, read_record
+from .identifiers import DistinctIds
+from .records import TOO_DEEP, Source, numbered, plain, read_source, records
 
-_LIST_NAMES = ("edits", "records", "data", "examples")
-"""Where an object that is a whole file may hold its list of records."""
-
-_TOO_DEEP = "objects or lists are nested too deeply"
-
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
-"""Brackets of JSON; texts are matched too, for those in them to be skipped."""
-
-STANDARD_INPUT = Path("-")
+_KNOWN = (*TARGETS, *REPHRASES, "prompt", "subject", "localities", "ground_truth", "protected", "id")
+"""Fields that an unknown one may be meant for."""
 
 
-def load_edits(path: str | Path, *, unique_subject: bool = False, limit: int | None = None) -> list[Edit]:
-    """Read every edit of a JSON Lines or JSON file, in file order; "-" is standard input.
+class LoadedEdits(list[Edit]):
+    """Edits in the order of their records; `notices` are sentences on what was not taken as it stands."""
 
-    Each record's format is known by its fields (`FORMATS`). With `unique_subject` only the first record of
-    each subject is kept; of what is left, only the first `limit`. The whole file is checked in any case.
+    def __init__(self, edits: Iterable[Edit] = (), notices: Iterable[str] = ()) -> None:
+        super().__init__(edits)
+        self.notices = list(notices)
+
+
+def load_edits(
+    source: str | Path | Iterable[Mapping[str, Any]], *, unique_subject: bool = False, limit: int | None = None
+) -> LoadedEdits:
+    """Read every edit of a file, in file order ("-" is standard input), or of records: a `datasets.Dataset`, dicts.
+
+    A file is JSON Lines, JSON, CSV or Parquet, compressed by gzip or not; each record's form is known by its fields
+    (`FORMATS`). With `unique_subject` only the first record of each subject is kept; of what is left, only the first
+    `limit`. The whole file is checked in any case. Ids that repeat get a number, and `notices` of the result say
+    which, what else was left out, and which fields mean nothing to an edit; each is a warning, too.
     """
+    edits = read_edits(source, unique_subject=unique_subject, limit=limit)
+    for notice in edits.notices:
+        warnings.warn(notice, stacklevel=2)
+    return edits
+
+
+def read_edits(
+    source: str | Path | Iterable[Mapping[str, Any]], *, unique_subject: bool = False, limit: int | None = None
+) -> LoadedEdits:
+    """The same for whoever shows the notices."""
     if limit is not None and limit < 1:
         raise CorrigendaError(f"The limit must be at least 1, not {limit}.")
-    path = Path(path)
-    text = read_text(path)
-    stem = "stdin" if path == STANDARD_INPUT else path.stem
-    edits: list[Edit] = []
-    number_of_id: dict[str | None, int] = {}
-    for number, (place, record) in enumerate(records(path, text), start=1):
+    reading = _Reading()
+    if isinstance(source, (str, Path)):
+        read = read_source(Path(source))
+        name, stem, found = read.name, read.stem, records(read)
+    elif isinstance(source, Mapping):  # a `DatasetDict` too
+        parts = _quoted(source)
+        raise CorrigendaError(f"The records must be a list, not an object: give one of its parts ({parts}).")
+    else:
+        read, name, stem = None, "the list of records", "record"
+        found = numbered(name, ((None, plain(record)) for record in source))
+    for number, (place, record) in enumerate(found, start=1):
         try:
-            edit = edit_from(record, default_id=f"{stem}-{number:05d}")
+            reading.take(number, record, default_id=f"{stem}-{number:05d}")
+        except UnknownFormError as error:
+            raise CorrigendaError(f"{place}: {error}.") from None
         except FieldError as error:
-            field = error.field if error.field in record else _as_spelt(error.field, path, text)
-            raise CorrigendaError(f'{place}: the field "{field}" {error.problem}.') from None
+            named = error.field if read is None or error.field in record else _as_spelt(error.field, read)
+            raise CorrigendaError(f'{place}: the field "{named}" {error.problem}.') from None
         except RecursionError:
-            raise CorrigendaError(f"{place}: {_TOO_DEEP}.") from None
-        earlier = number_of_id.setdefault(edit.id, number)
-        if earlier != number:
-            raise CorrigendaError(f'{place}: the id "{edit.id}" is already that of record {earlier}.')
-        edits.append(edit)
-    if unique_subject:
-        edits = unique_subjects(edits)
-    return edits[:limit]
+            raise CorrigendaError(f"{place}: {TOO_DEEP}.") from None
+    edits = reading.distinct()
+    if not edits:
+        raise CorrigendaError(f"{name} holds no edits: every record has an empty target.")
+    notices = reading.notices(name)
+    return LoadedEdits((unique_subjects(edits) if unique_subject else edits)[:limit], notices)
 
 
-def _as_spelt(field: str, path: Path, text: str) -> str:
+@dataclass
+class _Reading:
+    """The edits of the records so far, and what there is to say of them; `numbers` are those of their records."""
+
+    edits: list[Edit] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)
+    unknown: dict[str, list[int]] = field(default_factory=dict)
+    renamed: list[tuple[int, str]] = field(default_factory=list)
+
+    def take(self, number: int, record: Mapping[str, Any], default_id: str) -> None:
+        """Read the record of this number."""
+        read = read_record(record, default_id)
+        if not read.edits:
+            self.empty.append(number)
+            return
+        self.edits += read.edits
+        self.numbers += [number] * len(read.edits)
+        for name in read.unknown:
+            self.unknown.setdefault(name, []).append(number)
+
+    def distinct(self) -> list[Edit]:
+        """The edits, with a number at each id that an earlier one has."""
+        own = {edit.id for edit in self.edits}
+        ids = DistinctIds(own.__contains__)
+        found = []
+        for number, edit in zip(self.numbers, self.edits):
+            if edit.id in ids:
+                edit = replace(edit, id=ids.another(edit.id))
+                self.renamed.append((number, edit.id))
+            else:
+                ids.own(edit.id)
+            found.append(edit)
+        return found
+
+    def notices(self, name: str) -> list[str]:
+        """A sentence on each thing that was not taken as it stands."""
+        found = []
+        if self.empty:
+            found.append(f"{name}: {_counted(self.empty, 'record')} left out, for the target is empty.")
+        if self.renamed:
+            shown = ", ".join(f'record {number} is "{id}"' for number, id in self.renamed[:4])
+            more = ", ..." if len(self.renamed) > 4 else ""
+            found.append(
+                f"{name}: {len(self.renamed)} ids are those of earlier records, and got a number: {shown}{more}."
+            )
+        if self.unknown:
+            fields = _quoted(self.unknown, 8)
+            found.append(f"{name}: these fields are kept, and say nothing to an edit: {fields}.{self._meant()}")
+        return found
+
+    def _meant(self) -> str:
+        for name in self.unknown:
+            like = next(iter(difflib.get_close_matches(name.lower(), _KNOWN, n=1, cutoff=0.8)), name)
+            if like != name:
+                return f' Is "{name}" meant to be "{like}"?'
+        return ""
+
+
+def _counted(numbers: list[int], noun: str) -> str:
+    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return f"1 {noun} ({shown}) is" if len(numbers) == 1 else f"{len(numbers)} {noun}s ({shown}) are"
+
+
+def _quoted(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    return ", ".join(f'"{name}"' for name in names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _as_spelt(field: str, source: Source) -> str:
     """The name that a file's records give to a field, which one of them lacks; where none has it, our own."""
-    if field not in TARGETS:
+    if field != TARGETS[0]:
         return field
     with contextlib.suppress(CorrigendaError):  # of a later record, whose turn it is not yet
-        for _, record in records(path, text):
+        for _, record in records(source):
             for name in TARGETS:
                 if name in record:
                     return name
     return "target"
-
-
-def file_name(path: Path) -> str:
-    """What to call a file in a sentence."""
-    return "standard input" if path == STANDARD_INPUT else str(path)
-
-
-def read_text(path: Path) -> str:
-    """What a file holds, or standard input for "-"."""
-    try:
-        content = _standard_input() if path == STANDARD_INPUT else path.read_bytes()
-    except FileNotFoundError:
-        raise CorrigendaError(f"There is no file {path}.") from None
-    except IsADirectoryError:
-        raise CorrigendaError(f"{path} is a folder, not a file of edits.") from None
-    except OSError as error:
-        raise CorrigendaError(f"{path} cannot be read: {error.strerror}.") from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise CorrigendaError(f"{file_name(path)}, line {line}: the text is not UTF-8.") from None
-
-
-def _standard_input() -> bytes:
-    if sys.stdin is None or sys.stdin.closed:
-        raise CorrigendaError("Standard input is closed: pipe something in, or name a file.")
-    return sys.stdin.buffer.read()
-
-
-def records(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each record of the file, with the place it has there, in words."""
-    count = 0
-    for count, (line, record) in enumerate(_values(path, text), start=1):
-        place = f"{file_name(path)}, record {count}" + (f" (line {line})" if line else "")
-        if not isinstance(record, Mapping):
-            raise CorrigendaError(f"{place}: a record must be an object, not {kind_of(record)}.")
-        yield place, record
-    if not count:
-        raise CorrigendaError(f"{file_name(path)} holds no records.")
-
-
-def _values(path: Path, text: str) -> Iterator[tuple[int | None, Any]]:
-    """Each JSON value that should be a record, with its line if the file has one on each."""
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        return
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        # Only one value over many lines begins with a list, or with a brace that is alone on its line.
-        if text.lstrip().startswith("[") or lines[0][1].strip() == "{":
-            if isinstance(error, json.JSONDecodeError):
-                raise _broken_json(f"{file_name(path)}, line {error.lineno}, column {error.colno}", error) from None
-            raise _broken_json(f"{file_name(path)}, line {_line_of(error, text)}", error) from None
-    else:
-        listed = _listed(whole)
-        yield from [(None, value) for value in listed] if listed is not None else [(lines[0][0], whole)]
-        return
-    for count, (number, line) in enumerate(lines, start=1):
-        try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise _broken_json(f"{file_name(path)}, record {count} (line {number}{column})", error) from None
-
-
-def _broken_json(place: str, error: ValueError | RecursionError) -> CorrigendaError:
-    """What `json.loads` cannot read: broken JSON, or sound JSON beyond what Python takes."""
-    if isinstance(error, json.JSONDecodeError):
-        return CorrigendaError(f"{place}: the JSON is broken ({error.msg}).")
-    if isinstance(error, RecursionError):
-        return CorrigendaError(f"{place}: {_TOO_DEEP}.")
-    return CorrigendaError(f"{place}: a number has more than {sys.get_int_max_str_digits()} digits.")
-
-
-def _line_of(error: ValueError | RecursionError, text: str) -> int:
-    """The line of what JSON allows and Python does not take, which such an error does not tell."""
-    if isinstance(error, RecursionError):
-        depth, deepest, place = 0, 0, 0
-        for found in _BRACKETS.finditer(text):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-            if depth > deepest:
-                deepest, place = depth, found.start()
-    else:
-        numbers = re.finditer(rf"\d{{{sys.get_int_max_str_digits() + 1},}}", text)
-        place = next((found.start() for found in numbers), 0)
-    return text.count("\n", 0, place) + 1
-
-
-def _listed(whole: Any) -> list[Any] | None:
-    """The list of records that a whole file is or holds, if it does."""
-    if isinstance(whole, Mapping) and not any(form.matches(whole) for form in FORMATS):
-        whole = next((whole[name] for name in _LIST_NAMES if isinstance(whole.get(name), list)), None)
-    return whole if isinstance(whole, list) else None

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from ..edits.edit import Edit
     from ..memories.memory import Memory
     from ..methods.method import Method
-    from ..routers.masks import MaskRouter
-    from ..routers.tokens import TokenRouter
+    from ..routers.router import EditRouter
     from .layer import EditedOutput
 
 
@@ -21,7 +20,7 @@ class Version(NamedTuple):
 
     edits: list[Edit]
     memory: Memory
-    router: TokenRouter | MaskRouter
+    router: EditRouter
 
 
 class Versions:
@@ -71,6 +70,6 @@ class Versions:
             finally:
                 self._use(memory, router)
 
-    def _use(self, memory: Memory, router: TokenRouter | MaskRouter) -> None:
+    def _use(self, memory: Memory, router: EditRouter) -> None:
         self._method.memory, self._method.router = memory, router
         self._layer.memory = memory

@@ -87,12 +87,10 @@ class WorkerEdits:
                 self.slots.end(request)
 
     def _place(self, request: str, key: str | None) -> int:
-        try:
-            return self.memory.place(key)
-        except CorrigendaError:
-            # A server must not die of one request; the front end never names an edit that was not loaded first.
+        place = self.memory.place(key)
+        if key is not None and place < 0:
             logger.error("Request %s is answered by the base model: the rows of edit %s are not loaded.", request, key)
-            return -1
+        return place
 
     @torch.no_grad()
     def check_weights(self, model: torch.nn.Module, vocabulary: int | None) -> None:
