@@ -22,7 +22,7 @@ from ...memories.shards import SideMemories
 from ...routers.context import RoutingContext
 from ...routers.router import Decision
 from ..method import Method
-from ..record import Record, Solved, check_shapes, of_rank
+from ..record import Record, Solved, check_tensors, of_rank
 from ..steps import EditRows, Progress
 from .config import WiseConfig
 from .defaults import resolved
@@ -275,7 +275,7 @@ class Wise(Method):
     # Records
 
     def check(self, record: Record) -> None:
-        check_shapes(record.tensors, self.record_shapes, {"D": self.width, "d": self.out_width})
+        check_tensors(record.tensors, self.record_shapes, {"D": self.width, "d": self.out_width})
         numbers = record.numbers
         if not 0 <= numbers.get("alpha", -1) <= 1:
             raise CorrigendaError('its number "alpha" is not one from 0 to 1')
