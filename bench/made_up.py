@@ -24,7 +24,7 @@ def unsolved(edited, rows=6):
                 "keys": torch.randn(rows, method.width, generator=generator).to(method.memory.dtype),
                 "values": torch.randn(rows, method.out_width, generator=generator).to(method.memory.dtype),
             }
-            solved.append(Solved(Written(0.0, 0), Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32))))
+            solved.append(Solved(Written(0.0, 0), Record(tensors, {}, known)))
         return solved
 
     method.solve = solve

@@ -31,24 +31,17 @@ def arguments():
     return parser.parse_args()
 
 
-def fingerprint(method, prompts):
-    """What the method's router decides from."""
-    if method.config.router == "tokens":
-        return prompts
-    return method.router.mask(torch.stack([p.pooled for p in method.prompt_features(method.router_layer, prompts)]))
-
-
 def measured(edited, edits):
     method = edited.method
     method.prepare()
     router = method.router
-    router.add(fingerprint(method, [edit.prompt for edit in edits]))
+    router.add(method.as_routed([edit.prompt for edit in edits]))
     template = edited.prompts.template
     unwrapped = [template.wrap(e.localities[0].prompt) for e in edits if e.localities]
     frame = template.text.partition("{prompt}")
     unwrapped = [text.removeprefix(frame[0]).removesuffix(frame[2]) for text in unwrapped]
-    asked = router.decide(fingerprint(method, [edit.rephrases[0] for edit in edits]))
-    local = router.decide(fingerprint(method, unwrapped))
+    asked = router.decide(method.as_routed([edit.rephrases[0] for edit in edits]))
+    local = router.decide(method.as_routed(unwrapped))
     right = asked.nearest == torch.arange(len(edits))
     margin, misfire = (d.score - router.rival_weight * d.runner_up for d in (asked, local))
     hardest = misfire.sort(descending=True).values

@@ -14,10 +14,11 @@ import torch
 from ..editing.backbone.identity import same_weights, tokenizer_digest
 from ..editing.edits.prompts import PromptFormat
 from ..editing.errors import CorrigendaError
+from ..editing.methods.registry import text_router
 from ..editing.model import saving
 from ..editing.model.why import explained
 from ..editing.profiling import scope
-from ..editing.routers.tokens import TokenRouter
+from ..editing.routers.router import EditRouter
 from ..editing.store.codec import fingerprint_of, unpacked
 from ..editing.store.history import StoredEdit
 from ..editing.store.store import EditStore
@@ -102,7 +103,7 @@ class Change(NamedTuple):
 class _Seen(NamedTuple):
     """What one tenant's requests are answered by, in one version: the router, and the edits by its places."""
 
-    router: TokenRouter
+    router: EditRouter
     edits: list[ServedEdit]
     version: int
 
@@ -132,7 +133,7 @@ class Catalogue:
             raise ServingError(f"The edits in {settings.edits[0]} are for another model: its tokenizer differs.", 422)
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
-        self._fits = TokenRouter(tokenizer, (), threshold=self.config.threshold).fits
+        self._fits = text_router(self.config, tokenizer).fits
         self._background: dict[str, Any] | None = None
         self._open = OpenStores()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
@@ -249,7 +250,7 @@ class Catalogue:
     def _become(self, seen: _Seen | None, tenant: str | None, version: int) -> _Seen:
         wanted = self._seen_by(tenant)
         if seen is None or not seen.edits:
-            router, edits = TokenRouter(self.tokenizer, (), threshold=self.config.threshold), []
+            router, edits = text_router(self.config, self.tokenizer), []
             if self._background is not None:
                 router.load_ground(self._background)
         else:
@@ -263,7 +264,9 @@ class Catalogue:
         gone = set(range(len(edits))).difference(kept)
         if gone:
             router.remove(gone)
-        router.add_rows([list(edit.fingerprint) for edit in wanted[len(kept) :]])
+        router.add_fingerprints(
+            [torch.tensor(edit.fingerprint, dtype=torch.int32, device="cpu") for edit in wanted[len(kept) :]]
+        )
         edits = wanted
         undone = [
             one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
@@ -343,7 +346,7 @@ class Catalogue:
         """The edits that come nearest to a prompt, best first, and whether one applies."""
         seen = self._seen(tenant)
         question = self.prompts.question(self.prompts.encode(self.prompts.wrap(prompt)))
-        return explained(seen.router, [seen.router.fingerprint(question)], seen.edits, most)
+        return explained(seen.router, [question], seen.edits, most)
 
     def allowed(self, folder: str) -> Path:
         """The folder that a request may have loaded: one that is served, or one under the root."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..editing.routers.tokens import TokenRouter
+from ..editing.routers.router import EditRouter
 from ..editing.store.codec import fingerprint_of
 from ..editing.store.history import History, StoredEdit
 
@@ -40,7 +40,7 @@ def _time(entry: int, events: Sequence[dict[str, Any]]) -> str:
     return next(event.get("time", "") for event in events if event["seq"] == entry)
 
 
-def withdraw(router: TokenRouter, withdrawn: Iterable[WithdrawnEdit], written: Iterable[StoredEdit]) -> None:
+def withdraw(router: EditRouter, withdrawn: Iterable[WithdrawnEdit], written: Iterable[StoredEdit]) -> None:
     """Tell a router of these edits; `written` are the edits that it has stored, by place."""
     latest_first = sorted(withdrawn, key=lambda edit: edit.undone, reverse=True)
     moments = [(stored.body["time"], stored.seq) for stored in written] if latest_first else []

@@ -117,7 +117,7 @@ def test_decisions_on_200_real_prompts(smollm2, data_folder, wrap, monkeypatch, 
         edited = wrap(model, tokenizer, config, template=TEMPLATE)
         edited.method.prepare()
         known = edited.method.fingerprints(stored)
-        edited.method.make_known([Record({}, {}, torch.as_tensor(words, dtype=torch.int32)) for words in known])
+        edited.method.make_known([Record({}, {}, words) for words in known])
         straight, mixed = list(range(200)), random.Random(8).sample(range(200), 200)
         by_length = sorted(straight, key=lambda i: len(asked[i]))
         alone = decisions(edited, asked, straight, 1)
@@ -148,7 +148,7 @@ def test_decisions_on_200_real_prompts(smollm2, data_folder, wrap, monkeypatch, 
 def margins_of(edited, prompts):
     """How far each prompt's overlap is from where its decision would change, as a share of k."""
     router, method = edited.method.router, edited.method
-    masks = router.unpack(method.fingerprints(prompts))
+    masks = router.unpack(torch.stack(method.fingerprints(prompts)))
     scores = (masks @ router.unpack(router.masks).T / router.top_k).sort(1, descending=True).values
     above = scores[:, 0] - router.threshold
     return torch.where(above < 0, -above, torch.minimum(above, scores[:, 0] - scores[:, 1])).tolist()

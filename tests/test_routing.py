@@ -208,7 +208,7 @@ def test_token_router_is_its_ground_and_its_edits():
         router = token_router(stored)
         copy = token_router(UNRELATED[:2], REPHRASED)  # all of which the other's ground replaces
         copy.load_ground(router.ground())
-        copy.add_rows([[token for token in row if token >= 0] for row in router.stored.tolist()])
+        copy.add_fingerprints([row[row >= 0] for row in router.stored])
         assert copy.threshold == router.threshold
         for later in ([], ["The dukes of Zubrowka live in", REPHRASED[3]]):
             for each in (router, copy):

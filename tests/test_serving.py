@@ -45,16 +45,16 @@ def test_a_change_that_fails_changes_nothing(settings, monkeypatch, tmp_path):
     asked = ("Zubrowka has which capital?", "Who leads Vantrello Foods?")
     before = [applied(catalogue, prompt, tenant) for prompt in asked for tenant in (None, "acme")]
     change = catalogue.read([(None, more)])
-    add_rows, calls = TokenRouter.add_rows, []
+    add, calls = TokenRouter.add_fingerprints, []
 
-    def once_too_often(router, rows):
-        calls.append(len(rows))
+    def once_too_often(router, fingerprints):
+        calls.append(len(fingerprints))
         if len(calls) == 2:
             raise MemoryError
-        add_rows(router, rows)
+        add(router, fingerprints)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(TokenRouter, "add_rows", once_too_often)
+        patch.setattr(TokenRouter, "add_fingerprints", once_too_often)
         catalogue.publish(change)
     assert [applied(catalogue, prompt, tenant) for prompt in asked for tenant in (None, "acme")] == before
     assert catalogue.version == 1 and (None, more) not in catalogue.folders()

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 
 class Memory(Protocol):
-    """What a layer asks of a memory: to add to `out` `[tokens, d]` what the routed edits say of `x` `[tokens, D]`."""
+    """What a layer, a reader and a report ask of a memory."""
 
-    def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None: ...
+    def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
+        """Add to `out` `[tokens, d]`, in place, what the routed edits say of `x` `[tokens, D]`.
+
+        route int32 `[tokens]`: the edit to read, -1 for none; first bool `[tokens]`: the last prompt token.
+        """
+
+    def view(self) -> Self:
+        """The memory as it is now, for a reader: later writes to this one do not show there."""
+
+    def reset(self) -> None:
+        """Back to no edits."""
+
+    def norms(self) -> dict[str, float]:
+        """How much it holds: its norm and that of its largest part, for `corrigenda report`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that its answers depend on."""
+
+
+def matrix_norms(matrices: Sequence[Tensor]) -> dict[str, float]:
+    """The same of memories that are matrices `[D, d]`, by their rows."""
+    rows = torch.cat(list(matrices)).norm(dim=1)
+    used = (rows > 0).float().mean()
+    return {"norm": float(rows.norm()), "rows_used": float(used), "largest_row": float(rows.max())}

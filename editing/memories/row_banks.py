@@ -153,6 +153,16 @@ class RowBanks:
                 self.beta,
             )
 
+    def norms(self) -> dict[str, float]:
+        rows = [self.rows_of(edit) for edit in range(self.size)]
+        values = torch.stack([values.float().norm() for _, values in rows])
+        return {
+            "norm": float(values.norm()),
+            "norm_per_edit": float(values.square().mean().sqrt()),
+            "largest_edit": float(values.max()),
+            "bytes": sum(part.nbytes for pair in rows for part in pair),
+        }
+
     def state(self) -> dict[str, Tensor]:
         """The rows of all edits, one after the other, and how many each has."""
         rows = [self.rows_of(edit) for edit in range(self.size)]

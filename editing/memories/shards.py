@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..backbone.packed import PackedPrompts
 from ..profiling import scope
 from ..routers.context import RoutingContext
 from ..routers.router import Decision
+from .memory import matrix_norms
 from .merging import merge
 
 
@@ -47,6 +49,8 @@ class SideMemories:
     threshold is `act_ratio` times the shard's minimum; `shared_minimum`: times the smallest of all (WISE-Merge). Where
     `unrelated` prompts are known, it is `act_ratio` times how far the shard moves all but a hundredth of them.
     """
+
+    needs_features: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -230,3 +234,6 @@ class SideMemories:
         rows = [[s.number, s.minimum.item(), s.first, s.end, s.merged] for s in self.shards]
         deltas = {f"memory.delta.{place}": shard.delta for place, shard in enumerate(self.shards)}
         return {**deltas, "memory.shards": torch.tensor(rows, dtype=torch.float64, device="cpu")}
+
+    def norms(self) -> dict[str, float]:
+        return matrix_norms([shard.delta for shard in self.shards if shard.edits])

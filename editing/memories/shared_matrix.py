@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
+from .memory import matrix_norms
 
 
 class SharedMatrix:
@@ -48,3 +49,9 @@ class SharedMatrix:
         """Add to `out` `[tokens, d]`, in place, what the edits in `route` say of `x` `[tokens, D]`."""
         if self.masks is not None and len(self.masks):
             ops.masked_linear_(out, x, self.weight, self.masks, route)
+
+    def norms(self) -> dict[str, float]:
+        return matrix_norms([self.weight])
+
+    def state(self) -> dict[str, Tensor]:
+        return {"memory.weight": self.weight}

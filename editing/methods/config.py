@@ -57,6 +57,11 @@ class EditingConfig:
         self._require(self.layer is None or is_whole(self.layer), "layer", "a layer's number")
         self._check_types()
 
+    @property
+    def routed_by_text(self) -> bool:
+        """Whether the text of a request is enough to find its edit: a server can then decide when it comes."""
+        return False
+
     def _check_types(self) -> None:
         """Raise unless every setting is of a type that its annotation names: it may come from a file."""
         for field in dataclasses.fields(self):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +11,14 @@ from torch import Tensor
 from ..backbone.decoder import Decoder
 from ..backbone.frozen import Beginnings, Features, Row, common_beginning, frozen_features
 from ..backbone.learning_contexts import context_texts
+from ..backbone.patch import Patch
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
 from ..memories.memory import Memory
 from ..memories.shards import SideMemories
 from ..routers.context import RoutingContext
-from ..routers.masks import MaskRouter
-from ..routers.router import Decision
-from ..routers.tokens import TokenRouter
+from ..routers.router import Decision, EditRouter
 from .config import EditingConfig
 from .record import Record, Solved, check_tensors
 
@@ -43,7 +42,7 @@ class Method:
     names_edits: ClassVar[bool] = True
     """Whether a route is an edit, by its place; else it is a memory that several share."""
     memory: Memory
-    router: TokenRouter | MaskRouter | SideMemories
+    router: EditRouter | SideMemories
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: EditingConfig) -> None:
         self.decoder = decoder
@@ -59,6 +58,13 @@ class Method:
     @staticmethod
     def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
         """`config` with every field that was left to the model filled in, and checked against the model."""
+        raise NotImplementedError
+
+    @staticmethod
+    def text_router(
+        config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+    ) -> EditRouter:
+        """The router of a configuration that is `routed_by_text`, without edits."""
         raise NotImplementedError
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
@@ -82,10 +88,7 @@ class Method:
 
         Until it is used up, buffers keep their addresses.
         """
-        if isinstance(self.router, TokenRouter):
-            self.router.reserve(edits, prompt_tokens)
-        else:
-            self.router.reserve(edits)
+        self.router.reserve(edits, prompt_tokens)
 
     def ground(self) -> dict[str, Tensor]:
         """What answers depend on besides the edits: set before the first one, and never changed after."""
@@ -114,29 +117,30 @@ class Method:
         self.apply([one.record for one in solved])
         return solved
 
-    def fingerprints(self, prompts: Sequence[str]) -> Tensor | list[list[int]]:
-        """What the router would know edits with these prompts by."""
-        if isinstance(self.router, TokenRouter):
-            return [self.router.known_by(prompt) for prompt in prompts]
+    def as_routed(self, prompts: Sequence[str]) -> Any:
+        """Prompts in the form that the router decides by: as they are, or as fingerprints of their features."""
+        if not self.router.needs_features:
+            return prompts
         return self.router.mask(torch.stack([p.pooled for p in self.prompt_features(self.router_layer, prompts)]))
+
+    def fingerprints(self, prompts: Sequence[str]) -> list[Tensor]:
+        """int32 `[n]` each: what the router would know edits with these prompts by."""
+        return self.router.fingerprints_of(self.as_routed(prompts))
 
     def make_known(self, records: Sequence[Record]) -> None:
         """Let the router know the edits of these records."""
-        if isinstance(self.router, TokenRouter):
-            self.router.add_rows([record.fingerprint.tolist() for record in records])
-        elif records:
-            self.router.add(torch.stack([record.fingerprint for record in records]))
+        self.router.add_fingerprints([record.fingerprint for record in records])
 
-    def tap(self, context: RoutingContext) -> torch.utils.hooks.RemovableHandle | None:
-        """Let a feature router see the layer its fingerprints come from; None for one that needs no features."""
-        if isinstance(self.router, TokenRouter):
-            return None
+    def tap(self, patch: Patch, context: RoutingContext) -> None:
+        """Let a feature router see the layer its fingerprints come from."""
+        if not self.router.needs_features:
+            return
 
         def observe(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
             if context.active and context.deciding:
                 self.router.observe(args[0], context)
 
-        return self.decoder.down_proj(self.router_layer).register_forward_pre_hook(observe)
+        patch.pre_hook(self.decoder.down_proj(self.router_layer), observe)
 
     @property
     def router_layer(self) -> int:
@@ -145,15 +149,15 @@ class Method:
 
     def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None:
         """The routes of tokenised prompts, where token ids suffice; None where features must decide, in the pass."""
-        if isinstance(self.router, TokenRouter):
-            return self.router.decide([self.prompts.question(ids) for ids in prompts])
-        return None
+        if self.router.needs_features:
+            return None
+        return self.router.decide([self.prompts.question(ids) for ids in prompts])
 
     def routes(self, prompts: Sequence[str]) -> Decision:
         """What the router decides about prompts, as `generate` would ask them."""
         ids = [self.prompts.encode(self.prompts.wrap(prompt)) for prompt in prompts]
         known = self.decide(ids)
-        return self.router.decide(self.fingerprints(prompts)) if known is None else known
+        return self.router.decide(self.as_routed(prompts)) if known is None else known
 
     def holds(self, route: int, edit: int) -> bool:
         """Whether what a route names answers for the edit at this place."""

@@ -13,6 +13,7 @@ from .wise.config import WiseConfig
 
 if TYPE_CHECKING:
     from ..backbone.decoder import Decoder
+    from ..routers.router import EditRouter
     from .method import Method
 
 _HOMES: dict[str, str] = {}
@@ -40,6 +41,11 @@ def method_class(name: str) -> type[Method]:
 def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
     """`config` with every field that was left to the model filled in, and checked against the model."""
     return method_class(config.method).resolved(config, decoder)
+
+
+def text_router(config: EditingConfig, tokenizer: Any) -> EditRouter:
+    """The router of a configuration that is `routed_by_text`, without ground and edits."""
+    return method_class(config.method).text_router(config, tokenizer, (), "cpu")
 
 
 def config_for(method: str, **settings: Any) -> EditingConfig:

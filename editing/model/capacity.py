@@ -6,11 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ..backbone.background import background_prompts
-from ..memories.shards import SideMemories
-from ..memories.shared_matrix import SharedMatrix
 
 if TYPE_CHECKING:
     from ..methods.method import Method
@@ -54,31 +51,10 @@ def report(edited: EditedModel) -> dict[str, Any]:
     if rephrased:
         routes = method.routes([text for _, text in rephrased]).route.tolist()
         found["hit_rate_rephrased"] = _share_held(method, zip([place for place, _ in rephrased], routes))
-    return found | _norms(edited)
+    return found | method.memory.norms()
 
 
 def _share_held(method: Method, routes: Iterable[tuple[int, int]]) -> float:
     """How often a prompt about the edit at a place has a route that answers for it."""
     held = [method.holds(route, place) for place, route in routes]
     return sum(held) / len(held)
-
-
-def _norms(edited: EditedModel) -> dict[str, Any]:
-    memory = edited.method.memory
-    if isinstance(memory, (SharedMatrix, SideMemories)):
-        matrices = [memory.weight] if isinstance(memory, SharedMatrix) else [s.delta for s in memory.shards if s.edits]
-        rows = torch.cat(matrices).norm(dim=1)
-        used = rows > 0
-        return {
-            "norm": float(rows.norm()),
-            "rows_used": float(used.float().mean()),
-            "largest_row": float(rows.max()),
-        }
-    norms: list[Tensor] = [memory.rows_of(place)[1].float().norm() for place in range(memory.size)]
-    values = torch.stack(norms)
-    return {
-        "norm": float(values.norm()),
-        "norm_per_edit": float(values.square().mean().sqrt()),
-        "largest_edit": float(values.max()),
-        "bytes": sum(part.nbytes for place in range(memory.size) for part in memory.rows_of(place)),
-    }

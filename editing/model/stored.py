@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..backbone.decoder import Decoder, check_decoder
+from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of
 from ..errors import CorrigendaError
 from ..methods.method import Method
@@ -20,7 +21,7 @@ from ..store.ledger import New
 from ..store.store import Change, EditStore, OnConflict, is_store
 from . import saving
 from .answers import Progress, WrittenEdits
-from .layer import EditedLinear
+from .layer import EditedOutput
 from .resume import Recorded
 from .versions import Version, Versions
 from .view import MemoryView
@@ -28,6 +29,7 @@ from .view import MemoryView
 if TYPE_CHECKING:
     from ..methods.config import EditingConfig
     from ..scores.evaluate import Evaluator
+    from .generation import GenerateProvider
 
 
 class StoredEdits:
@@ -37,10 +39,12 @@ class StoredEdits:
     decoder: Decoder
     config: EditingConfig
     method: Method
+    _provider: GenerateProvider
+    _patch: Patch
 
-    def _begin(self, layer: EditedLinear) -> None:
-        """Start with no edits, in a memory that `layer` reads."""
-        self._versions = Versions(self.method, layer)
+    def _begin(self, output: EditedOutput) -> None:
+        """Start with no edits, in a memory that `output` reads."""
+        self._versions = Versions(self.method, output)
         self._view = MemoryView(self.method, self._new_store)
         self._directory: Path | None = None
         self._checked = False
@@ -97,9 +101,18 @@ class StoredEdits:
             return True
 
     def _check_attached(self) -> None:
-        """Raise where `detach` took the patch off: no layer would read what is written."""
+        """Raise where `detach` took the patch off."""
         if getattr(self.model, "_corrigenda", None) is not self:
             raise CorrigendaError("The edits are detached from their model: load or wrap it again.")
+
+    def _check_read(self) -> None:
+        """Raise where no layer reads the edits: they are detached, or the layer is another module by now."""
+        self._check_attached()
+        if not self._patch.hooks(self.decoder.down_proj(self.config.layer)):
+            raise CorrigendaError(
+                f"The down_proj of layer {self.config.layer} was exchanged for another module, which reads no edits: "
+                "detach the edits and load them again."
+            )
 
     def _attach(self, store: EditStore) -> None:
         with torch.no_grad():
@@ -144,12 +157,13 @@ class StoredEdits:
         score_each: an evaluator that scores every batch right after it was written. An edit that cannot be taken stops
         the stream with its batch not written; what was written before stays.
         """
-        self._check_attached()
+        self._check_read()
         stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) else edits
         if store is not None:
             self.attach(store)
         if not self._checked:
-            check_decoder(self.decoder, self.config.layer)
+            with self._provider.aside():
+                check_decoder(self.decoder, self.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
         results = WrittenEdits()
@@ -181,12 +195,13 @@ class StoredEdits:
 
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Within: no gradient by the model's own weights."""
+        """Within: no gradient by the model's own weights, and forwards are the base model's."""
         needed = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in needed:
             parameter.requires_grad_(False)
         try:
-            yield
+            with self._provider.aside():
+                yield
         finally:
             for parameter in needed:
                 parameter.requires_grad_(True)

@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from ..edits.edit import Edit
     from ..memories.memory import Memory
     from ..methods.method import Method
-    from ..routers.masks import MaskRouter
-    from ..routers.tokens import TokenRouter
-    from .layer import EditedLinear
+    from ..routers.router import EditRouter
+    from .layer import EditedOutput
 
 
 class Version(NamedTuple):
@@ -21,7 +20,7 @@ class Version(NamedTuple):
 
     edits: list[Edit]
     memory: Memory
-    router: TokenRouter | MaskRouter
+    router: EditRouter
 
 
 class Versions:
@@ -31,7 +30,7 @@ class Versions:
     pinned version shares the banks with the memory; later writes go to rows and pages that it does not know of.
     """
 
-    def __init__(self, method: Method, layer: EditedLinear) -> None:
+    def __init__(self, method: Method, layer: EditedOutput) -> None:
         self.lock = threading.RLock()
         self.current: list[Edit] = []
         self._method = method
@@ -71,6 +70,6 @@ class Versions:
             finally:
                 self._use(memory, router)
 
-    def _use(self, memory: Memory, router: TokenRouter | MaskRouter) -> None:
+    def _use(self, memory: Memory, router: EditRouter) -> None:
         self._method.memory, self._method.router = memory, router
         self._layer.memory = memory

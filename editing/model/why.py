@@ -15,7 +15,8 @@ from ..edits.edit import required_text
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError, FieldError
 from ..methods.config import EditingConfig
-from ..routers.tokens import TokenRouter
+from ..methods.registry import text_router
+from ..routers.router import EditRouter
 from ..store.codec import fingerprint_of, unpacked, withdrawn_of
 from ..store.store import EditStore
 from .answers import provenance_of
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most: int = 5) -> dict[str, Any]:
     """The edits that come nearest to a prompt, best first, and whether one applies (see `explained`).
 
-    A token router needs the model's tokenizer alone; one of masks needs the model, for the prompt's features.
+    A router by text needs the model's tokenizer alone; one by features needs the model.
     """
     try:
         required_text("prompt", prompt)
@@ -39,12 +40,12 @@ def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most:
     history = store.history
     order = history.applied()
     edits = [history.edits[seq] for seq in order]
-    if store.header["config"].get("router") == "tokens":
-        return explained(*_by_tokens(store, order, prompt, name), edits, most)
+    if EditingConfig.from_dict(store.header["config"]).routed_by_text:
+        return explained(*_by_text(store, order, prompt, name), edits, most)
     with _loaded(store, name) as edited, torch.no_grad():
         if not edited.method.names_edits:
             return _by_memory(edited, prompt)
-        return explained(edited.method.router, edited.method.fingerprints([prompt]), edits, most)
+        return explained(edited.method.router, edited.method.as_routed([prompt]), edits, most)
 
 
 def recorded_model(store: EditStore) -> str:
@@ -56,8 +57,8 @@ def recorded_model(store: EditStore) -> str:
     raise CorrigendaError(f"{store.ledger.name} {known} that its edits were written with: give --model.")
 
 
-def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[str, Any]:
-    """The answer, from a router that knows `edits` and one query's fingerprint.
+def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5) -> dict[str, Any]:
+    """The answer, from a router that knows `edits`, to one request in the form that it decides by.
 
     edit       the id of the applied edit
     score      of the best match, the first of `nearest`
@@ -67,7 +68,8 @@ def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[
     withdrawn  the id of the undone edit that the prompt matches better, where that keeps one from being applied
     undone     the undone edit that comes nearest, whatever that means, with its score
     """
-    decision = router.decide_rows(query) if isinstance(router, TokenRouter) else router.decide(query)
+    query = router.queries(requests)
+    decision = router.decide_queries(query)
     (route,), (nearest,), (score,), _, (margin,), (withdrawn,) = (part.tolist() for part in decision)
     scores = router.scores(query)
     best = scores.topk(max(0, min(most, len(edits))))
@@ -99,20 +101,18 @@ def explained(router: Any, query: Any, edits: list[Any], most: int = 5) -> dict[
     }
 
 
-def _by_tokens(store: EditStore, order: list[int], prompt: str, name: str) -> tuple[TokenRouter, list[list[int]]]:
+def _by_text(store: EditStore, order: list[int], prompt: str, name: str) -> tuple[EditRouter, list[str]]:
     tokenizer = load_tokenizer(name)
     if tokenizer_digest(tokenizer) != store.header["base"]["tokenizer"]:
         raise CorrigendaError(f'The edits are for another model than "{name}": its tokenizer differs.')
-    config = EditingConfig.from_dict(store.header["config"])
-    router = TokenRouter(tokenizer, (), threshold=config.threshold)
+    router = text_router(EditingConfig.from_dict(store.header["config"]), tokenizer)
     history = store.history
     if history.ground is not None:
         router.load_ground(unpacked(store.ledger, history.ground.seq, history.ground.body["tensors"]))
-    router.add_rows([fingerprint_of(history.edits[seq]).tolist() for seq in order])
+    router.add_fingerprints([fingerprint_of(history.edits[seq]) for seq in order])
     router.withdraw(*withdrawn_of(history, order), order)
     prompts = PromptFormat(tokenizer, store.header["prompts"]["template"], store.header["prompts"]["chat"])
-    question = prompts.question(prompts.encode(prompts.wrap(prompt)))
-    return router, [router.fingerprint(question)]
+    return router, [prompts.question(prompts.encode(prompts.wrap(prompt)))]
 
 
 def _by_memory(edited: EditedModel, prompt: str) -> dict[str, Any]:

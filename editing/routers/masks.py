@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from ...kernels.reference import unpack_mask
 from ..errors import CorrigendaError
 from ..profiling import scope
 from .context import RoutingContext
-from .router import Decision, EditRouter, calibrated, decide
+from .router import Decision, EditRouter
 
 
 class MaskRouter(EditRouter):
@@ -23,6 +22,8 @@ class MaskRouter(EditRouter):
     Features are the input of a layer's down-projection, averaged over the prompt and taken less the mean over
     background prompts. Indices pass through one fixed permutation, so that a mask also serves as storage address.
     """
+
+    needs_features = True
 
     def __init__(
         self,
@@ -35,23 +36,16 @@ class MaskRouter(EditRouter):
         rival_weight: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
+        super().__init__(threshold, floor, math.inf, rival_weight, device)
         self.width = width
         self.top_k = top_k
-        self.rival_weight = rival_weight
-        self.device = torch.device(device)
-        self._asked = threshold
-        self._floor = floor
         generator = torch.Generator().manual_seed(seed)
         self.permutation = torch.randperm(width, generator=generator, dtype=torch.int64, device="cpu").to(self.device)
         self.background = torch.zeros(width, dtype=torch.float32, device=self.device)
         words = (width + 31) // 32
         self._background_masks = torch.zeros(0, words, dtype=torch.int32, device=self.device)
         self._masks = torch.zeros(64, words, dtype=torch.int32, device=self.device)
-        self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self.size = 0
-        self._threshold: float | None = None
         self._minimum: tuple[float, Tensor] | None = None  # of the threshold: the same as a count, on the device
-        self._views: weakref.WeakSet[MaskRouter] = weakref.WeakSet()
 
     @property
     def masks(self) -> Tensor:
@@ -88,24 +82,25 @@ class MaskRouter(EditRouter):
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(fingerprints)).to(self.device)
 
-    def add(self, masks: Tensor) -> None:
-        """Store the masks of new edits, in order."""
-        needed = self.size + len(masks)
+    def fingerprints_of(self, prompts: Tensor) -> list[Tensor]:
+        return list(prompts)
+
+    def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:
+        needed = self.size + len(fingerprints)
         self.reserve(needed)
-        self._masks[self.size : needed] = masks.to(self.device)
+        if len(fingerprints):
+            self._masks[self.size : needed] = self.rows_of(fingerprints)
         self.size = needed
         self._count.fill_(needed)
         self._threshold = None
 
-    def reserve(self, edits: int) -> None:
-        """Room for this many edits: until it is used up, the buffers keep their addresses."""
+    def reserve(self, edits: int, tokens: int = 0) -> None:
         if edits > len(self._masks):
             grown = self._masks.new_zeros(max(edits, 2 * len(self._masks)), self._masks.shape[1])
             grown[: self.size] = self.masks
             self._masks = grown
 
     def remove(self, edits: set[int]) -> None:
-        """Forget these edits; the others move up."""
         kept = self.masks[[edit for edit in range(self.size) if edit not in edits]].clone()
         if self._views:
             self._masks = torch.zeros_like(self._masks)
@@ -113,44 +108,28 @@ class MaskRouter(EditRouter):
         self.add(kept)
         self.withdrawn = None
 
-    def view(self) -> MaskRouter:
-        """The router as it is now, for a reader: edits that are stored or removed later do not show there."""
-        view = copy.copy(self)
-        view._count = self._count.clone()
-        self._views.add(view)
-        return view
+    def _background_scores(self) -> Tensor:
+        _, score, runner_up = self.nearest(self._background_masks)
+        return score - self.rival_weight * runner_up
 
-    @property
-    def threshold(self) -> float:
-        """The overlap, as a share of k, from which a prompt counts as an edit's; calibrated when first asked for."""
-        if self._threshold is None:
-            self._threshold = self._floor
-            if self._asked != "auto":
-                self._threshold = float(self._asked)
-            elif self.size and len(self._background_masks):
-                self._threshold = calibrated(self.nearest(self._background_masks)[1], self._floor)
-        return self._threshold
+    def queries(self, requests: Tensor) -> Tensor:
+        return requests
 
-    def nearest(self, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Best stored edit for each fingerprint `[rows, D/32]`, its score, and 0 for the second best's."""
-        index, overlap = ops.mask_overlap(masks, self._masks, self._count)
+    def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each fingerprint `[rows, D/32]`; the second best's score is not looked for: 0."""
+        index, overlap = ops.mask_overlap(queries, self._masks, self._count)
         score = overlap.float() / self.top_k
         return index, score, torch.zeros_like(score)
 
-    def scores(self, masks: Tensor) -> Tensor:
-        """Every stored edit's score for one fingerprint, `[edits]`."""
-        (mask,) = masks
+    def nearest_stored(self, fingerprints: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.nearest(self.rows_of(fingerprints))
+
+    def scores(self, queries: Tensor) -> Tensor:
+        (mask,) = queries
         return unpack_mask(self.masks & mask, self.width).sum(1).float().cpu() / self.top_k
 
-    def decide(self, masks: Tensor) -> Decision:
-        """The edit that each fingerprint `[rows, D/32]` belongs to."""
-        decision = decide(*self.nearest(masks), self.threshold, self.rival_weight)
-        if self.withdrawn is None:
-            return decision
-        return self.withdrawn.hold_back(decision, *self.nearest_withdrawn(masks))
-
-    def nearest_withdrawn(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        index, overlap = ops.mask_overlap(masks, self.withdrawn.rows)
+    def nearest_withdrawn(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        index, overlap = ops.mask_overlap(queries, self.withdrawn.rows)
         return index, overlap.float() / self.top_k
 
     def observe(self, features: Tensor, context: RoutingContext) -> None:
@@ -180,7 +159,6 @@ class MaskRouter(EditRouter):
         return Decision(route, nearest, score, torch.zeros_like(score), score - threshold, none)
 
     def ground(self) -> dict[str, Tensor]:
-        """What decisions depend on besides the stored edits."""
         return {
             "router.background": self.background,
             "router.background_masks": self._background_masks,
@@ -188,7 +166,6 @@ class MaskRouter(EditRouter):
         }
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `ground` gave; edits that are stored are forgotten."""
         if sorted(tensors["router.permutation"].tolist()) != list(range(self.width)):
             raise CorrigendaError("its permutation is not one of the layer's features")
         self.background = tensors["router.background"].to(self.background)
@@ -199,5 +176,4 @@ class MaskRouter(EditRouter):
         self.withdrawn = None
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor the decisions depend on, but the edits that were taken out."""
         return {"router.masks": self.masks.clone(), **self.ground()}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ..errors import CorrigendaError
+
+if TYPE_CHECKING:
+    from .context import RoutingContext
 
 
 class Decision(NamedTuple):
@@ -68,9 +73,41 @@ class Withdrawn(NamedTuple):
 
 
 class EditRouter:
-    """What the routers that name edits have in common."""
+    """What a method, the store, `why`, a server and the model ask of a router that names edits.
 
+    Prompts and requests come in the form that the router decides by: as text; or, where it `needs_features`, as the
+    fingerprints that `observe` makes of a layer's features in a forward pass.
+
+    threshold_setting  "auto", or the score from which a request counts as an edit's
+    floor, ceiling     what "auto" stays within
+    rival_weight       what share of the second best's score the best one must exceed besides
+    """
+
+    needs_features: ClassVar[bool]
+    size: int = 0
     withdrawn: Withdrawn | None = None
+
+    def __init__(
+        self,
+        threshold: float | str,
+        floor: float,
+        ceiling: float,
+        rival_weight: float,
+        device: torch.device | str,
+    ) -> None:
+        self.threshold_setting = threshold
+        self.floor, self.ceiling = floor, ceiling
+        self.rival_weight = rival_weight
+        self.device = torch.device(device)
+        self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self._threshold: float | None = None
+        self._views: weakref.WeakSet[EditRouter] = weakref.WeakSet()
+
+    # Edits
+
+    def fingerprints_of(self, prompts: Any) -> list[Tensor]:
+        """int32 `[n]` each: what edits with these prompts are known by, as their records keep it."""
+        raise NotImplementedError
 
     def fits(self, fingerprint: Tensor) -> bool:
         """Whether int32 `[n]` could be the fingerprint of an edit here."""
@@ -80,8 +117,20 @@ class EditRouter:
         """Fingerprints (at least one) as they are stored, int32 `[edits, width]`."""
         raise NotImplementedError
 
-    def nearest_withdrawn(self, queries: Any) -> tuple[Tensor, Tensor]:
-        """Of the withdrawn edits, of which there are some, the best for each fingerprint, and its score."""
+    def add(self, prompts: Any) -> None:
+        """Store edits with these prompts, in order."""
+        self.add_fingerprints(self.fingerprints_of(prompts))
+
+    def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:
+        """Store the edits that are known by these, in order."""
+        raise NotImplementedError
+
+    def remove(self, edits: set[int]) -> None:
+        """Forget these edits; the others move up."""
+        raise NotImplementedError
+
+    def reserve(self, edits: int, tokens: int) -> None:
+        """Room for this many edits, of that many distinct prompt tokens: until it is used up, addresses stay."""
         raise NotImplementedError
 
     def withdraw(
@@ -106,6 +155,85 @@ class EditRouter:
                 torch.tensor(undone, dtype=torch.int64, device=rows.device),
                 torch.tensor([*written, since], dtype=torch.int64, device=rows.device),
             )
+
+    # Requests
+
+    def queries(self, requests: Any) -> Any:
+        """What the methods below take for these requests."""
+        raise NotImplementedError
+
+    def nearest(self, queries: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Best stored edit for each query, its score, and the second best's score."""
+        raise NotImplementedError
+
+    def nearest_stored(self, fingerprints: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for edits that are known by these."""
+        raise NotImplementedError
+
+    def nearest_withdrawn(self, queries: Any) -> tuple[Tensor, Tensor]:
+        """Of the withdrawn edits, of which there are some, the best for each query, and its score."""
+        raise NotImplementedError
+
+    def scores(self, queries: Any) -> Tensor:
+        """Every stored edit's score for one query, `[edits]`."""
+        raise NotImplementedError
+
+    def decide(self, requests: Any) -> Decision:
+        """The edit that each request is about."""
+        return self.decide_queries(self.queries(requests))
+
+    def decide_queries(self, queries: Any) -> Decision:
+        """The edit that each query belongs to."""
+        decision = decide(*self.nearest(queries), self.threshold, self.rival_weight)
+        if self.withdrawn is None:
+            return decision
+        return self.withdrawn.hold_back(decision, *self.nearest_withdrawn(queries))
+
+    def observe(self, features: Tensor, context: RoutingContext) -> None:
+        """Decide in a pass that holds whole prompts, from a layer's features; for routers that need them."""
+        raise NotImplementedError
+
+    @property
+    def threshold(self) -> float:
+        """The score from which a request counts as an edit's; calibrated when first asked for.
+
+        Put off till then: a stream that only writes would pay after every batch.
+        """
+        self._prepare()
+        if self._threshold is None:
+            self._threshold = self.floor if self.threshold_setting == "auto" else float(self.threshold_setting)
+            if self.threshold_setting == "auto" and self.size:
+                self._threshold = calibrated(self._background_scores(), self.floor, self.ceiling)
+        return self._threshold
+
+    def _prepare(self) -> None:
+        """Bring up to date what scores depend on."""
+
+    def _background_scores(self) -> Tensor:
+        """What `decide` compares with the threshold, for the background prompts."""
+        raise NotImplementedError
+
+    # Readers and what is saved
+
+    def view(self) -> Self:
+        """The router as it is now, for a reader: edits that are stored or removed later do not show there."""
+        self._prepare()
+        view = copy.copy(self)
+        view._count = self._count.clone()
+        self._views.add(view)
+        return view
+
+    def ground(self) -> dict[str, Tensor]:
+        """What decisions depend on besides the stored edits."""
+        raise NotImplementedError
+
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `ground` gave; edits that are stored are forgotten."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor the decisions depend on, but the edits that were taken out."""
+        raise NotImplementedError
 
 
 def calibrated(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from ...kernels import ops
 from ..errors import CorrigendaError
-from .router import Decision, EditRouter, calibrated, decide
+from .router import EditRouter
 
 _RARITY_SCALE = 64
 """Rarities are integers in 1/64: their sums are then exact, and equal on every backend."""
@@ -41,6 +39,8 @@ class TokenRouter(EditRouter):
     Decided from token ids alone, a route cannot depend on padding, batch, cache, chunks or shared prefixes.
     """
 
+    needs_features = False
+
     def __init__(
         self,
         tokenizer: Any,
@@ -53,12 +53,9 @@ class TokenRouter(EditRouter):
         extra_weight: float = 0.1,
         device: torch.device | str = "cpu",
     ) -> None:
+        super().__init__(threshold, floor, ceiling, rival_weight, device)
         self.tokenizer = tokenizer
-        self.rival_weight = rival_weight
         self.extra_weight = extra_weight
-        self.device = torch.device(device)
-        self._asked = threshold
-        self._floor, self._ceiling = floor, ceiling
         self._background = [self.fingerprint(text) for text in background]
         vocabulary = max(len(tokenizer), 1 + max((max(row, default=0) for row in self._background), default=0))
         self._frequency = torch.zeros(vocabulary, dtype=torch.int32, device="cpu")
@@ -66,11 +63,7 @@ class TokenRouter(EditRouter):
             self._frequency[row] += 1
         self._commonness = self._frequency.clone()
         self._stored = torch.full((64, _WIDTH), -1, dtype=torch.int32, device=self.device)
-        self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self.size = 0
         self._stale = True
-        self._threshold: float | None = None
-        self._views: weakref.WeakSet[TokenRouter] = weakref.WeakSet()
 
     def fingerprint(self, text: str) -> list[int]:
         """The distinct token ids of a text: lower case and after a space, so that a name is cut alike everywhere."""
@@ -92,14 +85,12 @@ class TokenRouter(EditRouter):
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         return _padded([fingerprint.tolist() for fingerprint in fingerprints], self.device)
 
-    def add(self, texts: Sequence[str]) -> None:
-        """Store the edits with these prompts, in order."""
-        self.add_rows([self.known_by(text) for text in texts])
+    def fingerprints_of(self, prompts: Sequence[str]) -> list[Tensor]:
+        return [torch.tensor(self.known_by(prompt), dtype=torch.int32, device="cpu") for prompt in prompts]
 
-    def add_rows(self, rows: Sequence[list[int]]) -> None:
-        """Store the edits that are known by these token ids, in order."""
-        for row in rows:
-            self._append(row)
+    def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:
+        for fingerprint in fingerprints:
+            self._append(fingerprint.tolist())
         self._count.fill_(self.size)
         self._stale = True
 
@@ -110,7 +101,6 @@ class TokenRouter(EditRouter):
         self.size += 1
 
     def reserve(self, edits: int, tokens: int) -> None:
-        """Room for this many edits of that many tokens: until it is used up, the buffers keep their addresses."""
         rows, width = self._stored.shape
         if edits > rows or tokens > width:
             rows = rows if edits <= rows else max(edits, 2 * rows)
@@ -118,16 +108,7 @@ class TokenRouter(EditRouter):
             grown[: self.size, :width] = self.stored
             self._stored = grown
 
-    def view(self) -> TokenRouter:
-        """The router as it is now, for a reader: edits that are stored or removed later do not show there."""
-        self._refresh()
-        view = copy.copy(self)
-        view._count = self._count.clone()
-        self._views.add(view)
-        return view
-
     def remove(self, edits: set[int]) -> None:
-        """Forget these edits; the others move up."""
         rows = self.stored.cpu()
         gone = rows[sorted(edits)].flatten().long()
         gone = gone[gone >= 0]
@@ -152,13 +133,7 @@ class TokenRouter(EditRouter):
         """int32 `[edits, longest]`: each edit's token ids, -1 where they end."""
         return self._stored[: self.size]
 
-    @property
-    def threshold(self) -> float:
-        """The score from which a prompt counts as an edit's."""
-        self._refresh()
-        return self._threshold
-
-    def _weigh(self) -> None:
+    def _prepare(self) -> None:
         """Weigh tokens by the edits stored so far: a function of the set of edits, not of its order."""
         if not self._stale:
             return
@@ -169,26 +144,24 @@ class TokenRouter(EditRouter):
         self._rarity = rarity.round().int().to(self.device)
         self._threshold = None
 
-    def _refresh(self) -> None:
-        """Weigh and calibrate. Put off to the next question: a stream that only writes would pay after every batch."""
-        self._weigh()
-        if self._threshold is not None:
-            return
-        self._threshold = self._floor if self._asked == "auto" else float(self._asked)
-        if self._asked == "auto" and self.size:
-            _, score, runner_up = self.nearest(self._background)
-            self._threshold = calibrated(score - self.rival_weight * runner_up, self._floor, self._ceiling)
+    def _background_scores(self) -> Tensor:
+        _, score, runner_up = self.nearest(self._background)
+        return score - self.rival_weight * runner_up
 
-    def nearest(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Best stored edit for each fingerprint, its score, and the second best's score."""
-        self._weigh()
-        queries = _padded(rows, self.device)
-        return ops.token_overlap(queries, self._stored, self._rarity, self.extra_weight, self._count)
+    def queries(self, requests: Sequence[str]) -> list[list[int]]:
+        return [self.fingerprint(text) for text in requests]
 
-    def scores(self, rows: Sequence[list[int]]) -> Tensor:
-        """Every stored edit's score for one fingerprint, `[edits]`."""
-        self._weigh()
-        (row,) = rows
+    def nearest(self, queries: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        self._prepare()
+        rows = _padded(queries, self.device)
+        return ops.token_overlap(rows, self._stored, self._rarity, self.extra_weight, self._count)
+
+    def nearest_stored(self, fingerprints: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.nearest([fingerprint.tolist() for fingerprint in fingerprints])
+
+    def scores(self, queries: Sequence[list[int]]) -> Tensor:
+        self._prepare()
+        (row,) = queries
         weight = torch.cat([self._rarity.cpu(), torch.zeros(1, dtype=torch.int32, device="cpu")])
         asked = torch.zeros_like(weight)
         asked[row] = weight[row]
@@ -197,29 +170,15 @@ class TokenRouter(EditRouter):
         own = own + self.extra_weight * (asked.sum() - shared)
         return torch.where(own > 0, shared.float() / own, 0.0)
 
-    def decide(self, texts: Sequence[str]) -> Decision:
-        """The edit that each text is about."""
-        return self.decide_rows([self.fingerprint(text) for text in texts])
-
-    def decide_rows(self, rows: Sequence[list[int]]) -> Decision:
-        """The edit that each fingerprint belongs to."""
-        self._refresh()
-        decision = decide(*self.nearest(rows), self._threshold, self.rival_weight)
-        if self.withdrawn is None:
-            return decision
-        return self.withdrawn.hold_back(decision, *self.nearest_withdrawn(rows))
-
-    def nearest_withdrawn(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        self._weigh()
-        queries = _padded(rows, self.device)
-        return ops.token_overlap(queries, self.withdrawn.rows, self._rarity, self.extra_weight)[:2]
+    def nearest_withdrawn(self, queries: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        self._prepare()
+        rows = _padded(queries, self.device)
+        return ops.token_overlap(rows, self.withdrawn.rows, self._rarity, self.extra_weight)[:2]
 
     def ground(self) -> dict[str, Tensor]:
-        """What decisions depend on besides the stored edits."""
         return {"router.background": _padded(self._background, self.device)}
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `ground` gave; edits that are stored are forgotten."""
         background = tensors.get("router.background", torch.zeros(0, dtype=torch.float32, device="cpu"))
         if background.dim() != 2 or background.is_floating_point() or bool((background >= self.vocabulary).any()):
             raise CorrigendaError("its background prompts are not token ids of this tokenizer")
@@ -235,7 +194,6 @@ class TokenRouter(EditRouter):
         self.withdrawn = None
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor the decisions depend on, but the edits that were taken out."""
         longest = int((self.stored >= 0).sum(1).max()) if self.size else 0
         width = max(_WIDTH, _WIDTH * math.ceil(longest / _WIDTH))
         return {"router.tokens": self.stored[:, :width].clone(), **self.ground()}

@@ -47,3 +47,7 @@ class AssociativeConfig(EditingConfig):
         self._require(is_number(self.gain) and 1 <= self.gain < math.inf, "gain", "a number from 1 on")
         for name in ("contexts", "steps"):
             self._require_positive(name)
+
+    @property
+    def routed_by_text(self) -> bool:
+        return self.router == "tokens"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ...edits.prompts import PromptFormat
 from ...errors import CorrigendaError
 from ...memories.row_banks import RowBanks
 from ...routers.masks import MaskRouter
+from ...routers.router import EditRouter
 from ...routers.tokens import TokenRouter
 from ..method import Method
 from ..record import Record, Solved, Written
@@ -47,14 +48,18 @@ class Associative(Method):
         super().__init__(decoder, prompts, config)
         dtype = decoder.model.get_input_embeddings().weight.dtype
         self.memory = RowBanks(self.width, self.out_width, config.beta, self.device, dtype)
-        if config.router == "tokens":
-            self.router = TokenRouter(
-                prompts.tokenizer, background_prompts(), threshold=config.threshold, device=self.device
-            )
+        if config.routed_by_text:
+            self.router = self.text_router(config, prompts.tokenizer, background_prompts(), self.device)
         else:
             device = decoder.device(config.router_layer)
             width = decoder.widths(config.router_layer)[0]
             self.router = MaskRouter(width, config.top_k, seed=config.seed, threshold=config.threshold, device=device)
+
+    @staticmethod
+    def text_router(
+        config: AssociativeConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+    ) -> EditRouter:
+        return TokenRouter(tokenizer, background, threshold=config.threshold, device=device)
 
     @property
     def router_layer(self) -> int:
@@ -88,7 +93,7 @@ class Associative(Method):
     def learn_background(self) -> None:
         background = self.prompt_features(self.layer, background_prompts()[: self.config.background_prompts])
         self.memory.background.copy_(torch.cat([prompt.inputs for prompt in background]).float().mean(0))
-        if isinstance(self.router, MaskRouter):
+        if self.router.needs_features:
             texts = background_prompts()
             pooled = [prompt.pooled for prompt in self.prompt_features(self.router_layer, texts)]
             self.router.set_background(torch.stack(pooled))

@@ -14,6 +14,7 @@ from ....kernels import ops
 from ...backbone.background import background_prompts
 from ...backbone.decoder import Decoder
 from ...backbone.packed import PackedPrompts
+from ...backbone.patch import Patch
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
 from ...errors import CorrigendaError
@@ -252,14 +253,14 @@ class Wise(Method):
 
     # Routing
 
-    def tap(self, context: RoutingContext) -> torch.utils.hooks.RemovableHandle:
+    def tap(self, patch: Patch, context: RoutingContext) -> None:
         """Decide in the edited layer itself, between its own output and what memories add to it."""
 
         def observe(_module: torch.nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             if context.active and context.deciding:
                 self.memory.observe(args[0], out, context)
 
-        return self.decoder.down_proj(self.layer).base.register_forward_hook(observe)
+        patch.hook(self.decoder.down_proj(self.layer), observe, first=True)
 
     @torch.no_grad()
     def routes(self, prompts: Sequence[str]) -> Decision:
@@ -289,8 +290,8 @@ class Wise(Method):
         if bool(ids) != self.config.replay or not all(0 <= token < vocabulary for token in ids):
             raise CorrigendaError("its tokens, by which it is replayed, are not those of a prompt")
 
-    def fingerprints(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [[] for _ in prompts]
+    def fingerprints(self, prompts: Sequence[str]) -> list[Tensor]:
+        return [torch.zeros(0, dtype=torch.int32, device="cpu") for _ in prompts]
 
     def learn_background(self) -> None:
         """What `spared` and `threshold_from` need; irrelevant prompts take part in the loss itself."""
