@@ -20,7 +20,7 @@ from ..memories.shards import SideMemories
 from ..routers.context import RoutingContext
 from ..routers.router import Decision, EditRouter
 from .config import EditingConfig
-from .record import Record, Solved, check_shapes
+from .record import Record, Solved, check_tensors
 
 
 class PromptFeatures(NamedTuple):
@@ -107,7 +107,7 @@ class Method:
         sizes = {"D": self.width, "d": self.out_width}
         if getattr(self.config, "top_k", None) is not None:
             sizes["k"] = self.config.top_k
-        check_shapes(record.tensors, self.record_shapes, sizes)
+        check_tensors(record.tensors, self.record_shapes, sizes)
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 

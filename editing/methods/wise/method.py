@@ -23,7 +23,7 @@ from ...memories.shards import SideMemories
 from ...routers.context import RoutingContext
 from ...routers.router import Decision
 from ..method import Method
-from ..record import Record, Solved, check_shapes, of_rank
+from ..record import Record, Solved, check_tensors, of_rank
 from ..steps import EditRows, StoppingRule
 from .config import WiseConfig
 from .defaults import resolved
@@ -276,7 +276,7 @@ class Wise(Method):
     # Records
 
     def check(self, record: Record) -> None:
-        check_shapes(record.tensors, self.record_shapes, {"D": self.width, "d": self.out_width})
+        check_tensors(record.tensors, self.record_shapes, {"D": self.width, "d": self.out_width})
         numbers = record.numbers
         if not 0 <= numbers.get("alpha", -1) <= 1:
             raise CorrigendaError('its number "alpha" is not one from 0 to 1')
