@@ -10,6 +10,7 @@ with the base layer's first: rows without an edit must have its bits.
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from op_cases import OUTPUTS, WIDTH
 from record import provenance, results_folder, write_json
 from timing import graph_seconds, thread_seconds
 
-from corrigenda.editing.model.layer import EditedLinear
+from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.editing.routers.context import RoutingContext
 
 ROUTED = {"none": 0.0, "half": 0.5, "all": 1.0}
@@ -63,7 +64,8 @@ def main():
             row = {"stored": stored, "sequences": sequences, "base_us": microseconds(base, x)}
             for name, share in ROUTED.items():
                 context, routed = decoding(sequences, share, stored, device)
-                layer = EditedLinear(base, banks, context)
+                layer = copy.deepcopy(base)
+                layer.register_forward_hook(EditedOutput(banks, context))
                 changed = (layer(x).view(torch.int16) != base(x).view(torch.int16)).any(1)
                 if not torch.equal(changed, routed):
                     raise SystemExit(f"{row}: with {name} routed, other rows change than those; nothing is timed.")

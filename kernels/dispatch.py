@@ -1,7 +1,8 @@
-"""Which implementation of an op runs: per op a table of backends, in order, each able to say why it declines.
+"""Which implementation of an op runs: per op a row of backends, in order, each able to say no in three ways.
 
-`CORRIGENDA_BACKEND` is read once, at import; `use` overrides it in a block. With `auto` a backend that
-declines is passed over; a backend asked for by name runs, or the call raises and says why not.
+It is absent on this device, it declines these arguments, or it does not pay for them. `CORRIGENDA_BACKEND` is read
+once, at import; `use` overrides it in a block. With `auto` a backend that says no is passed over; one asked for by
+name runs whether it pays or not, and where it is absent or declines the call raises and says why.
 """
 
 import contextlib
@@ -21,14 +22,22 @@ logger = logging.getLogger(__name__)
 CHOICES = ("auto", "reference", "native", "triton")
 
 
+def _takes_all(*arguments):
+    return ""
+
+
+def _pays_always(*arguments):
+    return True
+
+
 class Row(NamedTuple):
-    """One backend of one op."""
+    """One backend of one op, and the three ways in which it may say no."""
 
     backend: str
     function: Callable
-    absent: Callable[[str], str]  # why the backend cannot run on a type of device ("cpu", "cuda"), or ""
-    declines: Callable[..., str] = lambda *arguments: ""  # why it does not take these arguments, or ""
-    automatic: Callable[..., bool] = lambda *arguments: True  # whether "auto" may choose it for these arguments
+    absent: Callable[[str], str]  # why it cannot run on a type of device ("cpu", "cuda"), or ""
+    declines: Callable[..., str] = _takes_all  # why it does not take these arguments, or ""
+    pays: Callable[..., bool] = _pays_always  # whether it is worth running on these arguments where nobody names it
 
 
 class State(NamedTuple):
@@ -45,41 +54,60 @@ def _double(*arguments):
     return "float64 is for the reference backend" if doubles else ""
 
 
-def _row(backend, op):
-    if backend == "native":
-        absent, pays = functools.partial(native.absent, op=op), functools.partial(native.pays, op)
-        return Row(backend, native.call(op), absent, _double, pays)
-    if backend == "triton":
+def _native(op, devices=("cpu", "cuda"), pays=_pays_always):
+    def absent(device):
+        return native.absent(device) or ("" if device in devices else f"it has no kernels for {device} tensors")
 
-        def declines(*arguments):
-            return _double(*arguments) or triton_backend.declines(op, *arguments)
-
-        def pays(*arguments):
-            return not triton_backend.INTERPRETED
-
-        return Row(backend, triton_backend.call(op), triton_backend.absent, declines, pays)
-    return Row(backend, getattr(reference, op), lambda device: "")
+    return Row("native", native.call(op), absent, _double, pays)
 
 
-# In order of preference: the first backend that accepts the arguments runs.
-ORDER = {
-    "topk_mask": ("native", "triton", "reference"),
-    "mask_overlap": ("native", "triton", "reference"),
-    "mask_route": ("native", "triton", "reference"),
-    "token_overlap": ("native", "triton", "reference"),
-    "masked_linear": ("native", "triton", "reference"),
-    "masked_linear_": ("native", "triton", "reference"),
-    "masked_linear_backward": ("native", "triton", "reference"),
-    "associative_read": ("native", "triton", "reference"),
-    "associative_read_": ("native", "triton", "reference"),
-    "associative_read_backward": ("native", "triton", "reference"),
-    "ties_merge": ("native", "triton", "reference"),
-    "masked_sgd_": ("native", "triton", "reference"),
-    "delta_linear": ("native", "triton", "reference"),
-    "label_losses": ("native", "reference"),
+def _triton(op, declines=_takes_all):
+    return Row(
+        "triton",
+        triton_backend.call(op),
+        triton_backend.absent,
+        lambda *arguments: _double(*arguments) or declines(*arguments),
+        lambda *arguments: not triton_backend.INTERPRETED,
+    )
+
+
+def _reference(op):
+    return Row("reference", getattr(reference, op), lambda device: "")
+
+
+def _rows(op, triton_declines=_takes_all):
+    """The usual backends, in order of preference: the first without a no runs."""
+    return _native(op), _triton(op, triton_declines), _reference(op)
+
+
+OPS = (
+    "topk_mask",
+    "mask_overlap",
+    "mask_route",
+    "token_overlap",
+    "masked_linear",
+    "masked_linear_",
+    "masked_linear_backward",
+    "associative_read",
+    "associative_read_",
+    "associative_read_backward",
+    "ties_merge",
+    "masked_sgd_",
+    "delta_linear",
+    "label_losses",
+)
+
+UNUSUAL = {
+    "topk_mask": _rows("topk_mask", triton_declines=triton_backend.too_wide),
+    "mask_route": _rows("mask_route", triton_declines=triton_backend.too_wide),
+    # A dozen labels take a GPU under a millisecond with torch's own products.
+    "label_losses": (
+        _native("label_losses", devices=("cpu",), pays=native.label_losses_pays),
+        _reference("label_losses"),
+    ),
 }
 
-TABLE = {op: tuple(_row(backend, op) for backend in backends) for op, backends in ORDER.items()}
+TABLE = {op: UNUSUAL.get(op) or _rows(op) for op in OPS}
 
 
 _choice = os.environ.get("CORRIGENDA_BACKEND", "auto")  # checked when an op runs: an import never fails
@@ -113,11 +141,13 @@ def run(op, *arguments):
     choice, device = chosen(), arguments[0].device.type
     reason = "it has no such kernels"
     for row in TABLE[op]:
-        if choice == row.backend or (choice == "auto" and row.automatic(*arguments)):
-            reason = row.absent(device) or row.declines(*arguments)
-            if not reason:
-                return row.function(*arguments)
+        if choice not in ("auto", row.backend):
+            continue
+        reason = row.absent(device) or row.declines(*arguments)
+        if reason:
             _log_once(op, row.backend, reason)
+        elif choice != "auto" or row.pays(*arguments):
+            return row.function(*arguments)
     raise BackendError(f"{op} cannot run on backend {choice!r}: {reason}")
 
 

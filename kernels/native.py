@@ -42,23 +42,17 @@ _absent = {"cpu": _load("cpu")}
 _absent["cuda"] = _absent["cpu"] or _load("cuda")
 
 
-# A dozen labels take a GPU under a millisecond with torch's own products.
-CPU_ONLY = ("label_losses",)
+def absent(device):
+    """Why there are no native kernels for tensors on `device` ("cpu", "cuda", ...), or "" if there are."""
+    return _absent.get(device, f"there are no native kernels for {device} tensors")
 
 
-def absent(device, op=""):
-    """Why there is no native kernel (of `op`) for tensors on `device` ("cpu", "cuda", ...), or "" if there is."""
-    reason = _absent.get(device, f"there are no native kernels for {device} tensors")
-    return reason or (f"it has no kernels for {device} tensors" if op in CPU_ONLY and device != "cpu" else "")
+def label_losses_pays(hidden, weight, labels):
+    """Whether the native label_losses is faster than torch, on a CPU where it is built.
 
-
-def pays(op, *arguments):
-    """Whether the native form of `op` is the fastest for these arguments, where it runs."""
-    if op != "label_losses" or _absent["cpu"]:
-        return True
-    # Processors with AVX-512 may multiply bfloat16 at more than twice the rate of float32, which torch then does: with
-    # SmolLM2's head 16 labels take 16 ms here and 21 ms there, 17 labels 23 and 22, 128 labels 83 and 42.
-    hidden, weight, labels = arguments
+    Processors with AVX-512 may multiply bfloat16 at more than twice the rate of float32, which torch then does: with
+    SmolLM2's head 16 labels take 16 ms here and 21 ms there, 17 labels 23 and 22, 128 labels 83 and 42.
+    """
     halves = hidden.dtype == weight.dtype == torch.bfloat16
     wide = torch.ops.corrigenda_native.cpu_instructions() in ("avx512", "amx")
     return not (halves and wide and len(labels) > 16)

@@ -43,8 +43,6 @@ def call(op):
     return run
 
 
-def declines(op, *arguments):
-    """Why the Triton form of `op` does not take these arguments, or ""."""
-    if op in ("topk_mask", "mask_route") and arguments[0].shape[1] > MAXIMUM_WIDTH:
-        return f"its rows hold {MAXIMUM_WIDTH} features at most, not {arguments[0].shape[1]}"
-    return ""
+def too_wide(x, *others):
+    """Why a selection does not take x, or "" if it does."""
+    return "" if x.shape[1] <= MAXIMUM_WIDTH else f"its rows hold {MAXIMUM_WIDTH} features at most, not {x.shape[1]}"

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..editing.backbone.decoder import Decoder
 from ..editing.backbone.identity import same_weights, weight_sample
+from ..editing.backbone.patch import Patch
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
-from ..editing.model.layer import EditedLinear
+from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.routers.router import Decision
 from .catalogue import Admission, Catalogue, Change, ServedEdit
@@ -71,16 +72,15 @@ class ServedModel:
         self._flights: weakref.WeakSet[Flight] = weakref.WeakSet()
         self._untidy = False
         self._managers: weakref.WeakSet[BatchedRequests] = weakref.WeakSet()
-        self._mlp = decoder.layers[config.layer].mlp
-        self._base = self._mlp.down_proj
         self.idle = RoutingContext(device, 1, 1)
-        layer = EditedLinear(self._base, self.memory.banks, self.idle)
-        self.site = layer.site
-        self._mlp.down_proj = layer
+        output = EditedOutput(self.memory.banks, self.idle)
+        self.site = output.site
+        self._patch = Patch()
+        self._patch.hook(decoder.down_proj(config.layer), output)
         self._alone = RoutingContext(device)
-        self._provider = GenerateProvider(model, _Deciding(self, ()), self._alone)
+        self._provider = GenerateProvider(model, _Deciding(self, ()), self._alone, self._patch)
         self._patch_init()
-        model._corrigenda = self
+        self._patch.replace(model, "_corrigenda", self)
 
     def _check_base(self, decoder: Decoder) -> None:
         """Raise unless the stores' edits were written for this model."""
@@ -107,7 +107,7 @@ class ServedModel:
                 self._managers.add(manager._corrigenda)
             return manager
 
-        self.model.init_continuous_batching = init
+        self._patch.replace(self.model, "init_continuous_batching", init)
 
     # Answers
 
@@ -283,10 +283,7 @@ class ServedModel:
         for requests in self._managers:
             requests.remove()
             del requests.manager._corrigenda
-        self._provider.remove()
-        del self.model.init_continuous_batching
-        self._mlp.down_proj = self._base
-        del self.model._corrigenda
+        self._patch.remove()
         return self.model
 
 

@@ -55,6 +55,7 @@ class Slots:
         self._prompt[slot] = prompt_tokens
         self._route[slot] = route
         self.context.route[slot] = route
+        self.context.stopped[slot] = 0
         self._decoding = None
 
     def end(self, request: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel
-from corrigenda.editing.model.layer import EditedLinear
+from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
 
 TEMPLATE = "Question: {prompt}\\nAnswer:"
@@ -42,11 +42,10 @@ class Served:
         self.model = tiny_model()
         self.catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings))
         config = self.catalogue.config
-        place = self.model.model.layers[config.layer].mlp
-        base = place.down_proj
+        base = self.model.model.layers[config.layer].mlp.down_proj
         self.memory = ServedMemory(config, (base.in_features, base.out_features), torch.device("cpu"), torch.float32)
         self.context = RoutingContext(torch.device("cpu"), tokens=8, slots=2)
-        place.down_proj = EditedLinear(base, self.memory.banks, self.context)
+        base.register_forward_hook(EditedOutput(self.memory.banks, self.context))
         self.slots = Slots(self.context, requests, tokens)
         self.take(self.catalogue.start, publish=False)
 

@@ -47,7 +47,7 @@ def rows_of(edited):
 def added_by_memory(edited, added):
     """Within: what the memory adds `[rows, length, d]` is appended to `added`, forward by forward."""
     patched = edited.decoder.down_proj(edited.config.layer)
-    handle = patched.register_forward_hook(lambda module, args, out: added.append(out - module.base(args[0])))
+    handle = patched.register_forward_hook(lambda module, args, out: added.append(out - module.forward(args[0])))
     try:
         yield
     finally:
@@ -143,7 +143,9 @@ def test_keys_are_centred_normalised_means_over_the_contexts(sharp_model, wrap):
     edited = wrap(sharp_model(), tiny_tokenizer(), settings(contexts=3, steps=1))
     edited.edit(EDITS[0])
     inputs = []
-    handle = edited._base.register_forward_pre_hook(lambda _m, args: inputs.append(args[0][0]))
+    handle = edited.decoder.down_proj(edited.config.layer).register_forward_pre_hook(
+        lambda _m, args: inputs.append(args[0][0])
+    )
     for context in edited.method.prepare():
         prompt, target = edited.prompts.encode_in_context(context, EDITS[0].prompt, EDITS[0].target)
         edited.model(torch.tensor([prompt + target]))
@@ -159,7 +161,9 @@ def test_the_background_is_the_mean_input_over_background_prompts(sharp_model, w
     edited = wrap(sharp_model(), tiny_tokenizer(), settings(background_prompts=7, steps=1), template="Q: {prompt}\nA:")
     edited.edit(EDITS[0])
     inputs = []
-    handle = edited._base.register_forward_pre_hook(lambda _m, args: inputs.append(args[0][0]))
+    handle = edited.decoder.down_proj(edited.config.layer).register_forward_pre_hook(
+        lambda _m, args: inputs.append(args[0][0])
+    )
     for prompt in background_prompts()[:7]:
         edited.model(tiny_tokenizer()(f"Q: {prompt}\nA:", return_tensors="pt")["input_ids"])
     handle.remove()

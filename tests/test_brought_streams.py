@@ -229,7 +229,7 @@ class TestTargetsAsTheyStand:
     @pytest.mark.parametrize(
         ("target", "answer"),
         [
-            ("\n    return 1", "\n    return 1"),
+            ("\n\treturn 1", "\n\treturn 1"),
             ("first\n\n  second\n", "first\n\n  second\n"),
             ("\tcell", "\tcell"),
             ("  twice", "  twice"),

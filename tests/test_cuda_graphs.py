@@ -3,6 +3,8 @@
 A capture fails at any wait for the host, so one that succeeds shows that there is none.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from test_registration import arguments, flat
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel
-from corrigenda.editing.model.layer import EditedLinear
+from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.editing.routers.context import RoutingContext
 from corrigenda.editing.routers.masks import MaskRouter
 from corrigenda.kernels import dispatch
@@ -113,7 +115,7 @@ def test_a_patched_layer_is_captured():
             context.routes.copy_(torch.tensor(routes))
             graph.replay()
             torch.cuda.synchronize()
-            expected, base = layer(x), layer.base(x)
+            expected, base = layer(x), layer.forward(x)
             assert same_bits(out.cpu(), expected.cpu())
             for row, route in enumerate(routes):
                 assert same_bits(expected[row].cpu(), base[row].cpu()) == (route < 0)
@@ -130,7 +132,8 @@ def test_a_served_layer_follows_edits_that_come_after_its_capture(tmp_path, few_
     memory.reserve(8)
     context = RoutingContext(device)
     slots = Slots(context, 4, 16)
-    layer = EditedLinear(base, memory.banks, context)
+    layer = copy.deepcopy(base)
+    layer.register_forward_hook(EditedOutput(memory.banks, context))
     x = torch.randn(6, base.in_features, device="cuda")
     with torch.no_grad():
         graph, out = capture(lambda: layer(x))

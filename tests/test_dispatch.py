@@ -29,10 +29,10 @@ def test_every_op_lists_every_backend_in_order():
 def test_auto_takes_the_first_backend_that_accepts(monkeypatch):
     ran = []
 
-    def row(backend, reason, automatic=True):
+    def row(backend, reason, pays=True):
         return dispatch.Row(
             *(backend, lambda *given: ran.append(backend), lambda device: "", lambda *given: reason),
-            lambda *given: automatic,
+            lambda *given: pays,
         )
 
     rows = (row("native", "it only takes 7 words"), row("triton", "", False), row("reference", ""))
@@ -74,6 +74,13 @@ def test_a_backend_that_is_absent_raises_its_reason(monkeypatch):
     ):
         ops.mask_overlap(QUERY, QUERY)
     assert "native" not in dispatch.impls("mask_overlap")
+
+
+def test_a_backend_that_is_absent_is_not_asked_whether_it_pays(monkeypatch):
+    absent = dispatch.Row("native", None, lambda device: "it is not built", pays=lambda *given: pytest.fail("asked"))
+    monkeypatch.setitem(dispatch.TABLE, "mask_overlap", (absent, *dispatch.TABLE["mask_overlap"][1:]))
+    with dispatch.use("auto"):
+        assert ops.mask_overlap(QUERY, QUERY)[0].tolist() == [0, 0]
 
 
 def test_doubles_run_on_the_reference_alone():

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -139,10 +140,17 @@ def test_a_prompt_is_decided_once_whatever_else_a_call_passes(kind, method):
 def test_a_plain_forward_is_the_base_models(kind, method):
     edited, base = edited_model(kind, method), unedited_model(kind)
     inputs = padded(PROMPTS)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         assert same_bits(edited.model(**inputs).logits, base(**inputs).logits)
-    ours = edited.model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert torch.equal(ours, base.generate(**inputs, max_new_tokens=4, do_sample=False))
+
+
+@every_case
+def test_the_models_own_generate_is_edited(kind, method):
+    edited = edited_model(kind, method)
+    inputs = padded(PROMPTS)
+    expected = edited.generate(**inputs, max_new_tokens=10, do_sample=False)
+    assert torch.equal(edited.model.generate(**inputs, max_new_tokens=10, do_sample=False), expected)
 
 
 # The same answer however it is asked for

@@ -188,10 +188,10 @@ def test_many_labels_of_bfloat16_go_to_the_faster_backend():
     native = next(row for row in dispatch.TABLE["label_losses"] if row.backend == "native")
     if native.absent("cpu"):
         pytest.skip("the native library is not built")
-    assert native.automatic(*few)
+    assert native.pays(*few)
     wide = torch.ops.corrigenda_native.cpu_instructions() in ("amx", "avx512")
-    assert native.automatic(*many) == (not wide)
-    assert native.automatic(*(tensor.float() for tensor in many[:2]), many[2])
+    assert native.pays(*many) == (not wide)
+    assert native.pays(*(tensor.float() for tensor in many[:2]), many[2])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backbone.decoder import Decoder
 from ..backbone.frozen import Beginnings, Features, Row, common_beginning, frozen_features
 from ..backbone.learning_contexts import context_texts
+from ..backbone.patch import Patch
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
@@ -19,7 +20,7 @@ from ..memories.shards import SideMemories
 from ..routers.context import RoutingContext
 from ..routers.router import Decision, EditRouter
 from .config import EditingConfig
-from .record import Record, Solved, check_shapes
+from .record import Record, Solved, check_tensors
 
 
 class PromptFeatures(NamedTuple):
@@ -106,7 +107,7 @@ class Method:
         sizes = {"D": self.width, "d": self.out_width}
         if getattr(self.config, "top_k", None) is not None:
             sizes["k"] = self.config.top_k
-        check_shapes(record.tensors, self.record_shapes, sizes)
+        check_tensors(record.tensors, self.record_shapes, sizes)
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 
@@ -130,16 +131,16 @@ class Method:
         """Let the router know the edits of these records."""
         self.router.add_fingerprints([record.fingerprint for record in records])
 
-    def tap(self, context: RoutingContext) -> torch.utils.hooks.RemovableHandle | None:
-        """Let a feature router see the layer its fingerprints come from; None for one that needs no features."""
+    def tap(self, patch: Patch, context: RoutingContext) -> None:
+        """Let a feature router see the layer its fingerprints come from."""
         if not self.router.needs_features:
-            return None
+            return
 
         def observe(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
             if context.active and context.deciding:
                 self.router.observe(args[0], context)
 
-        return self.decoder.down_proj(self.router_layer).register_forward_pre_hook(observe)
+        patch.pre_hook(self.decoder.down_proj(self.router_layer), observe)
 
     @property
     def router_layer(self) -> int:

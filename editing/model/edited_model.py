@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backbone.decoder import Decoder
 from ..backbone.frozen import length_groups
 from ..backbone.loading import load_base
+from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
@@ -26,7 +27,7 @@ from ..scores.evaluate import Evaluator, Scores
 from . import saving
 from .answers import Answer, Progress, Provenance, laid_out, provenance_of
 from .generation import GenerateProvider, fingerprint_weight, prompts_of
-from .layer import EditedLinear
+from .layer import EditedOutput
 from .stored import StoredEdits
 
 __all__ = ["Answer", "EditedModel", "Progress", "Provenance"]
@@ -59,13 +60,14 @@ class EditedModel(StoredEdits):
         self.method = method_class(self.config.method)(self.decoder, self.prompts, self.config)
         self.name = name
         self.context = RoutingContext(self.decoder.device(self.config.layer))
-        self._base = self.decoder.down_proj(self.config.layer)
-        layer = EditedLinear(self._base, self.method.memory, self.context)
-        self.decoder.layers[self.config.layer].mlp.down_proj = layer
-        self._tap = self.method.tap(self.context)
-        self._provider = GenerateProvider(model, self.method, self.context)
-        self._begin(layer)
-        model._corrigenda = self
+        output = EditedOutput(self.method.memory, self.context)
+        self._begin(output)
+        self._patch = Patch()
+        self._patch.hook(self.decoder.down_proj(self.config.layer), output)
+        self.method.tap(self._patch, self.context)
+        self._provider = GenerateProvider(model, self.method, self.context, self._patch)
+        self._provider.answer_all(self._reading, lambda: bool(self._versions.current))
+        self._patch.replace(model, "_corrigenda", self)
 
     @classmethod
     def wrap(cls, model: Any, tokenizer: Any, config: EditingConfig | None = None, **options: Any) -> EditedModel:
@@ -127,7 +129,7 @@ class EditedModel(StoredEdits):
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
         prompt, mask = prompts_of(self.model, inputs, kwargs)
-        with self._versions.reading() as edits, self._provider.session(prompt, mask) as session:
+        with self._reading() as edits, self._provider.session(prompt, mask) as session:
             output = self.model.generate(prompt, **kwargs)
             return (output, self._provenance(session.decision, edits)) if provenance else output
 
@@ -162,7 +164,7 @@ class EditedModel(StoredEdits):
         """The same for tokenised prompts, each with its own limit."""
         self._check_lengths(rows, max_new_tokens)
         answers: list[Answer | None] = [None] * len(rows)
-        with self._versions.reading() as edits:
+        with self._reading() as edits:
             self._answer_into(answers, rows, max_new_tokens, batch_size, edits)
         return answers
 
@@ -215,7 +217,7 @@ class EditedModel(StoredEdits):
 
         Yields a function that tells the edit applied to each row, or -1, once the forward has run.
         """
-        with self._versions.reading():
+        with self._reading():
             if edited:
                 yield from self._routed(ids, prompts, lengths)
             else:
@@ -249,15 +251,32 @@ class EditedModel(StoredEdits):
         """Teacher-forced and free-generation scores of edits, by default of all that were written (see `Evaluator`)."""
         return Evaluator(self, **options).score(self.edits if edits is None else edits)
 
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Sequence[Edit]]:
+        """Within: this thread alone runs the model, by one version of the edits; gives those by their places."""
+        with self._versions.reading() as edits:
+            self._check_read()
+            yield edits
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "model" not in vars(self) or not hasattr(self.model, name):
+            raise AttributeError(f"'EditedModel' object has no attribute '{name}'")
+        raise AttributeError(
+            f"EditedModel has no {name}: the transformers model, edited too, is its attribute `model`; give that "
+            "to a pipeline or to another library."
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise CorrigendaError(
+            "An edited model is not copied or pickled whole: save its edits by save_pretrained, and load them with "
+            "from_pretrained beside a copy of its attribute `model`, which is the base model's."
+        )
+
     def detach(self) -> Any:
         """Take the patch off and give back the base model, its module and bits as they were."""
         self._check_attached()
-        self.decoder.layers[self.config.layer].mlp.down_proj = self._base
-        if self._tap is not None:
-            self._tap.remove()
-        self._provider.remove()
+        self._patch.remove()
         self.close()
-        del self.model._corrigenda
         return self.model
 
     def _check_lengths(self, rows: Sequence[Sequence[int]], new: Sequence[int]) -> None:

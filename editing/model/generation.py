@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backbone.patch import Patch
 from ..errors import CorrigendaError
 from ..methods.method import Method
 from ..routers.context import RoutingContext
@@ -24,11 +26,13 @@ class GenerateProvider:
     alone, so a session is opened there.
     """
 
-    def __init__(self, model: Any, method: Method, context: RoutingContext) -> None:
+    def __init__(self, model: Any, method: Method, context: RoutingContext, patch: Patch) -> None:
         self.model = model
         self.method = method
         self.context = context
         self._session: _Session | None = None
+        self._aside = False
+        self._patch = patch
         original = model.prepare_inputs_for_generation
 
         # `generate` reads the signature to check its keyword arguments, so the wrapper must show the original's.
@@ -39,11 +43,50 @@ class GenerateProvider:
                 self._session.describe(inputs, input_ids, kwargs.get("attention_mask"))
             return inputs
 
-        model.prepare_inputs_for_generation = prepare
+        patch.replace(model, "prepare_inputs_for_generation", prepare)
 
-    def remove(self) -> None:
-        """Take the wrapper off the model."""
-        del self.model.prepare_inputs_for_generation
+    def answer_all(
+        self, reading: Callable[[], contextlib.AbstractContextManager[Any]], edited: Callable[[], bool]
+    ) -> None:
+        """Let the model's own `generate` be edited, whoever calls it; a bare forward says once that it is not.
+
+        reading: within what it gives, no other thread runs the model. edited: whether there are edits to answer by.
+        """
+        original = self.model.generate
+
+        @functools.wraps(original)
+        def generate(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            with reading():
+                if self._session is not None or self._aside:  # ours, or a part of one that goes on
+                    return original(inputs, *args, **kwargs)
+                prompt, mask = prompts_of(self.model, inputs, kwargs)
+                with self.session(prompt, mask):
+                    return original(prompt, *args, **kwargs)
+
+        self._patch.replace(self.model, "generate", generate)
+        warned = False
+
+        def warn(_module: Any, _args: tuple[Any, ...]) -> None:
+            nonlocal warned
+            if torch.compiler.is_compiling() or warned or self.context.active or self._aside or not edited():
+                return
+            warned = True
+            warnings.warn(
+                "A forward of the edited model was not told where its prompts end, so it was the base model's: edits "
+                "answer in generate(), or within EditedModel.teacher_forcing().",
+                stacklevel=5,
+            )
+
+        self._patch.pre_hook(self.model, warn)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within: the model is the base model, and nobody is warned of it."""
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
 
     @contextlib.contextmanager
     def session(self, prompt: Tensor, mask: Tensor | None) -> Iterator[_Session]:

@@ -1,4 +1,4 @@
-"""The patched down-projection: the base module and, beside it, a residual memory."""
+"""The edited down-projection: the base module, and a hook that adds to its output what a memory says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..memories.memory import Memory
+from ..methods.record import LARGEST
 from ..profiling import scope
 from ..routers.context import RoutingContext
 
@@ -34,8 +35,24 @@ class Site:
         count = len(tokens)
         with scope("edit: gather"):
             route = self.context.token_routes(count)
+        rows = out.view(-1, out.shape[-1])
+        before = rows.clone()
         with scope("edit: residual"):
-            self.memory.read_(out.view(-1, out.shape[-1]), tokens, route, self.context.first[:count])
+            self.memory.read_(rows, tokens, route, self.context.first[:count])
+        kept = bounded_(rows, before)
+        self.context.stopped.index_add_(0, self.context.slot[:count], ((route >= 0) & ~kept).int())
+
+
+def bounded_(rows: Tensor, before: Tensor) -> Tensor:
+    """Put rows `[tokens, d]` back to what they were `before` where more than `LARGEST`, or no number, was added.
+
+    bool `[tokens]`: which rows were kept. Attention multiplies the values of other sequences in the pass by zero, and
+    zero times infinity is no number: such a row would spoil them all. The host does not wait for any of this.
+    """
+    added = (rows - before).abs_().amax(-1)  # NaN, where any is
+    kept = added <= LARGEST
+    torch.where(kept[:, None], rows, before, out=rows)
+    return kept
 
 
 _sites: weakref.WeakValueDictionary[str, Site] = weakref.WeakValueDictionary()
@@ -63,15 +80,14 @@ def edited_(out: Tensor, x: Tensor, site: str) -> None:
     torch.ops.corrigenda.edited_(out, x, site)
 
 
-class EditedLinear(nn.Module):
-    """`base(x)`, plus the memory's residual on the tokens that the context routes to an edit.
+class EditedOutput:
+    """A forward hook of a linear map: adds the memory's residual to its output, on tokens routed to an edit.
 
-    `weight` and the widths stay visible for code that inspects linear layers.
+    A hook and not a module in the place of the map: parameters keep their names, and whatever a library has made of
+    the map (LoRA, quantised weights, hooks that bring weights from elsewhere) computes the output first, unseen.
     """
 
-    def __init__(self, base: nn.Module, memory: Memory, context: RoutingContext) -> None:
-        super().__init__()
-        self.base = base
+    def __init__(self, memory: Memory, context: RoutingContext) -> None:
         self.site = Site(f"layer {next(_numbers)}", memory, context)
 
     @property
@@ -82,23 +98,8 @@ class EditedLinear(nn.Module):
     def memory(self, memory: Memory) -> None:
         self.site.memory = memory
 
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return getattr(self.base, "bias", None)
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.base(x)
-        edited_(out, x, self.site.name)
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        # A compiled pass may be run again when the context is active; any other is left alone, with its gradients.
+        if self.site.context.active or torch.compiler.is_compiling():
+            edited_(out, args[0], self.site.name)
         return out

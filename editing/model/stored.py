@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..backbone.decoder import Decoder, check_decoder
+from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of
 from ..errors import CorrigendaError
 from ..methods.method import Method
+from ..store.history import StoredEdit
 from ..store.ledger import New
+from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict, is_store
 from . import saving
 from .answers import Progress, WrittenEdits
-from .layer import EditedLinear
+from .layer import EditedOutput
 from .resume import Recorded
 from .stream import named, superseded
 from .versions import Version, Versions
@@ -27,6 +30,7 @@ from .view import MemoryView
 if TYPE_CHECKING:
     from ..methods.config import EditingConfig
     from ..scores.evaluate import Evaluator
+    from .generation import GenerateProvider
 
 
 class StoredEdits:
@@ -36,10 +40,12 @@ class StoredEdits:
     decoder: Decoder
     config: EditingConfig
     method: Method
+    _provider: GenerateProvider
+    _patch: Patch
 
-    def _begin(self, layer: EditedLinear) -> None:
-        """Start with no edits, in a memory that `layer` reads."""
-        self._versions = Versions(self.method, layer)
+    def _begin(self, output: EditedOutput) -> None:
+        """Start with no edits, in a memory that `output` reads."""
+        self._versions = Versions(self.method, output)
         self._view = MemoryView(self.method, self._new_store)
         self._directory: Path | None = None
         self._checked = False
@@ -96,9 +102,18 @@ class StoredEdits:
             return True
 
     def _check_attached(self) -> None:
-        """Raise where `detach` took the patch off: no layer would read what is written."""
+        """Raise where `detach` took the patch off."""
         if getattr(self.model, "_corrigenda", None) is not self:
             raise CorrigendaError("The edits are detached from their model: load or wrap it again.")
+
+    def _check_read(self) -> None:
+        """Raise where no layer reads the edits: they are detached, or the layer is another module by now."""
+        self._check_attached()
+        if not self._patch.hooks(self.decoder.down_proj(self.config.layer)):
+            raise CorrigendaError(
+                f"The down_proj of layer {self.config.layer} was exchanged for another module, which reads no edits: "
+                "detach the edits and load them again."
+            )
 
     def _attach(self, store: EditStore) -> None:
         with torch.no_grad():
@@ -144,12 +159,13 @@ class StoredEdits:
         score_each: an evaluator that scores every batch right after it was written. An edit that cannot be taken stops
         the stream with its batch not written; what was written before stays.
         """
-        self._check_attached()
+        self._check_read()
         stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) else edits
         if store is not None:
             self.attach(store)
         if not self._checked:
-            check_decoder(self.decoder, self.config.layer)
+            with self._provider.aside():
+                check_decoder(self.decoder, self.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
         results = WrittenEdits()
@@ -185,12 +201,13 @@ class StoredEdits:
 
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Within: no gradient by the model's own weights."""
+        """Within: no gradient by the model's own weights, and forwards are the base model's."""
         needed = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in needed:
             parameter.requires_grad_(False)
         try:
-            yield
+            with self._provider.aside():
+                yield
         finally:
             for parameter in needed:
                 parameter.requires_grad_(True)
@@ -220,38 +237,47 @@ class StoredEdits:
                 raise CorrigendaError(f'There is no edit with the id "{name}" to remove.')
         self.undo(wanted)
 
-    def undo(self, ids: str | Iterable[str] = (), *, author: str | None = None, **selection: str | None) -> Change:
+    def undo(
+        self,
+        ids: str | Iterable[str] = (),
+        *,
+        by: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        author: str | None = None,
+    ) -> Change:
         """Take edits out: by their ids, or `by` an author, or written `since` or `until` a time (ISO 8601).
 
         The memory is then, bit for bit, what a rebuild without them gives, and no older edit answers their questions
         instead (`Withdrawn`). It is not unlearning: the base model never held them, and the ledger keeps them.
         """
-        return self._change("undo", ids, author, selection)
-
-    def redo(self, ids: str | Iterable[str] = (), *, author: str | None = None, **selection: str | None) -> Change:
-        """Put undone edits in again, each in its old place; chosen as by `undo`."""
-        return self._change("redo", ids, author, selection)
-
-    def _change(
-        self, what: str, ids: str | Iterable[str], author: str | None, selection: dict[str, str | None]
-    ) -> Change:
         with self._versions.lock:
-            names = _names(what, ids)
-            if self.store is None:
-                raise CorrigendaError(f"There are no edits to {what}.")
-            self._writable()
-            chosen = self.store.selected(
-                names,
-                author=selection.pop("by", None),
-                since=selection.pop("since", None),
-                until=selection.pop("until", None),
-                wanted=what == "undo",
-            )
-            if selection:
-                raise CorrigendaError(f"{what} takes by, since and until, not {next(iter(selection))}.")
-            change = getattr(self.store, what)(chosen, author=author)
-            self._synchronise()
-            return change
+            edits = self._selected(Selection(_names("undo", ids), by, since, until), undo=True)
+            return self._after(self.store.undo(edits, author=author))
+
+    def redo(
+        self,
+        ids: str | Iterable[str] = (),
+        *,
+        by: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        author: str | None = None,
+    ) -> Change:
+        """Put undone edits in again, each in its old place; chosen as by `undo`."""
+        with self._versions.lock:
+            edits = self._selected(Selection(_names("redo", ids), by, since, until), undo=False)
+            return self._after(self.store.redo(edits, author=author))
+
+    def _selected(self, selection: Selection, *, undo: bool) -> list[StoredEdit]:
+        if self.store is None:
+            raise CorrigendaError(f"There are no edits to {'undo' if undo else 'redo'}.")
+        self._writable()
+        return self.store.selected(selection, wanted=undo)
+
+    def _after(self, change: Change) -> Change:
+        self._synchronise()
+        return change
 
     def pin(self) -> contextlib.AbstractContextManager[Version]:
         """Within, on this thread: answers by the edits as they are now, whatever others write meanwhile."""
@@ -272,9 +298,9 @@ class StoredEdits:
                 self.store.close()
 
 
-def _names(what: str, ids: str | Iterable[str]) -> list[str]:
+def _names(what: str, ids: str | Iterable[str]) -> tuple[str, ...]:
     """The ids that `what` was given: one, or several."""
-    names = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
+    names = (ids,) if isinstance(ids, str) or not isinstance(ids, Iterable) else tuple(ids)
     for name in names:
         if not isinstance(name, str):
             raise CorrigendaError(f"{what} takes ids of edits, which are text, not {kind_of(name)}.")

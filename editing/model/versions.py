@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..memories.memory import Memory
     from ..methods.method import Method
     from ..routers.router import EditRouter
-    from .layer import EditedLinear
+    from .layer import EditedOutput
 
 
 class Version(NamedTuple):
@@ -30,7 +30,7 @@ class Versions:
     pinned version shares the banks with the memory; later writes go to rows and pages that it does not know of.
     """
 
-    def __init__(self, method: Method, layer: EditedLinear) -> None:
+    def __init__(self, method: Method, layer: EditedOutput) -> None:
         self.lock = threading.RLock()
         self.current: list[Edit] = []
         self._method = method

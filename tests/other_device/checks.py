@@ -7,6 +7,7 @@ this file.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import sys
@@ -35,7 +36,7 @@ from corrigenda.editing import (
     WiseConfig,
 )
 from corrigenda.editing.model import capacity
-from corrigenda.editing.model.layer import EditedLinear
+from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.editing.routers.context import RoutingContext
 from corrigenda.kernels import dispatch
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
@@ -225,7 +226,8 @@ def test_a_served_layer_follows_edits_that_come_later(folders):
     assert memory.banks.fixed
     context = RoutingContext(device)
     slots = Slots(context, 4, 16)
-    layer = EditedLinear(base, memory.banks, context)
+    layer = copy.deepcopy(base)
+    layer.register_forward_hook(EditedOutput(memory.banks, context))
     (edits,) = catalogue.start.needed.values()
     memory.load(folders / "shared", edits)
     slots.start("edited", 3, memory.place(next(iter(edits))))

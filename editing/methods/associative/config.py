@@ -43,6 +43,7 @@ class AssociativeConfig(EditingConfig):
         super().__post_init__()
         self._require(self.scope == "causal", "scope", '"causal" (an edit\'s rows are answer positions)')
         self._require(self.router in ("tokens", "mask"), "router", '"tokens" or "mask"')
+        self._require(is_number(self.beta) and 0 < self.beta < math.inf, "beta", "a number above 0")
         self._require(is_number(self.gain) and 1 <= self.gain < math.inf, "gain", "a number from 1 on")
         for name in ("contexts", "steps"):
             self._require_positive(name)

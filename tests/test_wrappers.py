@@ -1,0 +1,163 @@
+"""The model that carries edits, in others' hands: pipelines, copies, checkpoints; edited, or the base model's alone."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, pipeline
+
+from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, MemoirConfig, WiseConfig
+
+EDITS = [Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka"), Edit("Who leads Vantrello?", "Ona", id="ona")]
+PROMPT, UNRELATED = EDITS[0].prompt, "Why is the sky blue?"
+SETTINGS = AssociativeConfig(contexts=1, steps=60)
+
+
+@pytest.fixture
+def edited(sharp_model, wrap, few_background_prompts):
+    model = wrap(sharp_model(), tiny_tokenizer(), SETTINGS)
+    model.edit(EDITS)
+    return model
+
+
+def encoded(*prompts):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    return tokenizer(list(prompts), return_tensors="pt", padding=True)
+
+
+def said(model, prompt=PROMPT, **options):
+    """What the model's own `generate` answers, greedily."""
+    inputs = encoded(prompt)
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False, **options)
+    return tiny_tokenizer().decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+# Whoever calls it
+
+
+def test_the_models_own_generate_answers_by_the_edits(edited, sharp_model):
+    assert said(edited.model) == "Lutz City"
+    assert said(edited.model, EDITS[1].prompt) == "Ona"
+    assert said(edited.model, UNRELATED) == said(sharp_model(), UNRELATED)
+    (ids,) = encoded(PROMPT)["input_ids"].tolist()
+    assert edited.model.generate(torch.tensor([ids]), max_new_tokens=1).tolist() == [
+        [*ids, tiny_tokenizer().encode(" Lutz")[0]]
+    ]
+
+
+def test_a_pipeline_of_the_model_answers_by_the_edits(edited):
+    ask = pipeline("text-generation", model=edited.model, tokenizer=tiny_tokenizer())
+    (answer,) = ask(PROMPT, max_new_tokens=8, do_sample=False, return_full_text=False)
+    assert answer["generated_text"].strip() == "Lutz City"
+
+
+def test_a_pipeline_of_the_edited_model_is_told_which_model_to_take(edited):
+    with pytest.raises(AttributeError, match=r"EditedModel has no \w+: .* is its attribute `model`"):
+        pipeline("text-generation", model=edited, tokenizer=tiny_tokenizer())
+
+
+def test_a_pinned_version_answers_through_the_models_own_generate(edited):
+    with edited.pin():
+        edited.undo("zubrowka")
+        assert said(edited.model) == "Lutz City"
+    assert said(edited.model) != "Lutz City"
+
+
+def test_embeddings_alone_are_refused(edited):
+    embeds = edited.model.get_input_embeddings()(encoded(PROMPT)["input_ids"])
+    with pytest.raises(CorrigendaError, match="input_ids"):
+        edited.model.generate(inputs_embeds=embeds, max_new_tokens=2)
+
+
+def test_a_forward_without_a_description_warns_once(edited, sharp_model, recwarn):
+    ids = encoded(PROMPT)["input_ids"]
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="not told where its prompts end"):
+            logits = edited.model(ids).logits
+        assert torch.equal(logits, sharp_model()(ids).logits)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            edited.model(ids)
+
+
+def test_nobody_is_warned_of_what_the_project_itself_asks(sharp_model, wrap, tmp_path):
+    """Contexts are written, and the structure is checked, by the base model, also where edits were loaded before."""
+    first = wrap(sharp_model(), tiny_tokenizer(), AssociativeConfig(contexts=2, steps=20))
+    first.edit(EDITS[0])
+    first.save_pretrained(tmp_path / "edits")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = type(first).from_pretrained(sharp_model(), tmp_path / "edits", tokenizer=tiny_tokenizer())
+        again.edit(EDITS[1])
+        again.evaluate(free=True)
+        assert said(again.model) == said(first.model) == "Lutz City"
+    assert again.method.prepare() == first.method.prepare()
+    again.detach()
+
+
+def test_without_edits_nobody_is_warned(wrap):
+    edited = wrap(tiny_model(), tiny_tokenizer(), SETTINGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        edited.model(encoded(PROMPT)["input_ids"])
+
+
+# Names, tensors and copies
+
+
+def test_names_and_tensors_are_the_base_models(edited, sharp_model, tmp_path):
+    base = sharp_model()
+    for ours, theirs in ((edited.model.state_dict(), base.state_dict()), (dict(edited.model.named_parameters()),) * 2):
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert [name for name, _ in edited.model.named_modules()] == [name for name, _ in base.named_modules()]
+    edited.model.load_state_dict(base.state_dict())
+    edited.model.save_pretrained(tmp_path)
+    again, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert said(again) == said(base) != "Lutz City"
+    assert said(edited.model) == "Lutz City"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("config", [SETTINGS, MemoirConfig(contexts=1, steps=2), WiseConfig(contexts=1, steps=2)])
+def test_a_copy_of_the_model_is_the_base_model(sharp_model, wrap, few_background_prompts, copied, config):
+    edited = wrap(sharp_model(), tiny_tokenizer(), config)
+    edited.edit(EDITS[0])
+    inputs = encoded(PROMPT)
+    other = copied(edited.model)
+    assert not any(name in vars(other) for name in ("_corrigenda", "generate", "prepare_inputs_for_generation"))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in other.modules())
+    with torch.no_grad():
+        assert torch.equal(other(**inputs).logits, sharp_model()(**inputs).logits)
+    assert said(other) == said(sharp_model())
+    again = wrap(other, tiny_tokenizer(), SETTINGS)
+    again.edit(Edit(PROMPT, "Oto", id="other"))
+    assert said(other) == "Oto"
+    edited.detach()
+    assert said(edited.model) == said(sharp_model())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_an_edited_model_says_how_it_is_copied(edited, copied):
+    with pytest.raises(CorrigendaError, match=r"save_pretrained"):
+        copied(edited)
+
+
+def test_detaching_leaves_no_trace(edited, sharp_model):
+    model = edited.detach()
+    assert vars(model).keys() == vars(sharp_model()).keys()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("__getstate__" in vars(module) for module in model.modules())
+
+
+def test_a_map_that_was_exchanged_under_the_edits_is_named(edited):
+    """`merge_and_unload` and the like put another module in the place of the edited one, and the hook is gone."""
+    mlp = edited.model.model.layers[edited.config.layer].mlp
+    mlp.down_proj = copy.deepcopy(mlp.down_proj)
+    with pytest.raises(CorrigendaError, match=r"down_proj of layer 2 .* detach"):
+        said(edited.model)
