@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/wise_dense.py --edits zsre.jsonl [--variants merge --count 100]
 
-The dense loop (`tests/helpers/dense_wise.py`) writes a plain transformers model, and is asked here in plain words too: a
+The dense loop (`dense_wise.py` of the tests) writes a plain transformers model, and is asked here in plain words too: a
 prompt's memory by `route`, then the model with that memory in the layer's place. It is about five times slower.
 """
 
