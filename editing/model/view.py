@@ -153,17 +153,17 @@ class MemoryView:
         if any(one.supersedes for one in stored):  # else no mark can have come off: each undone edit costs 50 us here
             self._withdraw()
         standing = replaced | set(new)
-        for one in stored:
-            for seq in sorted(standing.intersection(one.supersedes)):
+        for newer in stored:
+            for seq in sorted(standing.intersection(newer.supersedes)):
                 standing.remove(seq)
                 self.store.notices.append(
-                    f'Edit "{one.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
+                    f'Edit "{newer.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
                 )
         left_out = [Declined(batch[place], rival) for place, rival in declined.items()]
-        for one, comes in zip(left_out, (later[place] is not None for place in declined)):
+        for out, comes in zip(left_out, (later[place] is not None for place in declined)):
             stands = "comes later in the stream" if comes else "stays"
             self.store.notices.append(
-                f'Edit "{one.edit.id}" is left out: "{one.rival}", which is about the same fact, {stands}.'
+                f'Edit "{out.edit.id}" is left out: "{out.rival}", which is about the same fact, {stands}.'
             )
         return Outcome([batch[place] for place in taken], [one.written for one in solved], left_out)
 

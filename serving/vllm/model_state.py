@@ -17,7 +17,10 @@ def edited_state(original: Any, vllm_config: Any, model: Any) -> type:
     return found if settings_in(vllm_config) is None else type(f"Edited{found.__name__}", (EditedState, found), {})
 
 
-class EditedState:
+_ModelState: Any = object  # one of vLLM's, before this one in the class that `edited_state` makes
+
+
+class EditedState(_ModelState):
     """Mixed into a `ModelState`: a request's decision comes with it, and each step's tokens are described."""
 
     def __init__(self, vllm_config: Any, model: Any, *args: Any, **kwargs: Any) -> None:

@@ -27,7 +27,6 @@ class AssociativeConfig(EditingConfig):
     beta: float = 10.0
     """Sharpness of the read: `softmax(beta * keys . x)`."""
     contexts: int = 4
-    """In how many contexts an edit is learnt: alone, and after that many less one texts the model wrote itself."""
     steps: int = 20
     learning_rate: float = 0.5
     adam_beta1: float = 0.9

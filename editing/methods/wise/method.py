@@ -59,7 +59,7 @@ class Wise(Method):
     names_edits: ClassVar = False
     config: WiseConfig
     memory: SideMemories
-    router: SideMemories
+    router: SideMemories  # type: ignore[assignment] # it names memories, not edits
 
     resolved = staticmethod(resolved)
 
@@ -164,12 +164,10 @@ class Wise(Method):
             tensors = {"x": written[used], "h": steps_sum[used]}
             if config.record_rank is not None:
                 tensors = of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
-            numbers = {"alpha": alpha, "minimum": minimum, "shard": shard.number}
-            numbers["closes"] = int(closes and e == len(edits) - 1)
+            said = {"alpha": alpha, "minimum": minimum, "shard": shard.number}
+            said["closes"] = int(closes and e == len(edits) - 1)
             replay = rows[e * len(contexts)].tokens if config.replay else ()
-            solved.append(
-                Solved(result, Record(tensors, numbers, torch.tensor(replay, dtype=torch.int32, device="cpu")))
-            )
+            solved.append(Solved(result, Record(tensors, said, torch.tensor(replay, dtype=torch.int32, device="cpu"))))
         return solved
 
     def _step(self, delta: Tensor, x: Tensor, h: Tensor, shard: int, learning_rate: float, decay: float) -> None:
