@@ -16,7 +16,7 @@ from ..editing.errors import CorrigendaError
 from ..editing.model.layer import Site
 from ..editing.routers.context import RoutingContext
 from .catalogue import Admission
-from .endpoints import current_request
+from .edit_header import current_request
 from .errors import ServingError
 from .recovery import fail_pass
 from .slots import Slots

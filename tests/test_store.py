@@ -251,7 +251,9 @@ def test_attaching(edited, load, tmp_path):
     with pytest.raises(CorrigendaError, match="already holds edits"):
         edited(edits=[]).edit(EDITS[2], store=tmp_path / "edits")
     copy = load(tmp_path / "edits")
-    copy.edit(EDITS[2])  # into a copy of its own: the folder is another's
+    with pytest.warns(UserWarning, match=r"Nothing is written into .*edits, which was only loaded") as told:
+        copy.edit(EDITS[2])  # into a copy of its own: the folder is another's
+    assert told[0].filename == __file__ and str(told[0].message) in copy.store.notices
     model.edit(EDITS[3])
     assert ids(load(tmp_path / "edits")) == ["a", "b", "d"] and ids(copy) == ["a", "b", "c"]
     reader = load(tmp_path / "edits")

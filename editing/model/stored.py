@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,11 +138,17 @@ class StoredEdits:
         return EditStore.create(self._directory, header, sample)
 
     def _writable(self) -> None:
-        """Loaded edits belong to their folder: without `attach`, what comes now goes into a copy."""
+        """Loaded edits belong to their folder: without `attach`, what comes now goes into a copy, and that is said."""
         store = self.store
         if store is not None and not store.ledger.writable:
             self._view.store = store.copy(None)
             store.close()
+            notice = (
+                f"Nothing is written into {store.directory}, which was only loaded: call `attach` to write there, or "
+                "`save_pretrained` to write a new folder."
+            )
+            self._view.store.notices.append(notice)
+            warnings.warn(notice, stacklevel=3)
 
     def edit(
         self,

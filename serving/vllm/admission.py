@@ -13,7 +13,7 @@ from vllm.sampling_params import BeamSearchParams
 
 from ...editing.backbone.loading import load_tokenizer
 from ..catalogue import Admission, Catalogue
-from ..endpoints import current_request
+from ..edit_header import current_request
 from ..errors import ServingError
 from ..metrics import Metrics
 from ..settings import ServingSettings
