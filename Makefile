@@ -28,16 +28,19 @@ demo: $(STAMP) ## edit the model and show the answers before and after (MODEL=, 
 	$(BIN)/corrigenda demo --out demo-out --overwrite \
 	    $(if $(MODEL),--model '$(MODEL)') $(if $(EDITS),--edits '$(EDITS)') $(if $(METHOD),--method '$(METHOD)')
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -q
+# Each test runs on one thread, so that sums come in one order: two processes use two cores. JOBS=0: one process.
+JOBS ?= 2
+test: $(STAMP) ## run the tests (JOBS= processes)
+	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 
 soak: $(STAMP) ## the store's kill and fuzz tests, at length (SOAK= times the usual number)
 	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_damage.py tests/test_store.py -k 'killed or mutated'
 
-lint: $(STAMP) ## ruff, and the rules that no linter knows
+lint: $(STAMP) ## ruff, mypy, and the rules that no linter knows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	bash tools/check_style.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/check_types.sh
 
 aot: $(STAMP) ## compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed, spills fail
 	$(BIN)/python tools/compile_triton.py

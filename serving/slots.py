@@ -27,8 +27,8 @@ class Slots:
         self.context = context
         self._slot: dict[str, int] = {}
         self._free = list(range(requests, 0, -1))
-        self._prompt = np.zeros(requests + 1, dtype=np.int64)
-        self._route = np.full(requests + 1, -1, dtype=np.int64)
+        self._prompt: np.ndarray = np.zeros(requests + 1, dtype=np.int64)
+        self._route: np.ndarray = np.full(requests + 1, -1, dtype=np.int64)
         self._decoding: list[str] | None = None
         self._seen: tuple[torch.Tensor, torch.cuda.Event] | None = None  # a copy of `stopped`, under way
         self._started: set[int] = set()  # slots that were taken since that copy began
@@ -114,7 +114,7 @@ class Slots:
         decoding = bool((lengths == 1).all() and (past >= self._prompt[slots]).all())
         if decoding and self._decoding == list(requests):
             return  # the same tokens' successors: every buffer holds what it should
-        row = np.repeat(np.arange(len(slots)), lengths)
+        row: np.ndarray = np.repeat(np.arange(len(slots)), lengths)
         begin = np.cumsum(lengths) - lengths
         position = past[row] + np.arange(len(row)) - begin[row]
         last = self._prompt[slots][row] - 1

@@ -24,6 +24,15 @@ def make_config(method: str, **settings: Any) -> EditingConfig:
     return config_for(method, **{name: value for name, value in settings.items() if value is not None})
 
 
+def merged_settings(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that options of their own and `--set` give; one that both give must be the same."""
+    for name, value in others.items():
+        if options.get(name) not in (None, value):
+            option = name.replace("_", "-")
+            raise CorrigendaError(f"--{option} says {options[name]!r} and --set {name}={value}: give one of them.")
+    return {**options, **others}
+
+
 def parse_threshold(text: str | None) -> float | str | None:
     """What `--threshold` says: a number, or "auto"."""
     if text is None or text == "auto":

@@ -29,6 +29,7 @@ from .versions import Version, Versions
 from .view import MemoryView
 
 if TYPE_CHECKING:
+    from ..edits.prompts import PromptFormat
     from ..methods.config import EditingConfig
     from ..scores.evaluate import Evaluator
     from .generation import GenerateProvider
@@ -38,6 +39,9 @@ class StoredEdits:
     """Edits in a store, and the method's memory as a view of them; `EditedModel` adds the answering."""
 
     model: Any
+    tokenizer: Any
+    name: str | None
+    prompts: PromptFormat
     decoder: Decoder
     config: EditingConfig
     method: Method

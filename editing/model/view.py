@@ -155,9 +155,9 @@ class MemoryView:
                     f'Edit "{later.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
                 )
         left_out = [Declined(batch[place], rival) for place, rival in declined.items()]
-        for one in left_out:
+        for out in left_out:
             self.store.notices.append(
-                f'Edit "{one.edit.id}" is left out: "{one.rival}", which is about the same fact, stays.'
+                f'Edit "{out.edit.id}" is left out: "{out.rival}", which is about the same fact, stays.'
             )
         return Outcome([batch[place] for place in taken], [one.written for one in solved], left_out)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .router import Decision
+
 
 class RoutingContext:
     """Per-token and per-slot buffers; a *slot* is a sequence, a *route* is the edit applied to it, or -1.
@@ -33,6 +35,7 @@ class RoutingContext:
         self.active = False
         # True in a pass that holds whole prompts whose features decide the route (mask routers).
         self.deciding = False
+        self.decision: Decision | None = None  # what the router last decided in a pass
         self._allocate(tokens, slots)
 
     def _allocate(self, tokens: int, slots: int) -> None:

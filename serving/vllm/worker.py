@@ -24,16 +24,16 @@ from .keys import LAYER, edit_of, settings_in
 logger = logging.getLogger("vllm.corrigenda")
 
 
-class Asked(NamedTuple):
+class RequestInfo(NamedTuple):
     """What a worker must know of a request: how long its prompt is, and the key of the edit that answers it."""
 
     prompt_tokens: int
     key: str | None
 
 
-def asked(prompt_tokens: int, sampling_params: Any) -> Asked:
+def request_info(prompt_tokens: int, sampling_params: Any) -> RequestInfo:
     """From what the front end left in a request's sampling parameters (`admission`)."""
-    return Asked(prompt_tokens, edit_of(sampling_params))
+    return RequestInfo(prompt_tokens, edit_of(sampling_params))
 
 
 class WorkerEdits:
@@ -71,7 +71,7 @@ class WorkerEdits:
         self.error: Exception | None = None
 
     def describe(
-        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], Asked]
+        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], RequestInfo]
     ) -> None:
         """Tell the layer about the next pass, asking for requests that have no slot yet.
 
@@ -86,7 +86,7 @@ class WorkerEdits:
             self.context.stop()
 
     def _describe(
-        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], Asked]
+        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], RequestInfo]
     ) -> None:
         for request in requests:
             if request not in self.slots:
@@ -165,7 +165,7 @@ class EditsWorker:
         return 0 if edits_here is None else edits_here.memory.keep(set(keys), edits_here.slots.places())
 
 
-def _may_be_edited(ask: Callable[[str], Asked], request: str) -> bool:
+def _may_be_edited(ask: Callable[[str], RequestInfo], request: str) -> bool:
     try:
         return ask(request).key is not None
     except Exception:  # it may be what raised before
