@@ -14,9 +14,8 @@ from tiny import save_tiny
 from typer.testing import CliRunner
 
 from corrigenda.editing.cli import app, demo
-from corrigenda.editing.cli.inputs import read_prompts, stored_ids
+from corrigenda.editing.cli.inputs import read_prompts
 from corrigenda.editing.cli.stream import one_line, shortened
-from corrigenda.editing.edits.edit import Edit
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.methods.associative.method import Associative
 from corrigenda.editing.model import saving
@@ -282,11 +281,6 @@ class TestEval:
         )
         assert "1 of 2 edits of the file are not in effect in" in screen.replace("\n", " ")
         assert strict_json(tmp_path / "r.json")["routed"] == 0.5
-
-    def test_ids_are_found_by_prompt(self) -> None:
-        stored = [Edit("p", "t", id="a"), Edit("q", "t", id="b")]
-        asked = [Edit("p", "t", id="x"), Edit("p", "t", id="b"), Edit("r", "t", id="y")]
-        assert [edit.id for edit in stored_ids(asked, stored)] == ["a", "b", "y"]
 
 
 class TestGenerate:
