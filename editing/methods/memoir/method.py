@@ -39,7 +39,6 @@ class Memoir(Method):
     """
 
     record_shapes: ClassVar = {"x": ("tokens", "k"), "h": ("tokens", "d")}
-    keeps_unsolved = True
     config: MemoirConfig
     memory: SharedMatrix
     router: MaskRouter
@@ -104,16 +103,14 @@ class Memoir(Method):
             clip = (config.clip_norm / (norms(gradient) + 1e-6)).clamp(max=1.0) * stopping.running
             alpha *= keep
             steps_sum = keep * steps_sum + config.learning_rate * clip[edits.owner, None] * gradient
-        records, added = [], alpha * start
-        for e in range(edits.edits):
+        solved = []
+        for e, result in enumerate(stopping.written()):
             tokens, columns = edits.owner == e, active[e].nonzero()[:, 0]
             tensors = {"x": x[tokens][:, columns].to(edits.inputs.dtype), "h": steps_sum[tokens]}
             if config.record_rank is not None:
                 tensors = of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
-            added -= (x[:, columns] @ tensors["x"].float().T) @ tensors["h"]
-            records.append(Record(tensors, {"alpha": alpha}, masks[e]))
-        written = stopping.written(edits.answered(added))
-        return [Solved(*pair) for pair in zip(written, records)]
+            solved.append(Solved(result, Record(tensors, {"alpha": alpha}, masks[e])))
+        return solved
 
     def check(self, record: Record) -> None:
         super().check(record)
