@@ -203,6 +203,13 @@ class ServedModel:
         _log(request, admission)
         return admission, place
 
+    def lost(self, request: str, flight: Flight) -> None:
+        """A request's edit was left out at the layer; its answer is withheld."""
+        logger.error(
+            "request %s fails: the values of edit %s are no numbers, or too large", request, flight.admission.key
+        )
+        self.metrics.lost(1)
+
     def tidy(self) -> None:
         """Drop rows that nobody reads any more. Between two passes."""
         if not self._untidy:

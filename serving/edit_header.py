@@ -114,8 +114,9 @@ class _Response:
     async def _begin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send the start, unless the body has to be whole for it; returns the first piece of the body."""
         start, request = self._start, self._request
+        answered = bool(request.edits) and start["status"] < 400
         kind = _header(start, b"content-type").partition(b";")[0].strip()
-        if request.header.startswith("*") and not _header(start, b"content-encoding"):
+        if answered and request.header.startswith("*") and not _header(start, b"content-encoding"):
             if kind == b"application/json":
                 self._body = b""
                 return message
@@ -123,7 +124,7 @@ class _Response:
                 told = f": corrigenda {json.dumps(request.to_dict())}\n\n".encode()
                 message = {**message, "body": told + message.get("body", b"")}
         self._start = None
-        await self._send({**start, "headers": self._headers(start)} if request.edits else start)
+        await self._send({**start, "headers": self._headers(start)} if answered else start)
         return message
 
     async def _whole(self, message: dict[str, Any]) -> None:
