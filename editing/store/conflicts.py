@@ -60,6 +60,16 @@ def same_facts(
     return found
 
 
+def superseding(newer: str, older: str) -> str:
+    """What a user is told of an edit that takes the place of another, by their ids."""
+    return f'Edit "{newer}" supersedes "{older}", which is about the same fact.'
+
+
+def left_out(edit: str, rival: str, stands: str = "stays") -> str:
+    """What a user is told of an edit that is left out for another, by their ids."""
+    return f'Edit "{edit}" is left out: "{rival}", which is about the same fact, {stands}.'
+
+
 def rewrites(edit: Edit | StoredEdit, like: StoredEdit) -> bool:
     """Whether an edit gives another target to the fact of a stored one that a router takes it for."""
     return like.target != edit.target and _numbers(like.prompt) == _numbers(edit.prompt)
