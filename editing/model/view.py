@@ -250,8 +250,8 @@ def check_ground(own: dict[str, Tensor], found: dict[str, Tensor], store: EditSt
     fits = found.keys() - optional == own.keys() - optional and all(
         tensor.dim() == own[name].dim() and (tensor.dim() == 0 or tensor.shape[-1] == own[name].shape[-1])
         for name, tensor in found.items()
-        # A token router's background has as many columns as its longest prompt has tokens.
-        if name in own and not (name == "router.background" and own[name].dim() == 2)
+        # A token router's background has as many columns as its longest prompt has tokens; the other is a text.
+        if name in own and not (name in ("router.background", "router.meaning") and own[name].dim() == 2)
     )
     if not fits:
         raise CorrigendaError(

@@ -82,5 +82,5 @@ def _numbers(prompt: str) -> list[str]:
 
 def _nearest(method: Method, batch: Sequence[Edit]) -> list[tuple[int, float]]:
     """The place and score of each edit's best match."""
-    nearest, score, _ = method.router.nearest_stored(method.fingerprints([edit.prompt for edit in batch]))
+    nearest, score, _ = method.router.nearest_stored(method.fingerprints(batch))
     return list(zip(nearest.tolist(), score.tolist()))
