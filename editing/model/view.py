@@ -13,7 +13,7 @@ from ..errors import CorrigendaError
 from ..methods.method import Method
 from ..methods.record import Record, Solved, Written, check_values
 from ..store.codec import fingerprint_text, packed, record_of, unpacked, withdrawn_of
-from ..store.conflicts import SameFact, same_facts
+from ..store.conflicts import SameFact, left_out, same_facts, superseding
 from ..store.history import History, StoredEdit
 from ..store.ledger import New
 from ..store.store import CONFLICT_POLICIES, EditStore, OnConflict
@@ -123,13 +123,16 @@ class MemoryView:
 
     # Writing
 
-    def write(self, batch: Sequence[Edit], *, on_conflict: OnConflict, author: str | None) -> Outcome:
+    def write(
+        self, batch: Sequence[Edit], later: Sequence[str | None], *, on_conflict: OnConflict, author: str | None
+    ) -> Outcome:
         """Solve a batch, record it in one transaction, and write it into the memory.
 
+        later: for each edit the id of one, still to come, by which it is left out; or None.
         When this returns, the batch is on the disk. When it raises, neither store nor memory has any of it.
         """
         facts = same_facts(self.history, self.method, self.order, batch)
-        taken, declined = self._chosen(batch, facts, on_conflict)
+        taken, declined = self._chosen(batch, facts, later, on_conflict)
         order = list(self.order)
         replaced = {seq for place in taken for seq in facts[place].stored}.intersection(order)
         try:
@@ -149,25 +152,31 @@ class MemoryView:
         self.edits += [one.edit for one in stored if one.seq not in within]
         if any(one.supersedes for one in stored):  # else no mark can have come off: each undone edit costs 50 us here
             self._withdraw()
-        for later in stored:
-            for seq in sorted((replaced | set(new)).intersection(later.supersedes)):
-                self.store.notices.append(
-                    f'Edit "{later.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
-                )
-        left_out = [Declined(batch[place], rival) for place, rival in declined.items()]
-        for out in left_out:
-            self.store.notices.append(
-                f'Edit "{out.edit.id}" is left out: "{out.rival}", which is about the same fact, stays.'
-            )
-        return Outcome([batch[place] for place in taken], [one.written for one in solved], left_out)
+        standing = replaced | set(new)
+        for newer in stored:
+            for seq in sorted(standing.intersection(newer.supersedes)):
+                standing.remove(seq)
+                self.store.notices.append(superseding(newer.id, self.history.edits[seq].id))
+        for place, rival in declined.items():
+            stands = "stays" if later[place] is None else "comes later in the stream"
+            self.store.notices.append(left_out(batch[place].id, rival, stands))
+        missing = [Declined(batch[place], rival) for place, rival in declined.items()]
+        return Outcome([batch[place] for place in taken], [one.written for one in solved], missing)
 
     def _chosen(
-        self, batch: Sequence[Edit], facts: Sequence[SameFact], on_conflict: OnConflict
+        self,
+        batch: Sequence[Edit],
+        facts: Sequence[SameFact],
+        later: Sequence[str | None],
+        on_conflict: OnConflict,
     ) -> tuple[list[int], dict[int, str]]:
         """The places of a batch that are to be written; and of those that are not, with the id that stands instead."""
         taken: list[int] = []
         declined: dict[int, str] = {}
-        for place, (edit, fact) in enumerate(zip(batch, facts)):
+        for place, (edit, fact, coming) in enumerate(zip(batch, facts, later)):
+            if coming is not None:
+                declined[place] = coming
+                continue
             within = [other for other in fact.within if other in taken]
             rival = batch[within[-1]] if within else None
             if rival is None and fact.rival is not None:
@@ -241,8 +250,8 @@ def check_ground(own: dict[str, Tensor], found: dict[str, Tensor], store: EditSt
     fits = found.keys() - optional == own.keys() - optional and all(
         tensor.dim() == own[name].dim() and (tensor.dim() == 0 or tensor.shape[-1] == own[name].shape[-1])
         for name, tensor in found.items()
-        # A token router's background has as many columns as its longest prompt has tokens.
-        if name in own and not (name == "router.background" and own[name].dim() == 2)
+        # A token router's background has as many columns as its longest prompt has tokens; the other is a text.
+        if name in own and not (name in ("router.background", "router.meaning") and own[name].dim() == 2)
     )
     if not fits:
         raise CorrigendaError(
