@@ -14,6 +14,7 @@ from ..editing.backbone.loading import PACKAGED, check_model, load_base, readabl
 from ..editing.errors import CorrigendaError
 from .edit_header import EditHeader
 from .endpoints import edits_router, error_body
+from .log import logger_of
 from .metrics import exposition
 from .settings import ServingSettings
 
@@ -192,7 +193,7 @@ async def _refuse(request: Any, error: Exception) -> Any:
 
 
 def _show_log() -> None:
-    logger = logging.getLogger("corrigenda")
+    logger = logger_of("corrigenda")
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))

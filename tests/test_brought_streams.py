@@ -98,7 +98,7 @@ class TestIds:
 
     def test_an_id_is_bounded_when_it_is_written(self, model) -> None:
         model.edit(seat("Tallow", "x" * 256))
-        with pytest.raises(CorrigendaError, match=r'^The id "x{24}\.\.\." is longer than 256 char.*\.$'):
+        with pytest.raises(CorrigendaError, match='"id" has 257 characters, more than 256'):
             model.edit(seat("Wick", "x" * 257))
 
     def test_two_files_of_one_name_and_two_of_standard_input(self, tmp_path, tiny) -> None:

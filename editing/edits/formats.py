@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError, FieldError
+from ..shown import name as check_name
 from .edit import Edit, kind_of, optional_text, required_text
 from .fields import RecordFields
-from .identifiers import LONGEST_ID
 
 TARGETS = "target_new", "target", "answer"
 """What records that have a `prompt` call their target: benchmarks mostly the first, our own files the second."""
@@ -235,8 +235,7 @@ def read_record(record: Mapping[str, Any], default_id: str) -> Read:
     fields = RecordFields(record)
     found = form.read(fields)
     identifier = fields.identifier("id", "case_id") or default_id
-    if len(identifier) > LONGEST_ID:
-        raise FieldError("id" if "id" in record else "case_id", f"is longer than {LONGEST_ID} characters")
+    check_name("id" if record.get("id") is not None else "case_id", identifier)
     protected = fields.texts("protected")
     saved = fields.object("metadata").left()  # A record of Edit.to_dict has its metadata in one field.
     left = {name: value for name, value in fields.left().items() if name != "metadata"}

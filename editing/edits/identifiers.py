@@ -6,9 +6,6 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-LONGEST_ID = 256
-"""Characters of an id that is written: servers name edits in headers, and logs in lines."""
-
 _NUMBERED = re.compile(r"#\d+\Z")
 
 
