@@ -22,7 +22,10 @@ from ..scores.evaluate import Evaluator, Scores
 from ..scores.report import scores_json, scores_table, write_json
 from ..store.matching import matched
 from .app import counted, tell
-from .stream import StoppedError, one_line, write_stream
+from .stream import StoppedError, Stream, one_line, write_stream
+
+NOT_ALL_HOLD = 3
+"""The exit status of a stream that went to its end, where not all of its edits hold."""
 
 
 def edit(
@@ -40,6 +43,7 @@ def edit(
     score_each: bool,
     resume: bool,
     on_conflict: str,
+    keep_unsolved: bool | None,
     author: str | None,
     json_path: Path | None,
     source: dict[str, Any],
@@ -57,6 +61,7 @@ def edit(
             store=out.resolve(),
             resume=resume,
             on_conflict=on_conflict,
+            keep_unsolved=keep_unsolved,
             author=author,
         )
         tell([] if edited.store is None else edited.store.notices, f"see `corrigenda log {out}` and its --status")
@@ -69,10 +74,12 @@ def edit(
                     f"The stream ended after {stream.done} of {len(edits)} edits; what was written is saved in {out}.",
                     soft_wrap=True,
                 )
+                _tell_held(console, stream)
             if isinstance(stream.ended_by, StoppedError):
                 raise typer.Exit(130)
             raise stream.ended_by
-        written = counted(stream.done, "edit")
+        inside = stream.done - len(stream.unsolved)
+        written = counted(inside, "edit")
         console.print(
             f"Wrote {written} in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.", soft_wrap=True
         )
@@ -82,7 +89,7 @@ def edit(
         immediate = evaluator.immediate_scores()
         if immediate is not None:
             console.print(scores_table(immediate, "Right after each batch"))
-        scores = unscored(stream.done)
+        scores = unscored(inside)
         if evaluate:
             scores = score(console, evaluator, edited.edits)
             console.print(scores_table(scores, f"After {counted(scores.n, 'edit')}"))
@@ -95,7 +102,21 @@ def edit(
                 settings=settings(edited, model, **source),
                 immediate=immediate,
             )
-            write_json(json_path, result)
+            counts = {"held": stream.held, "unsolved": stream.unsolved, "failing": stream.failing}
+            write_json(json_path, {**result, **counts})
+        _tell_held(console, stream)
+        if stream.held < stream.done:
+            raise typer.Exit(NOT_ALL_HOLD)
+
+
+def _tell_held(console: Console, stream: Stream) -> None:
+    """The line that says how many edits of a stream hold."""
+    if stream.done == 0:
+        return
+    names = [*stream.unsolved, *stream.failing]
+    shown = ", ".join(one_line(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    rest = f"; not {shown}" if names else ""
+    console.print(f"{stream.held} of {counted(stream.done, 'edit')} hold{rest}.", soft_wrap=True)
 
 
 def evaluate(
@@ -165,7 +186,7 @@ def generate(
             compared = f"{source.score:.3f}, needed {source.needed:.3f}, margin {source.margin:+.3f}"
             line.append(f"  {nearest} {compared}", "dim")
         if provenance and source.withdrawn is not None:
-            line.append(f" to {source.withdrawn}, undone", "dim")
+            line.append(f" to {source.withdrawn}, {edited.store.history.taken_out_as(source.withdrawn)}", "dim")
         console.print(line, soft_wrap=True)
 
 

@@ -15,7 +15,7 @@ from ..errors import CorrigendaError
 from .ledger import Entry, Ledger, New
 from .selection import Selection
 
-STATUSES = APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded", "lost"
+STATUSES = APPLIED, UNDONE, SUPERSEDED, UNSOLVED, LOST = "applied", "undone", "superseded", "unsolved", "lost"
 DECLINED = "declined"
 """What is said of an edit that is recorded, but was not written."""
 
@@ -25,11 +25,16 @@ _RENAMED = {"routed_loc": "misfires"}
 
 @dataclass
 class StoredEdit:
-    """An edit of the ledger. `wanted` until it is undone; `dropped` when its tensors are no longer kept."""
+    """An edit of the ledger.
+
+    wanted: until it is undone; and not one that was left out because it did not hold, `unsolved`, until it is redone.
+    dropped: when its tensors are no longer kept.
+    """
 
     seq: int
     body: dict[str, Any]
     wanted: bool = True
+    unsolved: bool = False
     dropped: bool = False
     lost: bool = False
     scores: dict[str, Any] | None = None
@@ -76,8 +81,8 @@ class StoredEdit:
 class History:
     """The entries of a ledger, folded. The memory is a function of the wanted edits alone.
 
-    An edit is in the memory unless it was undone, or a wanted edit that came later is about the same fact: the last
-    write wins, and when that one is undone, the one before it is in again.
+    An edit is in the memory unless it was undone, or left out as unsolved, or a wanted edit that came later is about
+    the same fact: the last write wins, and when that one is undone, the one before it is in again.
     """
 
     def __init__(self) -> None:
@@ -87,7 +92,7 @@ class History:
         self.declined: dict[int, dict[str, Any]] = {}
         self.entries: list[tuple[int, str]] = []
         self.last_time = ""
-        self._undone: dict[int, int] = {}
+        self._out: dict[int, int] = {}
         self._superseding: list[int] = []
         self._by_id: dict[str, list[int]] = {}
         self._by_prompt: dict[str, list[int]] = {}
@@ -131,8 +136,8 @@ class History:
                 if self.ground is not None:
                     raise ValueError("a second one")
                 self.ground = entry
-            case "edit":
-                self._fold_edit(entry.seq, body)
+            case "edit" | "unsolved":
+                self._fold_edit(entry.seq, body, entry.kind == UNSOLVED)
             case "declined":
                 texts = (body["id"], body["edit"]["prompt"], body["edit"]["target"], body["for"], body["time"])
                 if not all(isinstance(text, str) for text in texts):
@@ -142,11 +147,11 @@ class History:
             case "status":
                 wanted = {"undone": False, "redone": True}[body["status"]]
                 for seq in body["edits"]:
-                    self.edits[seq].wanted = wanted
+                    self.edits[seq].wanted, self.edits[seq].unsolved = wanted, False
                     self.edits[seq].events.append(self._event(entry))
-                    self._undone.pop(seq, None)
+                    self._out.pop(seq, None)
                     if not wanted:
-                        self._undone[seq] = entry.seq
+                        self._out[seq] = entry.seq
             case "scores":
                 for seq, scores in body["scores"].items():
                     self.edits[int(seq)].scores = {_RENAMED.get(name, name): value for name, value in scores.items()}
@@ -162,8 +167,8 @@ class History:
             case _:
                 raise ValueError("an unknown kind of entry")
 
-    def _fold_edit(self, seq: int, body: dict[str, Any]) -> None:
-        stored = StoredEdit(seq, body)
+    def _fold_edit(self, seq: int, body: dict[str, Any], unsolved: bool) -> None:
+        stored = StoredEdit(seq, body, wanted=not unsolved, unsolved=unsolved)
         texts = (body["id"], body["edit"]["prompt"], body["edit"]["target"], body["fingerprint"], body["time"])
         if not all(isinstance(text, str) for text in texts) or not isinstance(body["tensors"], dict):
             raise ValueError("an edit without id, prompt, target, fingerprint, time or tensors")
@@ -173,8 +178,11 @@ class History:
             raise ValueError("its batch is not one of the entries before")
         if any(earlier not in self.edits for earlier in stored.supersedes):
             raise ValueError("it supersedes an edit that is not there")
-        stored.events.append({"seq": seq, "time": body["time"], "status": "applied", "author": body.get("author")})
+        status = UNSOLVED if unsolved else APPLIED
+        stored.events.append({"seq": seq, "time": body["time"], "status": status, "author": body.get("author")})
         self.edits[seq] = stored
+        if unsolved:
+            self._out[seq] = seq
         if stored.supersedes:
             self._superseding.append(seq)
         self._by_id.setdefault(stored.id, []).append(seq)
@@ -206,14 +214,17 @@ class History:
         return [seq for seq, stored in self.edits.items() if stored.wanted and seq not in replaced]
 
     def withdrawn(self, applied: Collection[int]) -> dict[int, int]:
-        """The undone edits of whose fact none is `applied`, with the entry that undid each, the last one first."""
-        if not self._undone:
+        """The undone and unsolved edits of whose fact none is `applied`, the last one first.
+
+        With each goes the entry that took it out: of an unsolved one its own.
+        """
+        if not self._out:
             return {}
         inside = set(applied)
         settled = {seq for later in inside.intersection(self._superseding) for seq in self.edits[later].supersedes}
         return {
             seq: entry
-            for seq, entry in reversed(self._undone.items())
+            for seq, entry in reversed(self._out.items())
             if not self.edits[seq].lost and seq not in settled and inside.isdisjoint(self.edits[seq].supersedes)
         }
 
@@ -225,7 +236,7 @@ class History:
             if stored.lost:
                 return LOST
             if not stored.wanted:
-                return UNDONE
+                return UNSOLVED if stored.unsolved else UNDONE
             return SUPERSEDED if stored.seq in replaced else APPLIED
 
         return {seq: status(self.edits[seq]) for seq in (self.edits if edits is None else edits)}
@@ -244,6 +255,11 @@ class History:
         replaced = self.superseded_by()
         seq = max(numbers, key=lambda seq: (self.edits[seq].wanted == wanted, seq not in replaced, seq))
         return self.edits[seq]
+
+    def taken_out_as(self, name: str) -> str:
+        """Why the last edit of this id that is out of the memory is out: "undone" or "unsolved"."""
+        stored = self.find(name, wanted=False)
+        return UNSOLVED if stored is not None and stored.unsolved else UNDONE
 
     def named(self, name: str) -> list[StoredEdit]:
         """Every edit of this id, in whatever status."""
