@@ -20,8 +20,8 @@ from ..editing.model.why import explained
 from ..editing.profiling import scope
 from ..editing.routers.router import EditRouter
 from ..editing.store.codec import fingerprint_of, unpacked
-from ..editing.store.history import StoredEdit
 from ..editing.store.store import EditStore
+from ..editing.store.stored import StoredEdit
 from .errors import ServingError
 from .memory import edit_key
 from .settings import ServingSettings, resolved
@@ -57,8 +57,8 @@ class ServedEdit(NamedTuple):
             "target": self.target,
             "tenant": self.tenant,
             "store": str(self.store),
-            "time": self.stored.body["time"],
-            "author": self.stored.body.get("author"),
+            "time": self.stored.time,
+            "author": self.stored.author,
         }
 
 
