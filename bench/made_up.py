@@ -19,7 +19,7 @@ def random_rows(edited, rows=6):
 
     def solve(edits):
         solved = []
-        for known in method.fingerprints([edit.prompt for edit in edits]):
+        for known in method.fingerprints(edits):
             tensors = {
                 "keys": torch.randn(rows, method.width, generator=generator).to(method.memory.dtype),
                 "values": torch.randn(rows, method.out_width, generator=generator).to(method.memory.dtype),

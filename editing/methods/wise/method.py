@@ -300,8 +300,8 @@ class Wise(Method):
         if bool(ids) != self.config.replay or not all(0 <= token < vocabulary for token in ids):
             raise CorrigendaError("its tokens, by which it is replayed, are not those of a prompt")
 
-    def fingerprints(self, prompts: Sequence[str]) -> list[Tensor]:
-        return [torch.zeros(0, dtype=torch.int32, device="cpu") for _ in prompts]
+    def fingerprints(self, edits: Sequence[Edit]) -> list[Tensor]:
+        return [torch.zeros(0, dtype=torch.int32, device="cpu") for _ in edits]
 
     def learn_background(self) -> None:
         """What `spared` and `threshold_from` need; irrelevant prompts take part in the loss itself."""
