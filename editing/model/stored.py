@@ -186,8 +186,7 @@ class StoredEdits:
                 self._writable()
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 known = later if on_conflict == "supersede" else [None] * len(batch)
-                policy = {"on_conflict": on_conflict, "author": author, "keep_unsolved": keep}
-                outcome = self._view.write(batch, known, **policy)
+                outcome = self._view.write(batch, known, on_conflict=on_conflict, author=author, keep_unsolved=keep)
                 self.store.notices += sentences + taken
                 self._versions.current = list(self._view.edits)
             results += outcome.written
