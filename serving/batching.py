@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import logging
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from ..editing.routers.router import Decision
 from .catalogue import Admission, Catalogue, Change, ServedEdit
 from .continuous import BatchedRequests
 from .errors import ServingError
+from .log import logger_of
 from .memory import ServedMemory
 from .metrics import Metrics
 from .requests import CallRequests, ServedRequest, call_requests
@@ -34,7 +34,7 @@ from .settings import ServingSettings, resolved
 
 __all__ = ["ServedModel"]
 
-logger = logging.getLogger("corrigenda")
+logger = logger_of("corrigenda")
 
 
 class ServedModel:
