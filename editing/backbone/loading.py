@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -68,24 +67,6 @@ def load_base(
             reason = str(error).splitlines()[0].rstrip(".")
             raise CorrigendaError(f'The device "{device}" cannot be used: {reason}.') from error
     return model.eval(), tokenizer
-
-
-def as_folder(name: str | Path, directory: str | Path) -> Path:
-    """A model as servers read it: `directory` with safetensors and a tokenizer, written unless it is there.
-
-    For the packaged model and GGUF files, whose weights transformers alone unpacks.
-    """
-    path = Path(directory)
-    if not (path / "config.json").is_file():
-        loaded, tokenizer = load_base(name)
-        # A model that was read from GGUF refuses to be saved; one with its weights does not.
-        config = copy.deepcopy(loaded.config)
-        config.__dict__.pop("quantization_config", None)
-        model = type(loaded)(config).to(loaded.dtype)
-        model.load_state_dict(loaded.state_dict())
-        tokenizer.save_pretrained(path)
-        model.save_pretrained(path)
-    return path
 
 
 def load_tokenizer(name: str | Path) -> Any:
