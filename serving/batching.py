@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..editing.backbone.decoder import Decoder
 from ..editing.backbone.identity import same_weights, weight_sample
+from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
@@ -46,6 +47,7 @@ class ServedModel:
     the model's own `generate`, is the base model's.
     """
 
+    @own_modes()
     def __init__(self, model: Any, tokenizer: Any, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
         if getattr(model, "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before serving it.")
@@ -158,7 +160,7 @@ class ServedModel:
         owners = self._owners(tenants, len(prompt))
         with self._between_passes():
             deciding = self._provider.method = _Deciding(self, owners)
-            with self._provider.session(prompt, mask), self.passing:
+            with own_modes(self.model, autocast=True), self._provider.session(prompt, mask), self.passing:
                 self.site.context = self._alone
                 try:
                     output = self.model.generate(prompt, **kwargs)
@@ -236,6 +238,7 @@ class ServedModel:
             path = None if store is None else resolved(store)
             return self._take(self.catalogue.undo(edit, tenant, path, author))
 
+    @own_modes()
     def _take(self, change: Change) -> dict[str, Any]:
         """Read the rows while passes run; write them, and answer by them, between two."""
         with self._lock:  # rows that are still here for a request in flight are not read: they must stay
@@ -304,10 +307,11 @@ class _Deciding:
             served._placed(f"row {number}", served.catalogue.admit(row, owner))
             for number, (row, owner) in enumerate(zip(rows, self._owners))
         ]
-        self.admissions = [admission for admission, _ in decided]
+        found = [admission for admission, _ in decided]
+        self.admissions = self.admissions or found  # what guidance asks beside a call comes later
         places = torch.tensor([place for _, place in decided], dtype=torch.int32, device="cpu")
-        scores = torch.tensor([one.score for one in self.admissions], dtype=torch.float32, device="cpu")
-        margins = torch.tensor([one.margin for one in self.admissions], dtype=torch.float32, device="cpu")
+        scores = torch.tensor([one.score for one in found], dtype=torch.float32, device="cpu")
+        margins = torch.tensor([one.margin for one in found], dtype=torch.float32, device="cpu")
         return Decision(places, places, scores, torch.zeros_like(scores), margins, torch.full_like(places, -1))
 
 

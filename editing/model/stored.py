@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..backbone.decoder import Decoder, check_decoder
+from ..backbone.modes import frozen, own_modes
 from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of
 from ..errors import CorrigendaError
@@ -115,13 +114,13 @@ class StoredEdits:
             )
 
     def _attach(self, store: EditStore) -> None:
-        with torch.no_grad():
+        with self._writing(gradients=False):
             self._view.attach(store)
         self._versions.current = list(self._view.edits)
 
     def _synchronise(self) -> None:
         """Make the memory what the store says it is."""
-        with torch.no_grad():
+        with self._writing(gradients=False):
             self._view.become(self._view.history.applied())
         self._versions.current = list(self._view.edits)
 
@@ -162,7 +161,7 @@ class StoredEdits:
         if store is not None:
             self.attach(store)
         if not self._checked:
-            with self._provider.aside():
+            with self._writing():
                 check_decoder(self.decoder, self.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
@@ -170,7 +169,7 @@ class StoredEdits:
         seconds, told = 0.0, 0
         for batch in _batches(recorded.skip(stream), self.config.batch_size):
             start = time.perf_counter()
-            with self._versions.lock, self._frozen():
+            with self._writing():
                 self._writable()
                 outcome = self._view.write(self._named(batch), on_conflict=on_conflict, author=author)
                 self._versions.current = list(self._view.edits)
@@ -194,17 +193,15 @@ class StoredEdits:
             self.store.append([New("scores", {"scores": found, **self.store.stamp()})])
 
     @contextlib.contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """Within: no gradient by the model's own weights, and forwards are the base model's."""
-        needed = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in needed:
-            parameter.requires_grad_(False)
-        try:
-            with self._provider.aside():
-                yield
-        finally:
-            for parameter in needed:
-                parameter.requires_grad_(True)
+    def _writing(self, gradients: bool = True) -> Iterator[None]:
+        """Within: nobody else reads or writes, and forwards are the base model's, whose weights take no gradient."""
+        with (
+            self._versions.lock,
+            own_modes(self.model, gradients=gradients),
+            frozen(self.model),
+            self._provider.aside(),
+        ):
+            yield
 
     def _named(self, batch: Sequence[Edit]) -> list[Edit]:
         """The batch with an id for every edit; raises where one is taken."""
@@ -275,7 +272,7 @@ class StoredEdits:
 
         prompt_tokens: how many distinct tokens their prompts have.
         """
-        with self._versions.lock:
+        with self._writing(gradients=False):
             self.method.reserve(edits, rows, prompt_tokens)
 
     def close(self) -> None:
