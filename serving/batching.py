@@ -20,6 +20,7 @@ from ..editing.backbone.decoder import Decoder
 from ..editing.backbone.identity import same_weights, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
+from ..editing.backbone.wrappers import unwrapped
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
@@ -49,7 +50,7 @@ class ServedModel:
 
     @own_modes()
     def __init__(self, model: Any, tokenizer: Any, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
-        if getattr(model, "_corrigenda", None) is not None:
+        if getattr(unwrapped(model), "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before serving it.")
         self.model = model
         self.tokenizer = tokenizer
@@ -80,9 +81,9 @@ class ServedModel:
         self._patch = Patch()
         self._patch.hook(decoder.down_proj(config.layer), output)
         self._alone = RoutingContext(device)
-        self._provider = GenerateProvider(model, _Deciding(self, ()), self._alone, self._patch)
+        self._provider = GenerateProvider(decoder.model, _Deciding(self, ()), self._alone, self._patch)
         self._patch_init()
-        self._patch.replace(model, "_corrigenda", self)
+        self._patch.replace(decoder.model, "_corrigenda", self)
 
     def _check_base(self, decoder: Decoder) -> None:
         """Raise unless the stores' edits were written for this model."""
@@ -96,7 +97,7 @@ class ServedModel:
             raise ServingError(wanted.format("its weights differ"), 422)
 
     def _patch_init(self) -> None:
-        original = self.model.init_continuous_batching
+        original = unwrapped(self.model).init_continuous_batching
         signature = inspect.signature(original)
 
         @functools.wraps(original)
@@ -109,7 +110,7 @@ class ServedModel:
                 self._managers.add(manager._corrigenda)
             return manager
 
-        self._patch.replace(self.model, "init_continuous_batching", init)
+        self._patch.replace(unwrapped(self.model), "init_continuous_batching", init)
 
     # Answers
 
@@ -156,7 +157,7 @@ class ServedModel:
 
         Nothing else runs on the model meanwhile: a running batch waits.
         """
-        prompt, mask = prompts_of(self.model, inputs, kwargs)
+        prompt, mask = prompts_of(unwrapped(self.model), inputs, kwargs)
         owners = self._owners(tenants, len(prompt))
         with self._between_passes():
             deciding = self._provider.method = _Deciding(self, owners)

@@ -11,12 +11,17 @@ from torch import Tensor, nn
 from ..errors import CorrigendaError
 from .head import label_losses
 from .last_layer import AskedPositions, layer_at
+from .wrappers import unwrapped
 
 
 class Decoder:
-    """The parts of a decoder-only model, found by structure (`layers[i].mlp.down_proj`); no weight is copied."""
+    """The parts of a decoder-only model, found by structure (`layers[i].mlp.down_proj`); no weight is copied.
+
+    `model` is what is inside the wrappers that the given one may have.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        model = unwrapped(model)
         body = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "model", None)
         self.model = model
         self.body = body

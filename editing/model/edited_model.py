@@ -16,6 +16,7 @@ from ..backbone.greedy import greedy
 from ..backbone.loading import load_base
 from ..backbone.modes import check_tensors, own_modes
 from ..backbone.patch import Patch
+from ..backbone.wrappers import unwrapped
 from ..edits.edit import Edit, kind_of
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
@@ -39,7 +40,8 @@ class EditedModel(StoredEdits):
     """A model that takes corrections in a stream, answers by them in other words too, and can be restored bit for bit.
 
     Prompts that no edit is about get the base model's output, bit for bit. The model itself is patched in place, on
-    this instance alone; `detach` takes the patch off.
+    this instance alone; `detach` takes the patch off. It may be one in PEFT's or `torch.compile`'s wrapper, whose
+    adapters belong to the base model; `generate` of the wrapper, as the model's own, answers by the edits.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class EditedModel(StoredEdits):
         chat_template: bool = False,
         name: str | None = None,
     ) -> None:
-        if getattr(model, "_corrigenda", None) is not None:
+        if getattr(unwrapped(model), "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before wrapping it again.")
         check_tensors(model)
         with own_modes(model):
@@ -69,9 +71,9 @@ class EditedModel(StoredEdits):
             self._patch = Patch()
             self._patch.hook(self.decoder.down_proj(self.config.layer), output)
             self.method.tap(self._patch, self.context)
-            self._provider = GenerateProvider(model, self.method, self.context, self._patch)
+            self._provider = GenerateProvider(self.decoder.model, self.method, self.context, self._patch)
             self._provider.answer_all(lambda: self._reading(autocast=True), lambda: bool(self._versions.current))
-            self._patch.replace(model, "_corrigenda", self)
+            self._patch.replace(self.decoder.model, "_corrigenda", self)
 
     @classmethod
     def wrap(cls, model: Any, tokenizer: Any, config: EditingConfig | None = None, **options: Any) -> EditedModel:
@@ -132,7 +134,7 @@ class EditedModel(StoredEdits):
 
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
-        prompt, mask = prompts_of(self.model, inputs, kwargs)
+        prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
         with self._reading(autocast=True) as edits, self._provider.session(prompt, mask) as session:
             output = self.model.generate(prompt, **kwargs)
             return (output, self._provenance(session.decision, edits)) if provenance else output
@@ -278,7 +280,7 @@ class EditedModel(StoredEdits):
         return self.model
 
     def _check_lengths(self, rows: Sequence[Sequence[int]], new: Sequence[int]) -> None:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.decoder.model.config, "max_position_embeddings", None)
         for number, (row, more) in enumerate(zip(rows, new), start=1):
             if limit is not None and len(row) + more > limit:
                 raise CorrigendaError(

@@ -81,8 +81,9 @@ class GenerateProvider:
 
         def warn(_module: Any, _args: tuple[Any, ...]) -> None:
             nonlocal warned
-            known = self._session is not None or self._aside or self.context.active
-            if torch.compiler.is_compiling() or warned or known or not edited():
+            if torch.compiler.is_compiling() or warned:
+                return
+            if self._session is not None or self._aside or self.context.active or not edited():
                 return
             warned = True
             warnings.warn(

@@ -101,7 +101,7 @@ class StoredEdits:
 
     def _check_attached(self) -> None:
         """Raise where `detach` took the patch off."""
-        if getattr(self.model, "_corrigenda", None) is not self:
+        if getattr(self.decoder.model, "_corrigenda", None) is not self:
             raise CorrigendaError("The edits are detached from their model: load or wrap it again.")
 
     def _check_read(self) -> None:
