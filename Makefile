@@ -34,10 +34,11 @@ test: $(STAMP) ## run the tests
 soak: $(STAMP) ## the store's kill and fuzz tests, at length (SOAK= times the usual number)
 	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_damage.py tests/test_store.py -k 'killed or mutated'
 
-lint: $(STAMP) ## ruff, and the rules that no linter knows
+lint: $(STAMP) ## ruff, mypy, and the rules that no linter knows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	bash tools/check_style.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/check_types.sh
 
 aot: $(STAMP) ## compile every Triton kernel for sm_80, sm_90 and sm_100; no GPU is needed, spills fail
 	$(BIN)/python tools/compile_triton.py

@@ -16,7 +16,7 @@ from ..editing.errors import CorrigendaError
 from ..editing.model.layer import Site
 from ..editing.routers.context import RoutingContext
 from .catalogue import Admission
-from .endpoints import asked
+from .endpoints import current_request
 from .errors import ServingError
 from .recovery import fail_pass
 from .slots import Slots
@@ -129,7 +129,7 @@ class BatchedRequests:
 
     def _add_request(self, original: Any, input_ids: list[int], *args: Any, **kwargs: Any) -> str | None:
         """`add_request`, which also takes a `tenant`."""
-        batch, request = arrivals.get(), asked()
+        batch, request = arrivals.get(), current_request()
         tenant = None if request is None else request.tenant
         if batch is not None:
             tenant = batch.tenants.get(id(input_ids))
@@ -149,7 +149,7 @@ class BatchedRequests:
             flight = self.desk.admit(name, state.initial_tokens, _tenant.get())
             setattr(state, _FLIGHT, flight)
             self._queued[name] = flight
-        batch, request = arrivals.get(), asked()
+        batch, request = arrivals.get(), current_request()
         if batch is not None:
             batch.admissions[name] = flight.admission
         if request is not None:

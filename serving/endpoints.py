@@ -46,40 +46,40 @@ def edits_router(edits: ServedEdits) -> Any:
 
     router = APIRouter(tags=["edits"])
 
-    async def answered(asked: Callable[[], Awaitable[dict[str, Any]]]) -> JSONResponse:
+    async def response(work: Callable[[], Awaitable[dict[str, Any]]]) -> JSONResponse:
         try:
-            return JSONResponse(await asked())
+            return JSONResponse(await work())
         except CorrigendaError as error:
             status = getattr(error, "status", 422)
             return JSONResponse(error_body(error, status), status_code=status)
 
     @router.get("/v1/edits")
     async def listing(request: Request) -> JSONResponse:
-        return await answered(edits.listing)
+        return await response(edits.listing)
 
     @router.post("/v1/edits")
     async def load(request: Request) -> JSONResponse:
-        async def asked() -> dict[str, Any]:
+        async def work() -> dict[str, Any]:
             body = _fields(await _body(request), {"store", "tenant"}, "The body")
             return await edits.load(_required(body, "store", "The body"), body.get("tenant"))
 
-        return await answered(asked)
+        return await response(work)
 
     @router.get("/v1/edits/why")
     async def why(request: Request) -> JSONResponse:
-        async def asked() -> dict[str, Any]:
+        async def work() -> dict[str, Any]:
             query = _fields(dict(request.query_params), {"prompt", "tenant"}, "The query")
             return await edits.why(_required(query, "prompt", "The query"), query.get("tenant"))
 
-        return await answered(asked)
+        return await response(work)
 
     @router.delete("/v1/edits/{edit:path}")
     async def undo(edit: str, request: Request) -> JSONResponse:
-        async def asked() -> dict[str, Any]:
+        async def work() -> dict[str, Any]:
             query = _fields(dict(request.query_params), {"tenant", "store", "author"}, "The query")
             return await edits.undo(edit, query.get("tenant"), query.get("store"), query.get("author"))
 
-        return await answered(asked)
+        return await response(work)
 
     return router
 
@@ -126,7 +126,7 @@ def _required(given: dict[str, str], name: str, where: str) -> str:
     return given[name]
 
 
-class Asked:
+class HttpRequest:
     """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none.
 
     version: of the edits among which that was decided, for the last prompt
@@ -152,16 +152,16 @@ def _encoded(edit: str) -> str:
     return "%2D" if edit == "-" else quote(edit, safe="!#$&'()*+/:;=?@[]^_`{|}~")
 
 
-_asked: ContextVar[Asked | None] = ContextVar("corrigenda_asked", default=None)
+_current_request: ContextVar[HttpRequest | None] = ContextVar("corrigenda_asked", default=None)
 
 
-def asked() -> Asked | None:
+def current_request() -> HttpRequest | None:
     """The HTTP request that this task or thread works for, if any."""
-    return _asked.get()
+    return _current_request.get()
 
 
 class EditHeader:
-    """ASGI middleware: tells `asked()` the tenant of each HTTP request, and the client the edits that answered it.
+    """ASGI middleware: tells `current_request()` the tenant of each HTTP request, and the client what answered it.
 
     The tenant is named by the header `x-corrigenda-tenant`. A response's start is held back until its first piece of
     body, for some servers begin to answer before they have looked at the prompts.
@@ -175,7 +175,7 @@ class EditHeader:
             await self.app(scope, receive, send)
             return
         named = {name.lower(): value for name, value in scope["headers"]}
-        request = Asked(named.get(TENANT_HEADER.encode(), b"").decode("latin-1") or None)
+        request = HttpRequest(named.get(TENANT_HEADER.encode(), b"").decode("latin-1") or None)
         start: Any = None
 
         async def answer(message: Any) -> None:
@@ -192,8 +192,8 @@ class EditHeader:
                 await send(held)
             await send(message)
 
-        token = _asked.set(request)
+        token = _current_request.set(request)
         try:
             await self.app(scope, receive, answer)
         finally:
-            _asked.reset(token)
+            _current_request.reset(token)

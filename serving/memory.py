@@ -14,7 +14,7 @@ from ..editing.errors import CorrigendaError
 from ..editing.memories.row_banks import RowBanks
 from ..editing.methods.associative.config import AssociativeConfig
 from ..editing.methods.associative.method import Associative
-from ..editing.methods.record import check_shapes
+from ..editing.methods.record import check_tensors
 from ..editing.profiling import scope
 from ..editing.store.codec import record_of, unpacked
 from ..editing.store.history import StoredEdit
@@ -125,7 +125,7 @@ class ServedMemory:
             raise ServingError(f"{ledger.name} has changed while it was loaded: load it again.", 409)
         tensors = record_of(ledger, stored).tensors
         try:
-            check_shapes(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))
+            check_tensors(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))
         except CorrigendaError as error:
             raise ServingError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {error}.', 422) from None
         count = len(tensors["keys"])

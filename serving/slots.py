@@ -27,8 +27,8 @@ class Slots:
         self.context = context
         self._slot: dict[str, int] = {}
         self._free = list(range(requests, 0, -1))
-        self._prompt = np.zeros(requests + 1, dtype=np.int64)
-        self._route = np.full(requests + 1, -1, dtype=np.int64)
+        self._prompt: np.ndarray = np.zeros(requests + 1, dtype=np.int64)
+        self._route: np.ndarray = np.full(requests + 1, -1, dtype=np.int64)
         self._decoding: list[str] | None = None
         self._always = context.device.type != "cpu" if captured is None else captured
         context.active = self._always
@@ -55,6 +55,7 @@ class Slots:
         self._prompt[slot] = prompt_tokens
         self._route[slot] = route
         self.context.route[slot] = route
+        self.context.stopped[slot] = 0
         self._decoding = None
 
     def end(self, request: str) -> None:
@@ -84,7 +85,7 @@ class Slots:
         decoding = bool((lengths == 1).all() and (past >= self._prompt[slots]).all())
         if decoding and self._decoding == list(requests):
             return  # the same tokens' successors: every buffer holds what it should
-        row = np.repeat(np.arange(len(slots)), lengths)
+        row: np.ndarray = np.repeat(np.arange(len(slots)), lengths)
         begin = np.cumsum(lengths) - lengths
         position = past[row] + np.arange(len(row)) - begin[row]
         last = self._prompt[slots][row] - 1

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from ..editing.errors import CorrigendaError
+from ..editing.methods.associative.config import AssociativeConfig
 from ..editing.methods.config import EditingConfig
 from ..editing.store.files import LEDGER_NAME
 from ..editing.store.store import EditStore, check_format
@@ -47,10 +48,11 @@ def open_store(path: Path) -> EditStore:
         raise ServingError(str(error), 422) from error
 
 
-def served_config(store: EditStore) -> EditingConfig:
+def served_config(store: EditStore) -> AssociativeConfig:
     """The configuration of a store's edits, if they can be routed when a request is admitted."""
     config = EditingConfig.from_dict(store.header["config"])
-    if not config.routed_by_text:
+    # Rows of key and value are what a server holds.
+    if not (isinstance(config, AssociativeConfig) and config.routed_by_text):
         raise ServingError(
             f'The edits in {store.ledger.name} ({config.method}, scope="{config.scope}") are found by features of the '
             "whole prompt, which chunked prefill and prefix sharing hide from a server: serve edits of the method "

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 from corrigenda.editing import CorrigendaError  # noqa: E402
 from corrigenda.editing.cli.app import app as program  # noqa: E402
 from corrigenda.serving import ServingError  # noqa: E402
-from corrigenda.serving.endpoints import Asked, EditHeader, asked, edits_router  # noqa: E402
+from corrigenda.serving.endpoints import EditHeader, HttpRequest, current_request, edits_router  # noqa: E402
 
 
 class Recorded:
@@ -137,7 +137,7 @@ def sent(app, headers=()):
         await EditHeader(app)({"type": "http", "headers": list(headers)}, None, send)
 
     asyncio.run(run())
-    assert asked() is None
+    assert current_request() is None
     return messages
 
 
@@ -153,12 +153,12 @@ def test_the_start_waits_for_what_is_found_later():
 
     async def app(scope, receive, send):
         await send(start())
-        seen.append(asked().tenant)
-        asked().decided("edit-1", 7)
-        asked().decided(None, 7)
-        await asyncio.to_thread(lambda: asked().decided("edit 3,\r\n-é", 8))
+        seen.append(current_request().tenant)
+        current_request().decided("edit-1", 7)
+        current_request().decided(None, 7)
+        await asyncio.to_thread(lambda: current_request().decided("edit 3,\r\n-é", 8))
         await send(BODY)
-        asked().decided("late", 9)
+        current_request().decided("late", 9)
         await send(BODY)
 
     first, *rest = sent(app, [(b"X-Corrigenda-Tenant", b"acme")])
@@ -170,18 +170,18 @@ def test_the_start_waits_for_what_is_found_later():
 
 def test_other_answers_are_left_alone():
     async def app(scope, receive, send):
-        assert asked().tenant is None
+        assert current_request().tenant is None
         await send(start())
         await send(BODY)
 
     assert sent(app) == [start(), BODY]
-    assert Asked().header == ""
-    request = Asked()
+    assert HttpRequest().header == ""
+    request = HttpRequest()
     request.edits = ["-", None]  # an edit may be called so
     assert request.header == "%2D,-"
 
     async def sockets(scope, receive, send):
-        assert asked() is None
+        assert current_request() is None
         await send({"type": "websocket.accept"})
 
     async def run():
@@ -203,7 +203,7 @@ def test_an_app_that_fails_before_its_answer_leaves_nothing_behind():
 
     with pytest.raises(RuntimeError, match="broken"):
         sent(app)
-    assert asked() is None
+    assert current_request() is None
 
 
 # `transformers serve`

@@ -17,6 +17,7 @@ from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.store import check
 from corrigenda.editing.store.exchange import merge
 from corrigenda.editing.store.ledger import New
+from corrigenda.editing.store.selection import Selection
 from corrigenda.editing.store.store import EditStore, compact
 
 
@@ -72,16 +73,16 @@ class TestAppending:
         store = reopened(folder, write=True)
         add(store, edit("e"), author="bob")
         times = [stored.body["time"] for stored in store.history.edits.values()]
-        assert [s.id for s in store.selected(author="bob")] == ["e"]
-        assert [s.id for s in store.selected(since=times[3])] == ["d", "d2", "e"]
-        assert [s.id for s in store.selected(until=times[1])] == ["a", "b"]
-        assert len(store.selected(until=times[0][:10])) == 6
-        assert len(store.selected(since=times[0][:16].replace("T", " "))) == 6
+        assert [s.id for s in store.selected(Selection(by="bob"))] == ["e"]
+        assert [s.id for s in store.selected(Selection(since=times[3]))] == ["d", "d2", "e"]
+        assert [s.id for s in store.selected(Selection(until=times[1]))] == ["a", "b"]
+        assert len(store.selected(Selection(until=times[0][:10]))) == 6
+        assert len(store.selected(Selection(since=times[0][:16].replace("T", " ")))) == 6
         east = datetime.fromisoformat(times[3]).astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat()
-        assert [s.id for s in store.selected(since=east)] == ["d", "d2", "e"]
+        assert [s.id for s in store.selected(Selection(since=east))] == ["d", "d2", "e"]
         for odd in ("yesterday", "2026-13", "2026-11-22T", "2026-11-22+02:00", "", "22.11.2026"):
             with refusal("is not a time"):
-                store.selected(until=odd)
+                store.selected(Selection(until=odd))
         with refusal("nobody"):
             store.selected(["nobody"])
         store.close()

@@ -21,7 +21,7 @@ from corrigenda.serving.vllm.keys import CONFIG, LAYER
 from corrigenda.serving.vllm.model_state import edited_state
 from corrigenda.serving.vllm.prefix_cache import of_the_prompt, without_edited
 from corrigenda.serving.vllm.runner import connected, described, renewed
-from corrigenda.serving.vllm.worker import EditsWorker, WorkerEdits, asked
+from corrigenda.serving.vllm.worker import EditsWorker, WorkerEdits, request_info
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 
@@ -158,7 +158,7 @@ def test_an_edit_answers_in_the_dtype_that_the_server_loads_its_model_in(config,
     finally:
         torch.set_default_dtype(before)
     key = keys(edits)[0]
-    edits.describe(["a"], np.array([0]), np.array([3]), lambda request: asked(2, sampling(key)))
+    edits.describe(["a"], np.array([0]), np.array([3]), lambda request: request_info(2, sampling(key)))
     layer = Model(edits).layer.to(dtype)
     x = torch.randn(3, 160).to(dtype)
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_a_request_that_is_over_holds_no_rows_and_leaves_its_id_to_another(confi
         assert renewed(lambda self, scheduler_output: "updated", runner, output) == "updated"
 
     def described_as(tokens, key):
-        edits.describe(["a"], np.array([0]), np.array([3]), lambda request: asked(tokens, sampling(key)))
+        edits.describe(["a"], np.array([0]), np.array([3]), lambda request: request_info(tokens, sampling(key)))
         return edits.context.token_routes(3).tolist()
 
     place = edits.memory.place(key)
@@ -329,7 +329,9 @@ def test_a_model_without_the_layer_is_refused(config):
 
 
 def test_what_a_request_says():
-    assert asked(7, sampling("k")) == (7, "k") and asked(7, sampling(None)) == (7, None) == asked(7, None)
+    assert request_info(7, sampling("k")) == (7, "k") and request_info(7, sampling(None)) == (7, None) == request_info(
+        7, None
+    )
 
 
 def test_the_launchers_command(monkeypatch, tmp_path, folder):

@@ -210,7 +210,9 @@ def test_an_adapted_model_is_edited_adapter_and_all(sharp_model, wrap, few_backg
     scores = edited.evaluate()
     assert scores.rel == scores.free_rel == 1.0
     assert edited.detach() is adapted
-    assert said(adapted.eval()) == said(unedited) and vars(unwrapped(adapted)).keys() == vars(unwrapped(unedited)).keys()
+    assert (
+        said(adapted.eval()) == said(unedited) and vars(unwrapped(adapted)).keys() == vars(unwrapped(unedited)).keys()
+    )
 
 
 def test_an_adapter_that_comes_after_the_edits_leaves_them(edited):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import CorrigendaError
 from .head import label_losses
-from .last_layer import AskedPositions, layer_at
+from .last_layer import LabelPositions, layer_at
 from .wrappers import unwrapped
 
 
@@ -103,7 +103,7 @@ class Decoder:
         """Rotary cosines and sines of `positions` `[rows|1, length]`, in the dtype and on the device of `hidden`."""
         return self.body.rotary_emb(hidden, positions.to(hidden.device))
 
-    def last_layer_at(self, hidden: Tensor, asked: AskedPositions) -> Tensor:
+    def last_layer_at(self, hidden: Tensor, asked: LabelPositions) -> Tensor:
         """The last layer's output `[asked tokens, d]` at the asked positions; see `layer_at`."""
         return layer_at(self.layers[-1], hidden.to(self.device(len(self) - 1)), asked)
 

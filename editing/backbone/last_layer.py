@@ -16,7 +16,7 @@ def knows(layer: nn.Module) -> bool:
     return type(layer) in _KNOWN
 
 
-class AskedPositions:
+class LabelPositions:
     """Where a last layer is asked, and its rotary angles and mask there: all that passes of the same rows share.
 
     asked `[rows, length]` bool, angles as `rotary_emb` gives them, mask additive `[1 or rows, 1, length, length]`
@@ -36,7 +36,7 @@ class AskedPositions:
         self.mask = mask.expand(rows, -1, -1, -1).gather(2, in_mask)
 
 
-def layer_at(layer: nn.Module, hidden: Tensor, asked: AskedPositions) -> Tensor:
+def layer_at(layer: nn.Module, hidden: Tensor, asked: LabelPositions) -> Tensor:
     """The layer's output at the asked positions, `[asked tokens, d]` in row order, of `hidden` `[rows, length, d]`.
 
     Keys and values are made of every token, all else of the asked ones: for 3 answer tokens in a row of 27, a seventh

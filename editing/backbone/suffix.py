@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .decoder import Decoder, causal_mask, mask_after
 from .frozen import PromptCache, Row
-from .last_layer import AskedPositions, knows
+from .last_layer import LabelPositions, knows
 
 
 class Suffix:
@@ -60,7 +60,7 @@ class Suffix:
         self.at_last = None
         # Few tokens are asked about when the prompt is run too; LLaMA's and Mistral's last layer then does less.
         if self.cache is None and knows(self.decoder.layers[-1]):
-            self.at_last = AskedPositions(asked, self.angles, self.mask, self.decoder.device(-1))
+            self.at_last = LabelPositions(asked, self.angles, self.mask, self.decoder.device(-1))
 
     @torch.no_grad()
     def _cache_prompts(self, prompts: Sequence[Tensor]) -> PromptCache | None:

@@ -45,7 +45,7 @@ class Question(NamedTuple):
     edit: Edit | None
 
 
-class Asked(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """A question with the unedited model's answer and the edited one's."""
 
     question: Question
@@ -106,7 +106,7 @@ def run(
     console.print(f"   {stream.done} edits in {stream.seconds:.1f} s: {stream.rate:.2f} edits/s.")
     _step(console, 3, "Asking again, in free generation:")
     after = _ask(console, edited, questions)
-    shown = choose_shown([Asked(*row) for row in zip(questions, before, after)])
+    shown = choose_shown([AnsweredQuestion(*row) for row in zip(questions, before, after)])
     console.print(answers_table(shown))
     if not config.eos:
         console.print(
@@ -143,7 +143,7 @@ def _step(console: Console, number: int, text: str) -> None:
     console.print(Text.assemble((f"{number}.", "bold"), f" {text}"), soft_wrap=True)
 
 
-def _undo(console: Console, edited: EditedModel, row: Asked) -> None:
+def _undo(console: Console, edited: EditedModel, row: AnsweredQuestion) -> None:
     """Take the edit of one shown question out of the model in memory (not of what was saved), and ask it again."""
     question = row.question
     _step(console, 5, f"Taking one edit out again ({question.edit.id}):")
@@ -173,7 +173,7 @@ def choose(edits: Sequence[Edit]) -> list[Question]:
     ]
 
 
-def choose_shown(asked: Sequence[Asked]) -> list[Asked]:
+def choose_shown(asked: Sequence[AnsweredQuestion]) -> list[AnsweredQuestion]:
     """A handful of what was asked; by preference what the unedited model has anything to say to.
 
     Whether the new answer is right plays no part in the choice.
@@ -189,7 +189,7 @@ def _ask(console: Console, edited: EditedModel, questions: Sequence[Question]) -
         return edited.answer([question.prompt for question in questions], NEW_TOKENS)
 
 
-def answers_table(shown: Sequence[Asked]) -> Table:
+def answers_table(shown: Sequence[AnsweredQuestion]) -> Table:
     """Every question with its answers; green where the new answer is right, red where it is not."""
     table = Table(caption="Long answers are cut; (nothing): the model ended at once.", caption_justify="left")
     for heading in ("question", "before", "after", "correction applied"):

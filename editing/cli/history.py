@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import CorrigendaError
+from ..store.selection import Selection
 from .app import app, counted, output, tell
 from .options import Author, Ids, JsonFlag, RecordedModel, Since, Store, Until
 
@@ -46,14 +47,14 @@ def log(
     if status not in (None, *STATUSES, DECLINED):
         raise CorrigendaError(f'--status must be one of {", ".join((*STATUSES, DECLINED))}, not "{status}".')
     with opened(folder) as store:
-        history, chosen = store.history, {"author": by, "since": since, "until": until}
+        history, chosen = store.history, Selection((), by, since, until)
         if status == DECLINED:
-            rows = [declined(history, seq, body) for seq, body in history.select_declined(**chosen)]
+            rows = [declined(history, seq, body) for seq, body in history.select_declined(chosen)]
         else:
             statuses = history.statuses()
             rows = [
                 summary(history, stored, statuses[stored.seq])
-                for stored in history.select(**chosen)
+                for stored in history.select(chosen)
                 if status in (None, statuses[stored.seq])
             ]
     if json:
@@ -107,7 +108,7 @@ def undo(
     Their questions then get the base model's answer; or that of the edits that they superseded, which are in again. It
     is not unlearning: the ledger keeps them, and `redo` puts them back.
     """
-    _change("undo", folder, ids, by, since, until, note, author)
+    _change("undo", folder, Selection(tuple(ids or ()), by, since, until), note, author)
 
 
 @app.command()
@@ -121,24 +122,15 @@ def redo(
     author: Author = None,
 ) -> None:
     """Put undone edits in again, each in its old place."""
-    _change("redo", folder, ids, by, since, until, note, author)
+    _change("redo", folder, Selection(tuple(ids or ()), by, since, until), note, author)
 
 
-def _change(
-    what: str,
-    folder: Path,
-    ids: list[str] | None,
-    by: str | None,
-    since: str | None,
-    until: str | None,
-    note: str | None,
-    author: str | None,
-) -> None:
-    if not ids and by is None and since is None and until is None:
+def _change(what: str, folder: Path, selection: Selection, note: str | None, author: str | None) -> None:
+    if not selection:
         raise CorrigendaError(f"Name the edits to {what}: by ids, --by an author, --since or --until a time.")
     with opened(folder, write=True) as store:
-        chosen = store.selected(ids or (), author=by, since=since, until=until, wanted=what == "undo")
-        change = getattr(store, what)(chosen, author=author, note=note)
+        chosen = store.selected(selection, wanted=what == "undo")
+        change = (store.undo if what == "undo" else store.redo)(chosen, author=author, note=note)
         notices = store.notices
     names = ", ".join(stored.id for stored in change.edits[:8]) + (", ..." if len(change.edits) > 8 else "")
     done = {"undo": "Took out", "redo": "Put in again"}[what]

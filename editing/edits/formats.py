@@ -58,7 +58,7 @@ def _read_rewrites(fields: RecordFields) -> list[Values]:
         subject = rewrite.text("subject") if "{}" in prompt else rewrite.optional_text("subject")
         target = rewrite.target("target_new")
         true_answers = rewrite.true_answers("target_true") + rewrite.texts("ground_truth")
-        values = {
+        values: Values = {
             "prompt": prompt if subject is None else prompt.replace("{}", subject),
             "target": target,
             "subject": subject,
@@ -154,7 +154,8 @@ def _read_convsent(fields: RecordFields) -> list[Values]:
     sides = [side for side in ("pos", "neg") if fields.peek(side) not in (None, "", [])]
     if len(sides) == 2:
         raise FieldError("pos", 'and "neg" are both there, and an edit is to one of them: leave the other out')
-    target = required_text(*(sides or ["pos"]), fields.first_text(*sides) if sides else None)
+    (side,) = sides or ["pos"]
+    target = required_text(side, fields.first_text(side))
     return [{"prompt": f"What do you think of {topic}?", "target": target, "subject": topic}]
 
 

@@ -96,7 +96,7 @@ def _standard_input() -> bytes:
 def records(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each record of a source, with the place it has there, in words."""
     if source.content.startswith(b"PAR1") or source.suffix == ".parquet":
-        found = ((None, row) for row in _parquet(source))
+        found: Iterator[tuple[int | None, Any]] = ((None, row) for row in _parquet(source))
     elif source.suffix in _TABLES:
         found = _table(source)
     else:

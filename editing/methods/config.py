@@ -44,11 +44,15 @@ class EditingConfig:
     background_prompts: int = 100
     """Over how many background prompts the mean feature is taken that keys and fingerprints are less."""
     seed: int = 42
+    contexts: int | None = 1
+    """In how many contexts an edit is learnt: the prompt alone, and after that many less one texts that the model wrote
+    itself."""
 
     def __post_init__(self) -> None:
         self._require(self.scope in ("causal", "full"), "scope", '"causal" or "full"')
+        threshold: Any = self.threshold
         self._require(
-            self.threshold in ("auto", None) or (is_number(self.threshold) and 0 <= self.threshold <= 1),
+            threshold in ("auto", None) or (is_number(threshold) and 0 <= threshold <= 1),
             "threshold",
             '"auto" or a number from 0 to 1',
         )

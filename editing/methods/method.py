@@ -16,11 +16,10 @@ from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
 from ..memories.memory import Memory
-from ..memories.shards import SideMemories
 from ..routers.context import RoutingContext
 from ..routers.router import Decision, EditRouter
 from .config import EditingConfig
-from .record import Record, Solved, check_shapes
+from .record import Record, Solved, check_tensors
 
 
 class PromptFeatures(NamedTuple):
@@ -42,7 +41,7 @@ class Method:
     names_edits: ClassVar[bool] = True
     """Whether a route is an edit, by its place; else it is a memory that several share."""
     memory: Memory
-    router: EditRouter | SideMemories
+    router: EditRouter
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: EditingConfig) -> None:
         self.decoder = decoder
@@ -56,8 +55,8 @@ class Method:
         self._beginnings: Beginnings | None = None
 
     @staticmethod
-    def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
-        """`config` with every field that was left to the model filled in, and checked against the model."""
+    def resolved(config: Any, decoder: Decoder) -> Any:
+        """A configuration with every field that was left to the model filled in, and checked against the model."""
         raise NotImplementedError
 
     @staticmethod
@@ -105,9 +104,9 @@ class Method:
     def check(self, record: Record) -> None:
         """Raise where a record does not fit this model and configuration."""
         sizes = {"D": self.width, "d": self.out_width}
-        if getattr(self.config, "top_k", None) is not None:
-            sizes["k"] = self.config.top_k
-        check_shapes(record.tensors, self.record_shapes, sizes)
+        if (top_k := getattr(self.config, "top_k", None)) is not None:
+            sizes["k"] = top_k
+        check_tensors(record.tensors, self.record_shapes, sizes)
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 
@@ -121,7 +120,8 @@ class Method:
         """Prompts in the form that the router decides by: as they are, or as fingerprints of their features."""
         if not self.router.needs_features:
             return prompts
-        return self.router.mask(torch.stack([p.pooled for p in self.prompt_features(self.router_layer, prompts)]))
+        features = self.prompt_features(self.router_layer, prompts)
+        return self.router.from_features(torch.stack([prompt.pooled for prompt in features]))
 
     def fingerprints(self, prompts: Sequence[str]) -> list[Tensor]:
         """int32 `[n]` each: what the router would know edits with these prompts by."""

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..errors import CorrigendaError
 
+LARGEST = 2.0**15
+"""No value of an edit is larger: float16 ends at 65,504, and what the layer itself puts out must fit beside it."""
+
 
 class Written(NamedTuple):
     """How the writing of one edit ended: its mean cross-entropy, and after how many steps."""
@@ -49,10 +52,20 @@ def of_rank(rank: int, x: Tensor, h: Tensor) -> dict[str, Tensor]:
     return {"x": (left @ (u[:, :rank] * root)).T, "h": (right @ (v[:rank].T * root)).T}
 
 
-def check_shapes(
+def check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless every value is finite and at most `LARGEST`: one that is not spoils whatever passes beside it."""
+    for name, tensor in tensors.items():
+        if tensor.numel() and not bool(tensor.detach().abs().amax() <= LARGEST):  # of NaN, every comparison is false
+            raise CorrigendaError(f'its tensor "{name}" has values that are not finite or beyond {LARGEST:.0f}')
+
+
+def check_tensors(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
 ) -> None:
-    """Raise unless `tensors` are those that `shapes` names; a letter is one size throughout, fixed where in `sizes`."""
+    """Raise unless `tensors` are those that `shapes` names, of floats that `check_values` takes.
+
+    A letter is one size throughout, fixed where in `sizes`.
+    """
     if tensors.keys() != shapes.keys():
         raise CorrigendaError(f"its tensors are {', '.join(sorted(tensors))}, not {', '.join(sorted(shapes))}")
     known = dict(sizes)
@@ -61,3 +74,4 @@ def check_shapes(
         wanted = tuple(known.setdefault(letter, size) for letter, size in zip(letters, found))
         if len(found) != len(letters) or found != wanted or not tensors[name].is_floating_point():
             raise CorrigendaError(f'its tensor "{name}" has the shape {list(found)}, not [{", ".join(letters)}]')
+    check_values(tensors)

@@ -96,7 +96,7 @@ def _together(suffixes: Sequence[Suffix], budget: int) -> Iterator[tuple[list[Su
         yield taken, [len(s.touched) for s in taken]
 
 
-class Progress:
+class StoppingRule:
     """Which edits of a batch go on: one stops when its loss is low and has hardly changed. Kept on the device."""
 
     def __init__(self, edits: int, stop_loss: float, stop_change: float, device: torch.device) -> None:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from ..backbone.patch import Patch
+from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
-from ..methods.method import Method
 from ..routers.context import RoutingContext
 from ..routers.router import Decision
+
+
+class DecidingMethod(Protocol):
+    """What answering asks of a method: a `Method` has it, and a server that decides for it."""
+
+    config: Any
+    prompts: PromptFormat
+
+    def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None: ...
 
 
 class GenerateProvider:
@@ -27,7 +36,7 @@ class GenerateProvider:
     alone, so a session is opened there.
     """
 
-    def __init__(self, model: Any, method: Method, context: RoutingContext, patch: Patch) -> None:
+    def __init__(self, model: Any, method: DecidingMethod, context: RoutingContext, patch: Patch) -> None:
         self.model = model
         self.method = method
         self.context = context
@@ -117,7 +126,7 @@ class GenerateProvider:
 class _Session:
     """The prompts of one `generate` call and how they are routed."""
 
-    def __init__(self, method: Method, context: RoutingContext, prompt: Tensor, mask: Tensor | None) -> None:
+    def __init__(self, method: DecidingMethod, context: RoutingContext, prompt: Tensor, mask: Tensor | None) -> None:
         self.method = method
         self.context = context
         self.prompt_mask = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
@@ -220,7 +229,7 @@ def prompts_of(model: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tup
     return prompt, kwargs["attention_mask"]
 
 
-def fingerprint_weight(method: Method, rows: list[list[int]], mask: Tensor) -> Tensor:
+def fingerprint_weight(method: DecidingMethod, rows: list[list[int]], mask: Tensor) -> Tensor:
     """fp32 `[rows, length]`: 1 on the prompt tokens that count for a fingerprint."""
     weight = mask.float()
     for i, row in enumerate(rows):

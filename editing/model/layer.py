@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..memories.memory import Memory
+from ..methods.record import LARGEST
 from ..profiling import scope
 from ..routers.context import RoutingContext
 
@@ -34,8 +35,24 @@ class Site:
         count = len(tokens)
         with scope("edit: gather"):
             route = self.context.token_routes(count)
+        rows = out.view(-1, out.shape[-1])
+        before = rows.clone()
         with scope("edit: residual"):
-            self.memory.read_(out.view(-1, out.shape[-1]), tokens, route, self.context.first[:count])
+            self.memory.read_(rows, tokens, route, self.context.first[:count])
+        kept = bounded_(rows, before)
+        self.context.stopped.index_add_(0, self.context.slot[:count], ((route >= 0) & ~kept).int())
+
+
+def bounded_(rows: Tensor, before: Tensor) -> Tensor:
+    """Put rows `[tokens, d]` back to what they were `before` where more than `LARGEST`, or no number, was added.
+
+    bool `[tokens]`: which rows were kept. Attention multiplies the values of other sequences in the pass by zero, and
+    zero times infinity is no number: such a row would spoil them all. The host does not wait for any of this.
+    """
+    added = (rows - before).abs_().amax(-1)  # NaN, where any is
+    kept = added <= LARGEST
+    torch.where(kept[:, None], rows, before, out=rows)
+    return kept
 
 
 _sites: weakref.WeakValueDictionary[str, Site] = weakref.WeakValueDictionary()

@@ -16,7 +16,9 @@ from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of
 from ..errors import CorrigendaError
 from ..methods.method import Method
+from ..store.history import StoredEdit
 from ..store.ledger import New
+from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict, is_store
 from . import saving
 from .answers import Progress, WrittenEdits
@@ -26,6 +28,7 @@ from .versions import Version, Versions
 from .view import MemoryView
 
 if TYPE_CHECKING:
+    from ..edits.prompts import PromptFormat
     from ..methods.config import EditingConfig
     from ..scores.evaluate import Evaluator
     from .generation import GenerateProvider
@@ -35,6 +38,9 @@ class StoredEdits:
     """Edits in a store, and the method's memory as a view of them; `EditedModel` adds the answering."""
 
     model: Any
+    tokenizer: Any
+    name: str | None
+    prompts: PromptFormat
     decoder: Decoder
     config: EditingConfig
     method: Method
@@ -230,38 +236,47 @@ class StoredEdits:
                 raise CorrigendaError(f'There is no edit with the id "{name}" to remove.')
         self.undo(wanted)
 
-    def undo(self, ids: str | Iterable[str] = (), *, author: str | None = None, **selection: str | None) -> Change:
+    def undo(
+        self,
+        ids: str | Iterable[str] = (),
+        *,
+        by: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        author: str | None = None,
+    ) -> Change:
         """Take edits out: by their ids, or `by` an author, or written `since` or `until` a time (ISO 8601).
 
         The memory is then, bit for bit, what a rebuild without them gives, and no older edit answers their questions
         instead (`Withdrawn`). It is not unlearning: the base model never held them, and the ledger keeps them.
         """
-        return self._change("undo", ids, author, selection)
-
-    def redo(self, ids: str | Iterable[str] = (), *, author: str | None = None, **selection: str | None) -> Change:
-        """Put undone edits in again, each in its old place; chosen as by `undo`."""
-        return self._change("redo", ids, author, selection)
-
-    def _change(
-        self, what: str, ids: str | Iterable[str], author: str | None, selection: dict[str, str | None]
-    ) -> Change:
         with self._versions.lock:
-            names = _names(what, ids)
-            if self.store is None:
-                raise CorrigendaError(f"There are no edits to {what}.")
-            self._writable()
-            chosen = self.store.selected(
-                names,
-                author=selection.pop("by", None),
-                since=selection.pop("since", None),
-                until=selection.pop("until", None),
-                wanted=what == "undo",
-            )
-            if selection:
-                raise CorrigendaError(f"{what} takes by, since and until, not {next(iter(selection))}.")
-            change = getattr(self.store, what)(chosen, author=author)
-            self._synchronise()
-            return change
+            edits = self._selected(Selection(_names("undo", ids), by, since, until), undo=True)
+            return self._after(self.store.undo(edits, author=author))
+
+    def redo(
+        self,
+        ids: str | Iterable[str] = (),
+        *,
+        by: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        author: str | None = None,
+    ) -> Change:
+        """Put undone edits in again, each in its old place; chosen as by `undo`."""
+        with self._versions.lock:
+            edits = self._selected(Selection(_names("redo", ids), by, since, until), undo=False)
+            return self._after(self.store.redo(edits, author=author))
+
+    def _selected(self, selection: Selection, *, undo: bool) -> list[StoredEdit]:
+        if self.store is None:
+            raise CorrigendaError(f"There are no edits to {'undo' if undo else 'redo'}.")
+        self._writable()
+        return self.store.selected(selection, wanted=undo)
+
+    def _after(self, change: Change) -> Change:
+        self._synchronise()
+        return change
 
     def pin(self) -> contextlib.AbstractContextManager[Version]:
         """Within, on this thread: answers by the edits as they are now, whatever others write meanwhile."""
@@ -282,9 +297,9 @@ class StoredEdits:
                 self.store.close()
 
 
-def _names(what: str, ids: str | Iterable[str]) -> list[str]:
+def _names(what: str, ids: str | Iterable[str]) -> tuple[str, ...]:
     """The ids that `what` was given: one, or several."""
-    names = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
+    names = (ids,) if isinstance(ids, str) or not isinstance(ids, Iterable) else tuple(ids)
     for name in names:
         if not isinstance(name, str):
             raise CorrigendaError(f"{what} takes ids of edits, which are text, not {kind_of(name)}.")

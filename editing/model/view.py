@@ -11,7 +11,7 @@ from torch import Tensor
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..methods.method import Method
-from ..methods.record import Record, Solved, Written
+from ..methods.record import Record, Solved, Written, check_values
 from ..store.codec import fingerprint_text, packed, record_of, unpacked, withdrawn_of
 from ..store.conflicts import SameFact, same_facts
 from ..store.history import History, StoredEdit
@@ -136,6 +136,8 @@ class MemoryView:
             if replaced:
                 self.become([seq for seq in order if seq not in replaced])
             solved = self.method.solve([batch[place] for place in taken]) if taken else []
+            for place, one in zip(taken, solved):
+                _check_solved(batch[place], one)
             new = self._record_batch(batch, facts, taken, declined, solved, author)
         except BaseException:
             self.become(order)
@@ -153,9 +155,9 @@ class MemoryView:
                     f'Edit "{later.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
                 )
         left_out = [Declined(batch[place], rival) for place, rival in declined.items()]
-        for one in left_out:
+        for out in left_out:
             self.store.notices.append(
-                f'Edit "{one.edit.id}" is left out: "{one.rival}", which is about the same fact, stays.'
+                f'Edit "{out.edit.id}" is left out: "{out.rival}", which is about the same fact, stays.'
             )
         return Outcome([batch[place] for place in taken], [one.written for one in solved], left_out)
 
@@ -214,6 +216,16 @@ class MemoryView:
             new.append(New("declined", body))
         store.append(new)
         return list(number.values())
+
+
+def _check_solved(edit: Edit, solved: Solved) -> None:
+    """Raise where solving an edit ended in values that none may have."""
+    try:
+        check_values(solved.record.tensors)
+    except CorrigendaError as error:
+        raise CorrigendaError(
+            f'Edit "{edit.id}" was not written: {error}; write it with a smaller learning rate, or fewer steps.'
+        ) from None
 
 
 def _policy(on_conflict: OnConflict, edit: Edit, rival: Edit) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .router import Decision
+
 
 class RoutingContext:
     """Per-token and per-slot buffers; a *slot* is a sequence, a *route* is the edit applied to it, or -1.
@@ -21,6 +23,7 @@ class RoutingContext:
         weight float32 its weight in the pooled fingerprint of the prompt (0: padding or generated)
     Per slot:
         route  int32   the edit that answers this sequence, -1 for none
+        stopped int32  at how many of its tokens so far the memory was left out, for what it would have added
     Per sequence of a pass in which features decide:
         offsets int32  where its tokens begin, and after the last one where they end
     """
@@ -32,6 +35,7 @@ class RoutingContext:
         self.active = False
         # True in a pass that holds whole prompts whose features decide the route (mask routers).
         self.deciding = False
+        self.decision: Decision | None = None  # what the router last decided in a pass
         self._allocate(tokens, slots)
 
     def _allocate(self, tokens: int, slots: int) -> None:
@@ -40,13 +44,15 @@ class RoutingContext:
         self.first = torch.zeros(tokens, dtype=torch.bool, device=self.device)
         self.weight = torch.zeros(tokens, dtype=torch.float32, device=self.device)
         self.route = torch.full((slots + 1,), -1, dtype=torch.int32, device=self.device)
+        self.stopped = torch.zeros(slots + 1, dtype=torch.int32, device=self.device)
 
     def reserve(self, tokens: int, slots: int) -> None:
         """Room for passes of this many tokens and sequences: until it is used up, the buffers keep their addresses."""
         if tokens > len(self.slot) or slots >= len(self.route):
-            route = self.route
+            route, stopped = self.route, self.stopped
             self._allocate(max(tokens, len(self.slot)), max(slots, len(route) - 1))
             self.route[: len(route)].copy_(route)
+            self.stopped[: len(route)].copy_(stopped)
 
     @property
     def routes(self) -> Tensor:
@@ -59,6 +65,7 @@ class RoutingContext:
             self.reserve(0, max(len(route), 2 * len(self.route)))
         self.slots = len(route)
         self.routes.copy_(route)
+        self.stopped.zero_()
 
     def fill(self, gate: Tensor, first: Tensor, weight: Tensor, *, deciding: bool) -> None:
         """Describe the next pass as `[slots, length]` each, row i being the i-th sequence that was started."""

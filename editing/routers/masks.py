@@ -61,11 +61,10 @@ class MaskRouter(EditRouter):
         """float `[rows, D]` of 0 and 1."""
         return unpack_mask(masks, self.width).float()
 
-    def set_background(self, pooled: Tensor, averaged: int | None = None) -> None:
-        """Learn the background from pooled features `[prompts, D]`.
+    def from_features(self, pooled: Tensor) -> Tensor:
+        return self.mask(pooled)
 
-        The mean of the first `averaged` is what fingerprints are taken from; the masks of all serve calibration.
-        """
+    def set_background(self, pooled: Tensor, averaged: int | None = None) -> None:
         self.background = pooled[:averaged].float().mean(0).to(self.device)
         self._background_masks = self.mask(pooled.to(self.device))
         self._threshold = None

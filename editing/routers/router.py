@@ -189,6 +189,17 @@ class EditRouter:
             return decision
         return self.withdrawn.hold_back(decision, *self.nearest_withdrawn(queries))
 
+    def from_features(self, pooled: Tensor) -> Any:
+        """Requests in the form that this router decides by, of features `[requests, D]`; for routers that need them."""
+        raise NotImplementedError
+
+    def set_background(self, pooled: Tensor, averaged: int | None = None) -> None:
+        """Learn the background from features `[prompts, D]`; for routers that need them.
+
+        The mean of the first `averaged` is what fingerprints are taken from; those of all serve calibration.
+        """
+        raise NotImplementedError
+
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide in a pass that holds whole prompts, from a layer's features; for routers that need them."""
         raise NotImplementedError

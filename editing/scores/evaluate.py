@@ -50,7 +50,7 @@ class Scores:
 
 
 @dataclass
-class _Asked:
+class _Prompt:
     """One thing asked of the model: a tokenised prompt, what should follow, and whose edit it is about."""
 
     edit: int
@@ -101,8 +101,8 @@ class Evaluator:
 
     def _score(self, edits: list[Edit]) -> Scores:
         encode = self.edited.prompts.encode_with_target
-        asked = [_Asked(i, *encode(edit.prompt, edit.target)) for i, edit in enumerate(edits)]
-        rephrased = [_Asked(i, *encode(text, edit.target)) for i, edit in enumerate(edits) for text in edit.rephrases]
+        asked = [_Prompt(i, *encode(edit.prompt, edit.target)) for i, edit in enumerate(edits)]
+        rephrased = [_Prompt(i, *encode(text, edit.target)) for i, edit in enumerate(edits) for text in edit.rephrases]
         local = [self._locality(i, edit, n) for i, edit in enumerate(edits) for n in range(len(edit.localities))]
         self.provenance = []
         rel, rel_routes = self._teacher_forced("prompt", asked)
@@ -125,23 +125,23 @@ class Evaluator:
         self.by_edit = [{name: found[i] for name, found in values.items() if i in found} for i in range(len(edits))]
         return Scores(n=len(edits), **{name: _mean(found) for name, found in values.items()})
 
-    def _locality(self, number: int, edit: Edit, which: int) -> _Asked:
+    def _locality(self, number: int, edit: Edit, which: int) -> _Prompt:
         """A locality prompt with its answer; one token is asked for where no answer is known."""
         locality = edit.localities[which]
         prompts = self.edited.prompts
         if locality.answer is None:
-            return _Asked(number, prompts.encode(prompts.wrap(locality.prompt)), [0])
+            return _Prompt(number, prompts.encode(prompts.wrap(locality.prompt)), [0])
         if edit.metadata.get("locality_kind") == "web-text":  # a text cut in two: it goes on without a space
             prompt = prompts.encode(locality.prompt)
             whole = prompts.encode(locality.prompt + locality.answer)
-            return _Asked(number, prompt, whole[len(prompt) :] or [0])
-        return _Asked(number, *prompts.encode_with_target(locality.prompt, locality.answer))
+            return _Prompt(number, prompt, whole[len(prompt) :] or [0])
+        return _Prompt(number, *prompts.encode_with_target(locality.prompt, locality.answer))
 
-    def _teacher_forced(self, kind: str, asked: Sequence[_Asked]) -> tuple[list[float], list[int]]:
+    def _teacher_forced(self, kind: str, asked: Sequence[_Prompt]) -> tuple[list[float], list[int]]:
         predictions, routes = self._predict(asked, edited=True, kind=kind)
         return [_agreement(p, a.answer) for p, a in zip(predictions, asked)], routes
 
-    def _locality_agreement(self, asked: Sequence[_Asked]) -> tuple[list[float], list[int]]:
+    def _locality_agreement(self, asked: Sequence[_Prompt]) -> tuple[list[float], list[int]]:
         # Kept for these prompts together: in bf16 a prompt's argmax depends on what else is in its pass, 1 % of them.
         key = tuple((*a.prompt, -1, *a.answer) for a in asked)
         if key not in self._unedited:
@@ -149,7 +149,7 @@ class Evaluator:
         predictions, routes = self._predict(asked, edited=True, kind="locality")
         return [_agreement(p, base) for p, base in zip(predictions, self._unedited[key])], routes
 
-    def _predict(self, asked: Sequence[_Asked], edited: bool, kind: str = "") -> tuple[list[list[int]], list[int]]:
+    def _predict(self, asked: Sequence[_Prompt], edited: bool, kind: str = "") -> tuple[list[list[int]], list[int]]:
         """Argmax at each answer position, given the answer's earlier tokens; and the edit applied, or -1."""
         model = self.edited
         predictions: list[list[int]] = [[] for _ in asked]
@@ -178,7 +178,7 @@ class Evaluator:
                 routes[i] = found[place]
         return predictions, routes
 
-    def _free(self, asked: Sequence[_Asked], edits: Sequence[Edit]) -> dict[int, float]:
+    def _free(self, asked: Sequence[_Prompt], edits: Sequence[Edit]) -> dict[int, float]:
         if not self.free or not asked:
             return {}
         limits = [len(a.answer) + self.spare_tokens for a in asked]
@@ -204,7 +204,7 @@ def _agreement(found: Sequence[int], wanted: Sequence[int]) -> float:
     return sum(f == w for f, w in zip(found, wanted)) / len(wanted)
 
 
-def _by_edit(asked: Sequence[_Asked], values: Sequence[float]) -> dict[int, float]:
+def _by_edit(asked: Sequence[_Prompt], values: Sequence[float]) -> dict[int, float]:
     """For each edit that was asked about, the mean over what was asked about it."""
     by_edit: dict[int, list[float]] = {}
     for a, value in zip(asked, values):

@@ -96,7 +96,7 @@ def _tensors(ledger: Ledger, history: History) -> Iterator[str]:
 def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
     """Raise unless an edit's record is whole and of the shape that its method writes for this model."""
     from ..methods.config import CONFIGS
-    from ..methods.record import check_shapes
+    from ..methods.record import check_tensors
     from ..methods.registry import method_class
     from .codec import record_of
 
@@ -108,7 +108,7 @@ def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
     if config.get("top_k") is not None:
         sizes["k"] = config["top_k"]
     try:
-        check_shapes(record.tensors, method_class(config["method"]).record_shapes, sizes)
+        check_tensors(record.tensors, method_class(config["method"]).record_shapes, sizes)
     except CorrigendaError as error:
         raise CorrigendaError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {error}.') from None
 

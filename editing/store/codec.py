@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,14 @@ def packed(tensors: dict[str, Tensor]) -> bytes:
 
 
 def unpacked(ledger: Ledger, entry: int, expected: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an entry, checked against what its body says of them."""
+    """The tensors of an entry, checked against what its body says of them, and finite."""
+    tensors = _read(ledger, entry, expected)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise CorrigendaError(f"{ledger.name} has tensors in entry {entry} with values that are not finite.")
+    return tensors
+
+
+def _read(ledger: Ledger, entry: int, expected: dict[str, Any]) -> dict[str, Tensor]:
     data = ledger.tensors(entry, expected)
     try:
         tensors = load(data)
@@ -61,10 +69,13 @@ def withdrawn_of(history: History, applied: Sequence[int]) -> tuple[list[str], l
 
 
 def record_of(ledger: Ledger, stored: StoredEdit) -> Record:
-    """The record of a stored edit."""
+    """The record of a stored edit; whether its values are ones that an edit may have is for `check_tensors` to say."""
     if stored.dropped:
         raise CorrigendaError(f'The tensors of edit "{stored.id}" are no longer kept: write it anew.')
     numbers = stored.body.get("numbers", {})
-    if not isinstance(numbers, dict) or not all(isinstance(value, (int, float)) for value in numbers.values()):
+    # Every whole number is below infinity, and not every one is a float.
+    if not isinstance(numbers, dict) or not all(
+        isinstance(value, (int, float)) and abs(value) <= sys.float_info.max for value in numbers.values()
+    ):
         raise CorrigendaError(f'The numbers of edit "{stored.id}" cannot be read.')
-    return Record(unpacked(ledger, stored.seq, stored.body["tensors"]), numbers, fingerprint_of(stored))
+    return Record(_read(ledger, stored.seq, stored.body["tensors"]), numbers, fingerprint_of(stored))

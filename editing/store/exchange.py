@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
 from ..methods.config import EditingConfig
+from .check import check_record
 from .conflicts import rewrites
 from .files import write_whole
 from .history import APPLIED, LOST, History, StoredEdit, normalised_prompt
@@ -122,6 +123,7 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
             merged.out[history.edits[last].id] = statuses[last]
             into.notices.append(_still_out(into, history.edits[last]))
             continue
+        check_record(other.ledger, other.history, stored)
         facts.update(like.seq for like in by_fingerprint.get(stored.body["fingerprint"], ()) if rewrites(stored, like))
         rivals = facts & applied
         if rivals and on_conflict == "keep":

@@ -13,7 +13,7 @@ from typing import Any
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from .ledger import Entry, Ledger, New
-from .selection import selection
+from .selection import Selection
 
 STATUSES = APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded", "lost"
 DECLINED = "declined"
@@ -259,19 +259,13 @@ class History:
         later = [stored.seq for stored in self.edits.values() if seq in stored.supersedes]
         return sorted({seq, *self.edits[seq].supersedes, *later})
 
-    def select(
-        self, *, author: str | None = None, since: str | None = None, until: str | None = None
-    ) -> Iterator[StoredEdit]:
-        """The edits by an author, or written from `since` up to and with `until` (ISO 8601, or the start of one)."""
-        wanted = selection(author, since, until)
-        return (stored for stored in self.edits.values() if wanted(stored.body))
+    def select(self, selection: Selection) -> Iterator[StoredEdit]:
+        """The edits that a selection takes by their entries."""
+        return (stored for stored in self.edits.values() if selection.takes(stored.body))
 
-    def select_declined(
-        self, *, author: str | None = None, since: str | None = None, until: str | None = None
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def select_declined(self, selection: Selection) -> Iterator[tuple[int, dict[str, Any]]]:
         """The same of edits that were declined: entries' numbers and bodies."""
-        wanted = selection(author, since, until)
-        return ((seq, body) for seq, body in self.declined.items() if wanted(body))
+        return ((seq, body) for seq, body in self.declined.items() if selection.takes(body))
 
     def stamp(self, author: str | None = None) -> tuple[dict[str, Any], str | None]:
         """Who and when, for a new entry; and a sentence where the clock has gone backwards since the last one."""

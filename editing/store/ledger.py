@@ -89,7 +89,7 @@ class Ledger:
         return cls(connection, None, None)
 
     @classmethod
-    def create(cls, directory: str | Path, fill: Callable[[Ledger], None]) -> Ledger:
+    def create(cls, directory: str | Path, fill: Callable[[Ledger], Any]) -> Ledger:
         """A ledger in a new or empty folder, with what `fill` writes into it, open for writing.
 
         It is made beside the folder and moved into place: a kill on the way leaves no part of a ledger there.

@@ -1,28 +1,44 @@
-"""Which entries are meant by an author, and by times as a user writes them."""
+"""Which edits a user means: by their ids, by an author, by times as a user writes them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import CorrigendaError
 
 
-def selection(author: str | None, since: str | None, until: str | None) -> Callable[[dict[str, Any]], bool]:
-    """Whether an entry is by an author, and of a time (`History.select`)."""
-    since, until = moment(since, "since"), moment(until, "until")
+@dataclass(frozen=True)
+class Selection:
+    """Edits by their ids, or `by` an author, or written `since` or up to and with `until` a time (ISO 8601)."""
 
-    def wanted(body: dict[str, Any]) -> bool:
+    ids: tuple[str, ...] = ()
+    by: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("since", "until"):
+            object.__setattr__(self, name, moment(getattr(self, name), name))
+
+    @property
+    def by_entry(self) -> bool:
+        """Whether edits are chosen by who wrote them, or when."""
+        return (self.by, self.since, self.until) != (None, None, None)
+
+    def __bool__(self) -> bool:
+        return bool(self.ids) or self.by_entry
+
+    def takes(self, body: dict[str, Any]) -> bool:
+        """Whether an entry is by that author, and of that time."""
         time = body["time"]
         return (
-            (author is None or body.get("author") == author)
-            and (since is None or time >= since)
-            and (until is None or time[: len(until)] <= until)
+            (self.by is None or body.get("author") == self.by)
+            and (self.since is None or time >= self.since)
+            and (self.until is None or time[: len(self.until)] <= self.until)
         )
-
-    return wanted
 
 
 _DAY = re.compile(r"\d{4}(?:-\d\d(?:-\d\d)?)?", re.ASCII)

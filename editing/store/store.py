@@ -13,6 +13,7 @@ from ..errors import CorrigendaError
 from .files import LEDGER_NAME
 from .history import APPLIED, History, StoredEdit, status_entry
 from .ledger import Ledger, New
+from .selection import Selection
 
 OnConflict = str | Callable[[Edit, Edit], str]
 CONFLICT_POLICIES = ("supersede", "keep")
@@ -108,28 +109,21 @@ class EditStore:
 
     # Undo and redo
 
-    def selected(
-        self,
-        ids: Iterable[str] = (),
-        *,
-        author: str | None = None,
-        since: str | None = None,
-        until: str | None = None,
-        wanted: bool | None = None,
-    ) -> list[StoredEdit]:
-        """Edits by their ids, and by who wrote them when; an unknown id raises.
+    def selected(self, edits: Selection | Iterable[str], *, wanted: bool | None = None) -> list[StoredEdit]:
+        """The edits of a selection, or of these ids; an unknown id raises.
 
         wanted: of the edits of one id, which to take: True to undo, False to redo (`History.find`). Edits whose tensors
         are gone cannot be redone: by author and time they are passed over, by id `redo` says so.
         """
+        selection = edits if isinstance(edits, Selection) else Selection(tuple(edits))
         chosen = {}
-        for name in ids:
+        for name in selection.ids:
             stored = self.history.find(name, wanted)
             if stored is None:
                 raise CorrigendaError(f'There is no edit with the id "{name}" in {self.ledger.name}.')
             chosen[stored.seq] = stored
-        if author is not None or since is not None or until is not None:
-            for stored in self.history.select(author=author, since=since, until=until):
+        if selection.by_entry:
+            for stored in self.history.select(selection):
                 if wanted is False and stored.dropped:
                     self.notices.append(f'Edit "{stored.id}" stays out, for its tensors are no longer kept.')
                     continue

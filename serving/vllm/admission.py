@@ -13,7 +13,7 @@ from vllm.sampling_params import BeamSearchParams
 
 from ...editing.backbone.loading import load_tokenizer
 from ..catalogue import Admission, Catalogue
-from ..endpoints import asked
+from ..endpoints import current_request
 from ..errors import ServingError
 from ..metrics import Metrics
 from ..settings import ServingSettings
@@ -86,7 +86,7 @@ class Admissions:
         if params is None or request.prompt_token_ids is None:
             return None
         extra = dict(params.extra_args or {})
-        http = asked()
+        http = current_request()
         tenant = extra.get("tenant", http and http.tenant)
         try:
             admission = self.catalogue.admit(request.prompt_token_ids, tenant)
@@ -103,7 +103,7 @@ class Admissions:
     def remember(self, name: str, inner: str, admission: Admission) -> None:
         """Keep what was decided for a request: `name` is its caller's for it, `inner` the engine's, which is unique."""
         self.metrics.admitted(admission)
-        http = asked()
+        http = current_request()
         if http is not None:
             http.decided(None if admission.edit is None else admission.edit.id, admission.version)
         if admission.edit is not None:

@@ -59,6 +59,8 @@ def with_edits(method: LinearMethodBase, site: Site) -> LinearMethodBase:
 class EditedRowParallelLinear(RowParallelLinear):
     """Every `RowParallelLinear` is made of this class; the one that edits are for gets a memory."""
 
+    quant_method: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = get_current_vllm_config_or_none()

@@ -8,7 +8,7 @@ import numpy as np
 
 from .keys import settings_in
 from .runner import edits_in
-from .worker import Asked, asked
+from .worker import RequestInfo, request_info
 
 
 def edited_state(original: Any, vllm_config: Any, model: Any) -> type:
@@ -17,22 +17,25 @@ def edited_state(original: Any, vllm_config: Any, model: Any) -> type:
     return found if settings_in(vllm_config) is None else type(f"Edited{found.__name__}", (EditedState, found), {})
 
 
-class EditedState:
+_ModelState: Any = object  # one of vLLM's, before this one in the class that `edited_state` makes
+
+
+class EditedState(_ModelState):
     """Mixed into a `ModelState`: a request's decision comes with it, and each step's tokens are described."""
 
     def __init__(self, vllm_config: Any, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, model, *args, **kwargs)
         self.corrigenda = edits_in(model, vllm_config)
-        self._asked: dict[str, Asked] = {}
+        self._requests: dict[str, RequestInfo] = {}
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
         # The prompt's length, not that of the prefill: after preemption that one holds generated tokens too.
-        self._asked[new_req_data.req_id] = asked(new_req_data.prompt_len, new_req_data.sampling_params)
+        self._requests[new_req_data.req_id] = request_info(new_req_data.prompt_len, new_req_data.sampling_params)
 
     def remove_request(self, req_id: str) -> None:
         super().remove_request(req_id)
-        self._asked.pop(req_id, None)
+        self._requests.pop(req_id, None)
         if self.corrigenda is not None:
             self.corrigenda.end([req_id])
 
@@ -44,5 +47,5 @@ class EditedState:
                 input_batch.req_ids[:count],
                 input_batch.num_computed_tokens_np[:count].astype(np.int64),
                 np.diff(input_batch.query_start_loc_np[: count + 1]).astype(np.int64),
-                self._asked.__getitem__,
+                self._requests.__getitem__,
             )

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...editing.errors import CorrigendaError
 from .keys import settings_in
-from .worker import WorkerEdits, asked
+from .worker import WorkerEdits, request_info
 
 
 def connected(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -57,6 +57,8 @@ def described(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
             batch.req_ids[:count],
             batch.num_computed_tokens_cpu[:count].astype(np.int64),
             np.diff(offsets).astype(np.int64),
-            lambda request: asked(self.requests[request].num_prompt_tokens, self.requests[request].sampling_params),
+            lambda request: request_info(
+                self.requests[request].num_prompt_tokens, self.requests[request].sampling_params
+            ),
         )
     return original(self, *args, **kwargs)

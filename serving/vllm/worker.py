@@ -24,16 +24,16 @@ from .keys import LAYER, edit_of, settings_in
 logger = logging.getLogger("vllm.corrigenda")
 
 
-class Asked(NamedTuple):
+class RequestInfo(NamedTuple):
     """What a worker must know of a request: how long its prompt is, and the key of the edit that answers it."""
 
     prompt_tokens: int
     key: str | None
 
 
-def asked(prompt_tokens: int, sampling_params: Any) -> Asked:
+def request_info(prompt_tokens: int, sampling_params: Any) -> RequestInfo:
     """From what the front end left in a request's sampling parameters (`admission`)."""
-    return Asked(prompt_tokens, edit_of(sampling_params))
+    return RequestInfo(prompt_tokens, edit_of(sampling_params))
 
 
 class WorkerEdits:
@@ -69,7 +69,7 @@ class WorkerEdits:
         self.slots = Slots(self.context, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
 
     def describe(
-        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], Asked]
+        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], RequestInfo]
     ) -> None:
         """Tell the layer about the next pass, asking for requests that have no slot yet."""
         for request in requests:

@@ -27,7 +27,6 @@ class AssociativeConfig(EditingConfig):
     beta: float = 10.0
     """Sharpness of the read: `softmax(beta * keys . x)`."""
     contexts: int = 4
-    """In how many contexts an edit is learnt: alone, and after that many less one texts the model wrote itself."""
     steps: int = 20
     learning_rate: float = 0.5
     adam_beta1: float = 0.9
@@ -43,6 +42,7 @@ class AssociativeConfig(EditingConfig):
         super().__post_init__()
         self._require(self.scope == "causal", "scope", '"causal" (an edit\'s rows are answer positions)')
         self._require(self.router in ("tokens", "mask"), "router", '"tokens" or "mask"')
+        self._require(is_number(self.beta) and 0 < self.beta < math.inf, "beta", "a number above 0")
         self._require(is_number(self.gain) and 1 <= self.gain < math.inf, "gain", "a number from 1 on")
         for name in ("contexts", "steps"):
             self._require_positive(name)

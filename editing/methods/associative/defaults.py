@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ...backbone.decoder import Decoder
 from ...errors import CorrigendaError
@@ -20,7 +21,7 @@ _ROUTER_DEPTH = 0.14
 def resolved(config: AssociativeConfig, decoder: Decoder) -> AssociativeConfig:
     """`config` with every field that was left to the model filled in, and checked against the model."""
     layer = edited_layer(config.layer, _DEPTH, decoder)
-    changes: dict[str, object] = {"layer": layer}
+    changes: dict[str, Any] = {"layer": layer}
     if config.router == "mask":
         router_layer = int(_ROUTER_DEPTH * len(decoder)) if config.router_layer is None else config.router_layer
         if not 0 <= router_layer <= layer:

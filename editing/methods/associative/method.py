@@ -21,6 +21,7 @@ from ...memories.row_banks import RowBanks
 from ...routers.masks import MaskRouter
 from ...routers.router import EditRouter
 from ...routers.tokens import TokenRouter
+from ..config import EditingConfig
 from ..method import Method
 from ..record import Record, Solved, Written
 from .config import AssociativeConfig
@@ -57,7 +58,7 @@ class Associative(Method):
 
     @staticmethod
     def text_router(
-        config: AssociativeConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+        config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
         return TokenRouter(tokenizer, background, threshold=config.threshold, device=device)
 
@@ -79,8 +80,10 @@ class Associative(Method):
             self._solve([problems[e] for e in group])
         solved = []
         for problem, known in zip(problems, self.fingerprints([edit.prompt for edit in edits])):
-            rows = {"keys": problem.keys, "values": problem.values.detach()}
-            tensors = {name: tensor.to(self.memory.dtype) for name, tensor in rows.items()}
+            tensors = {
+                "keys": problem.keys.to(self.memory.dtype),
+                "values": problem.values.detach().to(self.memory.dtype),
+            }
             record = Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32, device="cpu"))
             solved.append(Solved(Written(problem.loss, problem.steps), record))
         return solved

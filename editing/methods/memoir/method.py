@@ -18,7 +18,7 @@ from ...memories.shared_matrix import SharedMatrix
 from ...routers.masks import MaskRouter
 from ..method import Method
 from ..record import Record, Solved, of_rank
-from ..steps import EditRows, Progress
+from ..steps import EditRows, StoppingRule
 from .config import MemoirConfig
 from .defaults import resolved
 
@@ -95,16 +95,16 @@ class Memoir(Method):
         keep = 1.0 if config.decay == "none" else 1 - config.learning_rate * config.weight_decay
         alpha = 1.0
         norms = GradientNorms(gram, edits.owner, edits.edits)
-        progress = Progress(edits.edits, config.stop_loss, config.stop_change, self.device)
+        stopping = StoppingRule(edits.edits, config.stop_loss, config.stop_change, self.device)
         for _ in range(config.steps):
             loss, gradient = edits.loss_and_gradient(alpha * start - gram @ steps_sum)
-            if not progress.goes_on(loss):
+            if not stopping.goes_on(loss):
                 break
-            clip = (config.clip_norm / (norms(gradient) + 1e-6)).clamp(max=1.0) * progress.running
+            clip = (config.clip_norm / (norms(gradient) + 1e-6)).clamp(max=1.0) * stopping.running
             alpha *= keep
             steps_sum = keep * steps_sum + config.learning_rate * clip[edits.owner, None] * gradient
         solved = []
-        for e, result in enumerate(progress.written()):
+        for e, result in enumerate(stopping.written()):
             tokens, columns = edits.owner == e, active[e].nonzero()[:, 0]
             tensors = {"x": x[tokens][:, columns].to(edits.inputs.dtype), "h": steps_sum[tokens]}
             if config.record_rank is not None:

@@ -92,7 +92,7 @@ class WiseConfig(EditingConfig):
     """The prompt alone and after that many less one texts the model wrote itself: 11 as published."""
 
     @property
-    def method(self) -> str:
+    def method(self) -> str:  # type: ignore[override] # one configuration, two names
         return f"wise-{self.variant}"
 
     @classmethod

@@ -23,8 +23,8 @@ from ...memories.shards import SideMemories
 from ...routers.context import RoutingContext
 from ...routers.router import Decision
 from ..method import Method
-from ..record import Record, Solved, check_shapes, of_rank
-from ..steps import EditRows, Progress
+from ..record import Record, Solved, check_tensors, of_rank
+from ..steps import EditRows, StoppingRule
 from .config import WiseConfig
 from .defaults import resolved
 from .margin import Margin
@@ -59,7 +59,7 @@ class Wise(Method):
     names_edits: ClassVar = False
     config: WiseConfig
     memory: SideMemories
-    router: SideMemories
+    router: SideMemories  # type: ignore[assignment] # it names memories, not edits
 
     resolved = staticmethod(resolved)
 
@@ -136,7 +136,7 @@ class Wise(Method):
         written = self._written_along(x)
         base, whole = self._base_output(x), torch.tensor([0, len(x)], dtype=torch.int32, device=x.device)
         margin = Margin(base, batch, [len(inputs) for inputs in inputs_apart], bool(shard.edits), config)
-        progress = Progress(len(edits), config.stop_loss, config.stop_change, self.device)
+        stopping = StoppingRule(len(edits), config.stop_loss, config.stop_change, self.device)
         least = torch.full((len(edits),), torch.inf, dtype=torch.float32, device=self.device)
         decay = 0.0 if config.decay == "none" else config.learning_rate * config.weight_decay
         delta, steps_sum, alpha = shard.delta.clone(), x.new_zeros(len(x), self.out_width, dtype=torch.float32), 1.0
@@ -145,31 +145,29 @@ class Wise(Method):
             side, *_ = ops.delta_linear(x, base, delta, whole)
             loss, gradient = batch.loss_and_gradient(side[: len(batch.row)])
             margin_loss, margin_gradient, distance = margin(side)
-            least = torch.where(progress.running, distance, least)
-            if not progress.goes_on(loss + margin_loss):
+            least = torch.where(stopping.running, distance, least)
+            if not stopping.goes_on(loss + margin_loss):
                 break
             gradient = margin_gradient + F.pad(gradient, (0, 0, 0, len(x) - len(gradient)))
-            gradient = torch.where(margin.goes_on(progress.running)[:, None], gradient, 0.0)
+            gradient = torch.where(margin.goes_on(stopping.running)[:, None], gradient, 0.0)
             self._step(delta, written, gradient, shard.number, config.learning_rate, decay)
             alpha *= 1 - decay
             steps_sum = (1 - decay) * steps_sum + config.learning_rate * gradient
-        if not all(found.isfinite().all() for found in (progress.loss, least, steps_sum)):
+        if not all(found.isfinite().all() for found in (stopping.loss, least, steps_sum)):
             raise CorrigendaError(
                 f"The learning rate {config.learning_rate} is too high for this model: an edit's loss is not finite."
             )
         closes = shard.edits + len(edits) >= config.save_every
         solved = []
-        for e, (result, minimum) in enumerate(zip(progress.written(), least.tolist())):
+        for e, (result, minimum) in enumerate(zip(stopping.written(), least.tolist())):
             used = (margin.owner == e) & steps_sum.any(1)
             tensors = {"x": written[used], "h": steps_sum[used]}
             if config.record_rank is not None:
                 tensors = of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
-            numbers = {"alpha": alpha, "minimum": minimum, "shard": shard.number}
-            numbers["closes"] = int(closes and e == len(edits) - 1)
+            said = {"alpha": alpha, "minimum": minimum, "shard": shard.number}
+            said["closes"] = int(closes and e == len(edits) - 1)
             replay = rows[e * len(contexts)].tokens if config.replay else ()
-            solved.append(
-                Solved(result, Record(tensors, numbers, torch.tensor(replay, dtype=torch.int32, device="cpu")))
-            )
+            solved.append(Solved(result, Record(tensors, said, torch.tensor(replay, dtype=torch.int32, device="cpu"))))
         return solved
 
     def _step(self, delta: Tensor, x: Tensor, h: Tensor, shard: int, learning_rate: float, decay: float) -> None:
@@ -276,7 +274,7 @@ class Wise(Method):
     # Records
 
     def check(self, record: Record) -> None:
-        check_shapes(record.tensors, self.record_shapes, {"D": self.width, "d": self.out_width})
+        check_tensors(record.tensors, self.record_shapes, {"D": self.width, "d": self.out_width})
         numbers = record.numbers
         if not 0 <= numbers.get("alpha", -1) <= 1:
             raise CorrigendaError('its number "alpha" is not one from 0 to 1')
