@@ -13,7 +13,7 @@ from torch import Tensor
 from ...backbone.background import background_prompts
 from ...backbone.decoder import Decoder
 from ...backbone.frozen import Features, Row, length_groups, pass_tokens
-from ...backbone.suffix import Suffix
+from ...backbone.suffix import Suffix, suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
 from ...errors import CorrigendaError
@@ -107,7 +107,7 @@ class Associative(Method):
         hidden = [h for problem in problems for h in problem.hidden]
         rows = [row for problem in problems for row in problem.rows]
         starts = [len(row.prompt) - 1 for row in rows]
-        whole = _SideBySide(problems, Suffix(self.decoder, self.layer, hidden, rows, starts))
+        whole = _SideBySide(problems, suffix_of(self.decoder, self.layer, hidden, rows, starts))
         optimizer = torch.optim.Adam(
             [problem.values for problem in problems],
             lr=config.learning_rate,
