@@ -28,8 +28,10 @@ demo: $(STAMP) ## edit the model and show the answers before and after (MODEL=, 
 	$(BIN)/corrigenda demo --out demo-out --overwrite \
 	    $(if $(MODEL),--model '$(MODEL)') $(if $(EDITS),--edits '$(EDITS)') $(if $(METHOD),--method '$(METHOD)')
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -q
+# Each test runs on one thread, so that sums come in one order: two processes use two cores. JOBS=0: one process.
+JOBS ?= 2
+test: $(STAMP) ## run the tests (JOBS= processes)
+	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 
 soak: $(STAMP) ## the store's kill and fuzz tests, at length (SOAK= times the usual number)
 	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_damage.py tests/test_store.py -k 'killed or mutated'
@@ -70,7 +72,7 @@ $(VLLM)/.installed: pyproject.toml | $(STAMP)
 	touch $@
 
 smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example
-	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/test_vllm_seams.py
+	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/test_vllm_seams.py tests/test_vllm_engine.py
 	$(VLLM)/bin/python examples/serve_vllm.py
 
 check-serving: $(STAMP) $(VLLM)/.installed ## SmolLM2 served by transformers and vLLM in every mode, beside one prompt at a time (CORRIGENDA_DATA=)

@@ -22,7 +22,7 @@ from wise_dense import dense_loop
 from corrigenda.editing import AssociativeConfig, EditedModel, MemoirConfig, WiseConfig, load_edits
 from corrigenda.editing.backbone.loading import load_base
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from dense_memoir import DenseMemoir
 
 

@@ -9,7 +9,6 @@ there. Edits are the first of each subject, in file order.
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 import time
@@ -21,6 +20,7 @@ from record import edits_arguments, provenance, results_folder, seconds, write_j
 from corrigenda.editing import EditedModel, Evaluator, load_edits
 from corrigenda.editing.methods.config import CONFIGS
 from corrigenda.editing.methods.registry import config_for
+from corrigenda.editing.methods.settings import settings_of
 
 
 def arguments():
@@ -42,9 +42,7 @@ def arguments():
 def main():
     args = arguments()
     torch.set_num_threads(args.threads)
-    settings = dict(item.split("=", 1) for item in args.set)
-    settings = {name: _value(text) for name, text in settings.items()}
-    config = config_for(args.method, **settings)
+    config = config_for(args.method, **settings_of(args.method, args.set))
     edits = load_edits(args.edits, unique_subject=True, limit=max(args.at))
     name = args.name or f"quality-{args.edits.stem}-{args.method}"
     work = args.work / name
@@ -99,13 +97,6 @@ def main():
                 {k: round(v, 4) for k, v in so_far["marks"][str(stop)].items() if v is not None},
                 flush=True,
             )
-
-
-def _value(text):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 if __name__ == "__main__":

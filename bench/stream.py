@@ -27,7 +27,7 @@ from corrigenda.editing import AssociativeConfig, Edit, EditedModel, MemoirConfi
 from corrigenda.editing.backbone.background import background_prompts
 from corrigenda.editing.cli.demo_facts import demo_edits
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from tiny import tiny_tokenizer
 
 EIGHT_BILLION = {

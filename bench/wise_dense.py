@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/wise_dense.py --edits zsre.jsonl [--variants merge --count 100]
 
-The dense loop (`tests/dense_wise.py`) writes a plain transformers model, and is asked here in plain words too: a
+The dense loop (`dense_wise.py` of the tests) writes a plain transformers model, and is asked here in plain words too: a
 prompt's memory by `route`, then the model with that memory in the layer's place. It is about five times slower.
 """
 
@@ -21,7 +21,7 @@ from corrigenda.editing.memories.random_bits import random_bits
 from corrigenda.editing.methods.registry import config_for
 from corrigenda.kernels.reference import unpack_mask
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from dense_wise import DenseWise
 
 # One shard, and shards that stay apart; thresholds as published, from the edits' distances.

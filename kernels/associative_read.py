@@ -5,7 +5,6 @@ are few and short every program scores them itself, in one launch; otherwise a f
 What is read depends on the route, the row counts and the pages as they are on the device.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -13,7 +12,7 @@ from . import tuning
 from .associative_read_backward import associative_read_backward
 from .associative_rows import row_slots, rows_read, scores
 from .associative_scores import score
-from .reference import PAGE_ROWS
+from .reference import PAGE_ROWS, on_copy
 
 __all__ = ["associative_read", "associative_read_", "associative_read_backward"]
 
@@ -23,17 +22,28 @@ FUSED_KEYS = 65536
 
 @triton.jit
 def _read_kernel(
-    y, x, first, keys, values, pages, rows, route, background, scales, dots, beta, width, outputs, page_count,
-    capacity, stride, y_row, y_column, ROWS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_D: tl.constexpr = 0,
+    y_ptr,  # [tokens, outputs], added to
+    x_ptr,  # [tokens, width], rows of `stride`
+    first_ptr,  # [tokens] bool
+    keys_ptr,  # [banks, 8, width]
+    values_ptr,  # [banks, 8, outputs]
+    pages_ptr,  # [edits, page_count] int32
+    rows_ptr,  # [edits] int32
+    route_ptr,  # [tokens] int32
+    background_ptr,  # [width] float32
+    scales_ptr,  # [banks, 8] float32, or None
+    dots_ptr,  # [tokens, capacity] float32, or None
+    beta, width, outputs, page_count, capacity, stride, y_row, y_column,
+    ROWS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_D: tl.constexpr = 0,
 ):  # fmt: skip
-    """y of one token += what its edit answers, in BLOCK_O columns; scores come from `dots`, or are made here."""
+    """y of one token += what its edit answers, in BLOCK_O columns; scores come from dots_ptr, or are made here."""
     token = tl.program_id(1).to(tl.int64)
-    edit, count = rows_read(first, rows, route, token)
+    edit, count = rows_read(first_ptr, rows_ptr, route_ptr, token)
     if count == 0:
         return
     column = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     reached = column < outputs
-    at = y + token * y_row + column * y_column
+    at = y_ptr + token * y_row + column * y_column
     answer = tl.load(at, mask=reached, other=0.0).to(tl.float32)  # asked for early: nothing it waits for is needed
     top = tl.full((), float("-inf"), tl.float32)
     mass = tl.full((), 0.0, tl.float32)
@@ -45,33 +55,27 @@ def _read_kernel(
             read = row == 0
         else:
             read = (row >= 1) & (row < count)
-        slot = row_slots(pages, edit, row, read, page_count)
+        slot = row_slots(pages_ptr, edit, row, read, page_count)
         value = tl.load(
-            values + slot[:, None] * outputs + column[None, :], mask=read[:, None] & reached[None, :], other=0
+            values_ptr + slot[:, None] * outputs + column[None, :], mask=read[:, None] & reached[None, :], other=0
         ).to(tl.float32)  # [ROWS, BO]
         if count == 1:
             score = tl.where(read, 0.0, float("-inf"))
         else:
-            if dots is None:
-                dot, _ = scores(x + token * stride, keys, background, slot, read, width, BLOCK_D)
+            if dots_ptr is None:
+                dot, _ = scores(x_ptr + token * stride, keys_ptr, background_ptr, slot, read, width, BLOCK_D)
             else:
-                dot = tl.load(dots + token * capacity + row, mask=read, other=0.0)
+                dot = tl.load(dots_ptr + token * capacity + row, mask=read, other=0.0)
             score = tl.where(read, beta * dot, float("-inf"))
         highest = tl.maximum(top, tl.max(score, 0))
         share = tl.exp(score - highest)
         fade = tl.exp(top - highest)
         mass = mass * fade + tl.sum(share, 0)
-        if scales is not None:
-            share *= tl.load(scales + slot, mask=read, other=0.0)
+        if scales_ptr is not None:
+            share *= tl.load(scales_ptr + slot, mask=read, other=0.0)
         total = total * fade + tl.sum(share[:, None] * value, 0)
         top = highest
     tl.store(at, answer + total / mass, mask=reached)
-
-
-def associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales):
-    out = y.clone(memory_format=torch.contiguous_format)
-    associative_read_(out, x, first, keys, values, pages, rows, route, background, beta, scales)
-    return out
 
 
 def associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales):
@@ -95,3 +99,6 @@ def associative_read_(y, x, first, keys, values, pages, rows, route, background,
         y, x, first, keys, values, pages, rows, route, background, scales, dots, beta,
         width, outputs, page_count, capacity, x.stride(0), *y.stride(), **config,
     )  # fmt: skip
+
+
+associative_read = on_copy(associative_read_)

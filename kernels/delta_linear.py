@@ -16,7 +16,10 @@ FEW_TOKENS = 16  # up to so many, delta is read once by tiles of 16 tokens; beyo
 
 @triton.jit
 def _product_kernel(
-    x, delta, partial, tokens, width, outputs, chunk, stride,
+    x_ptr,  # [tokens, width], rows of `stride`
+    delta_ptr,  # [width, outputs]
+    partial_ptr,  # [splits, tokens, outputs] float32, written
+    tokens, width, outputs, chunk, stride,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """x @ delta over `chunk` of the inner dimension, into [splits, tokens, d]: program (columns, splits, tokens)."""
@@ -30,14 +33,14 @@ def _product_kernel(
         row = start + tl.arange(0, BLOCK_K)
         inside = row < width
         feature = tl.load(
-            x + token.to(tl.int64)[:, None] * stride + row[None, :], mask=present & inside[None, :], other=0.0
+            x_ptr + token.to(tl.int64)[:, None] * stride + row[None, :], mask=present & inside[None, :], other=0.0
         )  # [BT, BK]
         part = tl.load(
-            delta + row.to(tl.int64)[:, None] * outputs + column[None, :], mask=inside[:, None] & reached, other=0.0
+            delta_ptr + row.to(tl.int64)[:, None] * outputs + column[None, :], mask=inside[:, None] & reached, other=0.0
         )  # [BK, BO]
         total = multiply_add(feature, part, total)
     at = (split * tokens + token[:, None]) * outputs + column[None, :]
-    tl.store(partial + at, total, mask=present & reached)
+    tl.store(partial_ptr + at, total, mask=present & reached)
 
 
 @triton.jit
@@ -47,8 +50,13 @@ def _silu(x):
 
 @triton.jit
 def _distance_kernel(
-    partial, base, side, distance, tokens, outputs, splits, ACTIVATED: tl.constexpr, BLOCK_O: tl.constexpr
-):
+    partial_ptr,  # [splits, tokens, outputs] float32
+    base_ptr,  # [tokens, outputs]
+    side_ptr,  # [tokens, outputs] float32, written where there are several splits
+    distance_ptr,  # [tokens] float32, written
+    tokens, outputs, splits,
+    ACTIVATED: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """One token: its side output from the parts, where there are several, and how far that moves its output."""
     token = tl.program_id(0).to(tl.int64)
     square = tl.zeros([BLOCK_O], tl.float32)
@@ -56,24 +64,31 @@ def _distance_kernel(
         column = start + tl.arange(0, BLOCK_O)
         reached = column < outputs
         at = token * outputs + column
-        change = tl.load(partial + at, mask=reached, other=0.0)
+        change = tl.load(partial_ptr + at, mask=reached, other=0.0)
         if splits > 1:
             for split in range(1, splits):
-                part = partial + tl.cast(split, tl.int64) * tokens * outputs
+                part = partial_ptr + tl.cast(split, tl.int64) * tokens * outputs
                 change += tl.load(part + at, mask=reached, other=0.0)
-            tl.store(side + at, change, mask=reached)
+            tl.store(side_ptr + at, change, mask=reached)
         if ACTIVATED:
-            frozen = tl.load(base + at, mask=reached, other=0.0).to(tl.float32)
+            frozen = tl.load(base_ptr + at, mask=reached, other=0.0).to(tl.float32)
             change = _silu(frozen + change) - _silu(frozen)
         square += change * change
-    tl.store(distance + token, tl.sqrt(tl.sum(square, 0)))
+    tl.store(distance_ptr + token, tl.sqrt(tl.sum(square, 0)))
 
 
 @triton.jit
-def _score_kernel(distance, offsets, weight, score, tokens, longest, BLOCK_T: tl.constexpr):
+def _score_kernel(
+    distance_ptr,  # [tokens] float32
+    offsets_ptr,  # [sequences + 1] int32
+    weight_ptr,  # [tokens] float32, or None
+    score_ptr,  # [sequences] float32, written
+    tokens, longest,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
     """One sequence: the mean of its tokens' distances by weight, or the largest where they are more than `longest`."""
     sequence = tl.program_id(0)
-    begin, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
+    begin, end = tl.load(offsets_ptr + sequence), tl.load(offsets_ptr + sequence + 1)
     begin, end = tl.maximum(begin, 0), tl.minimum(end, tokens)
     total = tl.zeros([BLOCK_T], tl.float32)
     mass = tl.zeros([BLOCK_T], tl.float32)
@@ -82,10 +97,10 @@ def _score_kernel(distance, offsets, weight, score, tokens, longest, BLOCK_T: tl
     for start in range(begin, end, BLOCK_T):
         token = start + tl.arange(0, BLOCK_T)
         share = (token < end).to(tl.float32)
-        if weight is not None:
-            share = tl.load(weight + token, mask=token < end, other=0.0)
+        if weight_ptr is not None:
+            share = tl.load(weight_ptr + token, mask=token < end, other=0.0)
         counted = share > 0
-        far = tl.load(distance + token, mask=counted, other=0.0)
+        far = tl.load(distance_ptr + token, mask=counted, other=0.0)
         total += share * far
         mass += tl.where(counted, share, 0.0)
         largest = tl.maximum(largest, far)
@@ -93,7 +108,7 @@ def _score_kernel(distance, offsets, weight, score, tokens, longest, BLOCK_T: tl
     total, mass, largest, count = tl.sum(total, 0), tl.sum(mass, 0), tl.max(largest, 0), tl.sum(count, 0)
     mean = tl.where(count > 0, total / tl.where(count > 0, mass, 1.0), 0.0)
     # A maximum passes over NaN, a sum does not.
-    tl.store(score + sequence, tl.where((count > longest) & (total == total), largest, mean))
+    tl.store(score_ptr + sequence, tl.where((count > longest) & (total == total), largest, mean))
 
 
 def delta_linear(x, base, delta, offsets, weight, activated, longest):

@@ -24,74 +24,101 @@ def _unpack(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
 
 
 @triton.jit
+def _shared_bits(
+    query_ptr, stored_ptr, queries, real, row, inside, words,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Bits that a tile of stored [rows, words] and a block of query [batch, words] share: [BN, BQ] int32."""
+    if BLOCK_Q == 1:
+        shared = tl.zeros([BLOCK_N, BLOCK_W], tl.int32)  # reduced once, after the loop
+    else:
+        shared = tl.zeros([BLOCK_N, BLOCK_Q], tl.int32)
+    for start in range(0, words, BLOCK_W):
+        word = start + tl.arange(0, BLOCK_W)
+        kept = (word < words)[None, :]
+        mask = tl.load(
+            stored_ptr + row.to(tl.int64)[:, None] * words + word[None, :], mask=inside[:, None] & kept, other=0
+        )  # [BN, BW]
+        probe = tl.load(
+            query_ptr + queries.to(tl.int64)[:, None] * words + word[None, :], mask=real[:, None] & kept, other=0
+        )  # [BQ, BW]
+        if BLOCK_Q == 1:
+            shared += popcount(mask & probe)
+        else:
+            shared = tl.dot(
+                _unpack(mask, BLOCK_N, BLOCK_W),
+                tl.trans(_unpack(probe, BLOCK_Q, BLOCK_W)),
+                shared,
+                out_dtype=tl.int32,
+            )
+    if BLOCK_Q == 1:
+        shared = tl.sum(shared, 1)[:, None]
+    return shared
+
+
+@triton.jit
+def _reduce_programs(
+    index_ptr, overlap_ptr, route_ptr, minimum_ptr, left, queries, real, busy, CHUNK: tl.constexpr
+):  # fmt: skip
+    """Write what the last program of a block of queries finds: the best of the keys that each busy one has `left`."""
+    best = tl.zeros([queries.shape[0]], tl.int64)
+    for start in range(0, busy, CHUNK):
+        program = start + tl.arange(0, CHUNK)
+        keys = tl.load(left[:, None] + program[None, :], mask=real[:, None] & (program < busy)[None, :], other=0)
+        best = tl.maximum(best, tl.max(keys, 1))
+    nearest, count = ranked_row(best), ranked_score(best)
+    tl.store(index_ptr + queries, nearest, mask=real)
+    tl.store(overlap_ptr + queries, count, mask=real)
+    if route_ptr is not None:
+        tl.store(route_ptr + queries, tl.where(count >= tl.load(minimum_ptr), nearest, -1), mask=real)
+
+
+@triton.jit
 def _match_kernel(
-    query, stored, valid, query_group, stored_group, minimum, partial, ticket, index, overlap, route,
-    batch, rows, words, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, CHUNK: tl.constexpr,
+    query_ptr,  # [batch, words] int32
+    stored_ptr,  # [rows, words] int32
+    valid_ptr,  # [1] int32, or None
+    query_group_ptr,  # [batch] int32, or None
+    stored_group_ptr,  # [rows] int32, or None
+    minimum_ptr,  # [1] int32, or None
+    partial_ptr,  # [batch, programs] int64, scratch
+    ticket_ptr,  # [batch] int32, zeros: programs that have finished, by block
+    index_ptr,  # [batch] int32, written
+    overlap_ptr,  # [batch] int32, written
+    route_ptr,  # [batch] int32, written, or None
+    batch, rows, words,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Best row of a block of queries: program p takes the tiles p, p + programs, ... of the rows in use.
 
-    The last program of a block to finish, as `ticket` tells, reduces what each left in `partial` [B, programs]. The
-    keys carry the row, so that the result does not depend on the order in which programs finish.
+    The last program of a block to finish, as ticket_ptr tells, reduces what each left in partial_ptr. The keys carry
+    the row, so that the result does not depend on the order in which programs finish.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
-    visible = visible_rows(valid, rows)
+    visible = visible_rows(valid_ptr, rows)
     tiles = tl.cdiv(visible, BLOCK_N)
     busy = tl.maximum(tl.minimum(programs, tiles), 1)
     if program >= busy:  # rows that are not in use cost nothing
         return
-    asked = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    real = asked < batch
-    if query_group is not None:
-        own = tl.load(query_group + asked, mask=real, other=0)
+    queries = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    real = queries < batch
+    if query_group_ptr is not None:
+        own = tl.load(query_group_ptr + queries, mask=real, other=0)
 
     best = tl.zeros([BLOCK_Q], tl.int64)
     for tile in range(program, tiles, programs):
         row = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = row < visible
-        if BLOCK_Q == 1:
-            shared = tl.zeros([BLOCK_N, BLOCK_W], tl.int32)
-        else:
-            shared = tl.zeros([BLOCK_N, BLOCK_Q], tl.int32)
-        for start in range(0, words, BLOCK_W):
-            word = start + tl.arange(0, BLOCK_W)
-            kept = (word < words)[None, :]
-            mask = tl.load(
-                stored + row.to(tl.int64)[:, None] * words + word[None, :], mask=inside[:, None] & kept, other=0
-            )  # [BN, BW]
-            probe = tl.load(
-                query + asked.to(tl.int64)[:, None] * words + word[None, :], mask=real[:, None] & kept, other=0
-            )  # [BQ, BW]
-            if BLOCK_Q == 1:
-                shared += popcount(mask & probe)
-            else:
-                shared = tl.dot(
-                    _unpack(mask, BLOCK_N, BLOCK_W),
-                    tl.trans(_unpack(probe, BLOCK_Q, BLOCK_W)),
-                    shared,
-                    out_dtype=tl.int32,
-                )
-        if BLOCK_Q == 1:
-            count = tl.sum(shared, 1)[:, None]
-        else:
-            count = shared
+        count = _shared_bits(query_ptr, stored_ptr, queries, real, row, inside, words, BLOCK_Q, BLOCK_N, BLOCK_W)
         seen = inside[:, None] & real[None, :]
-        if query_group is not None:
-            seen &= tl.load(stored_group + row, mask=inside, other=0)[:, None] == own[None, :]
+        if query_group_ptr is not None:
+            seen &= tl.load(stored_group_ptr + row, mask=inside, other=0)[:, None] == own[None, :]
         best = tl.maximum(best, tl.max(ranked(count, row[:, None], seen), 0))
-    at = partial + asked.to(tl.int64) * programs
-    tl.store(at + program, best, mask=real)
+    left = partial_ptr + queries.to(tl.int64) * programs
+    tl.store(left + program, best, mask=real)
     tl.debug_barrier()
-    if tl.atomic_add(ticket + tl.program_id(1), 1) == busy - 1:
-        best = tl.zeros([BLOCK_Q], tl.int64)
-        for start in range(0, busy, CHUNK):
-            other = start + tl.arange(0, CHUNK)
-            keys = tl.load(at[:, None] + other[None, :], mask=real[:, None] & (other < busy)[None, :], other=0)
-            best = tl.maximum(best, tl.max(keys, 1))
-        nearest, count = ranked_row(best), ranked_score(best)
-        tl.store(index + asked, nearest, mask=real)
-        tl.store(overlap + asked, count, mask=real)
-        if route is not None:
-            tl.store(route + asked, tl.where(count >= tl.load(minimum), nearest, -1), mask=real)
+    if tl.atomic_add(ticket_ptr + tl.program_id(1), 1) == busy - 1:
+        _reduce_programs(index_ptr, overlap_ptr, route_ptr, minimum_ptr, left, queries, real, busy, CHUNK)
 
 
 def match(query, stored, valid, query_group, stored_group, minimum, ticket):

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from . import tuning
 from .masked_linear_backward import masked_linear_backward
+from .reference import on_copy
 from .triton_helpers import finite, multiply_add, nth_set_bits, popcount, union
 
 __all__ = ["masked_linear", "masked_linear_", "masked_linear_backward"]
@@ -24,19 +25,22 @@ FEW_TOKENS = 32  # beyond, blocks of 64 tokens: fewer passes over memory
 
 @triton.jit
 def _exact_sums(
-    x, memory, masks, route, tokens, words, outputs, stride, first_token, first_bit, last_bit, column, total,
-    BLOCK_T: tl.constexpr,
+    x_ptr, memory_ptr, masks_ptr, route_ptr, tokens, words, outputs, stride, first_token, first_bit, last_bit, column,
+    total, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """The block's sums token by token and bit by bit: slow, but in few registers, and nothing meets a zero."""
+    """The block's sums token by token and bit by bit: slow, but in few registers, and nothing meets a zero.
+
+    Of x [tokens, width] with rows of `stride`, memory [width, outputs], masks [entries, words] and route [tokens].
+    """
     for t in range(BLOCK_T):
         token = tl.cast(first_token + t, tl.int64)
-        entry = tl.load(route + token, mask=token < tokens, other=-1).to(tl.int64)
+        entry = tl.load(route_ptr + token, mask=token < tokens, other=-1).to(tl.int64)
         if entry >= 0:
             exact = tl.zeros([column.shape[0]], tl.float32)
             for i in range(first_bit, last_bit):
-                if (tl.load(masks + entry * words + i // 32) >> (i % 32)) & 1 == 1:
-                    share = tl.load(x + token * stride + i).to(tl.float32)
-                    row = memory + tl.cast(i, tl.int64) * outputs
+                if (tl.load(masks_ptr + entry * words + i // 32) >> (i % 32)) & 1 == 1:
+                    share = tl.load(x_ptr + token * stride + i).to(tl.float32)
+                    row = memory_ptr + tl.cast(i, tl.int64) * outputs
                     exact += share * tl.load(row + column, mask=column < outputs, other=0.0).to(tl.float32)
             total = tl.where((tl.arange(0, BLOCK_T) == t)[:, None], exact[None, :], total)
     return total
@@ -44,14 +48,20 @@ def _exact_sums(
 
 @triton.jit
 def _accumulate_kernel(
-    y, x, memory, masks, route, partial, tokens, width, outputs, words, chunks, stride, y_row, y_column,
+    y_ptr,  # [tokens, outputs], added to where there is no partial_ptr
+    x_ptr,  # [tokens, width], rows of `stride`
+    memory_ptr,  # [width, outputs]
+    masks_ptr,  # [entries, words] int32
+    route_ptr,  # [tokens] int32
+    partial_ptr,  # [splits, tokens, outputs] float32, written, or None
+    tokens, width, outputs, words, chunks, stride, y_row, y_column,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Sums of `chunks` times WORDS mask words: into y where `partial` is None, else into [splits, tokens, d]."""
+    """Sums of `chunks` times WORDS mask words: into y where partial_ptr is None, else into [splits, tokens, d]."""
     column = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     split = tl.program_id(1)
     token = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)
-    entry = tl.load(route + token, mask=token < tokens, other=-1).to(tl.int64)
+    entry = tl.load(route_ptr + token, mask=token < tokens, other=-1).to(tl.int64)
     if tl.max(entry, 0) < 0:
         return
     reached = (column < outputs)[None, :]
@@ -60,8 +70,8 @@ def _accumulate_kernel(
     else:
         total = tl.zeros([BLOCK_T, BLOCK_O], tl.float32)
     first_word = split * chunks * WORDS
-    held = masks + entry[:, None] * words
-    features = x + token.to(tl.int64)[:, None] * stride
+    held = masks_ptr + entry[:, None] * words
+    features = x_ptr + token.to(tl.int64)[:, None] * stride
     routed = (entry >= 0)[:, None]
     for chunk in range(chunks):
         word = first_word + chunk * WORDS + tl.arange(0, WORDS)
@@ -71,10 +81,10 @@ def _accumulate_kernel(
             rank = start + tl.arange(0, BLOCK_K)
             real = rank < count
             at = (first_word + chunk * WORDS) * 32 + nth_set_bits(either, rank)
-            rows = memory + at.to(tl.int64)[:, None] * outputs + column[None, :]
+            rows = memory_ptr + at.to(tl.int64)[:, None] * outputs + column[None, :]
             part = tl.load(rows, mask=real[:, None] & reached, other=0.0)  # [BK, BO]
             if BLOCK_T == 1:
-                share = tl.load(x + token.to(tl.int64) * stride + at, mask=real, other=0.0)
+                share = tl.load(x_ptr + token.to(tl.int64) * stride + at, mask=real, other=0.0)
                 total += share.to(tl.float32)[:, None] * part.to(tl.float32)
             else:
                 bits = tl.load(held + (at // 32)[None, :], mask=routed & real[None, :], other=0)
@@ -87,38 +97,38 @@ def _accumulate_kernel(
         # A row of one token's mask that is not finite has met the zeros of the others: 0 * inf is NaN.
         last_bit = tl.minimum((first_word + chunks * WORDS) * 32, width)
         total = _exact_sums(
-            x, memory, masks, route, tokens, words, outputs, stride, tl.program_id(2) * BLOCK_T, first_word * 32,
-            last_bit, column, total, BLOCK_T,
+            x_ptr, memory_ptr, masks_ptr, route_ptr, tokens, words, outputs, stride, tl.program_id(2) * BLOCK_T,
+            first_word * 32, last_bit, column, total, BLOCK_T,
         )  # fmt: skip
     written = (entry >= 0)[:, None] & reached
     row = token.to(tl.int64)[:, None]
-    if partial is None:
-        at = y + row * y_row + column[None, :] * y_column
+    if partial_ptr is None:
+        at = y_ptr + row * y_row + column[None, :] * y_column
         tl.store(at, tl.load(at, mask=written, other=0.0).to(tl.float32) + total, mask=written)
     else:
-        tl.store(partial + (split.to(tl.int64) * tokens + row) * outputs + column[None, :], total, mask=written)
+        tl.store(partial_ptr + (split.to(tl.int64) * tokens + row) * outputs + column[None, :], total, mask=written)
 
 
 @triton.jit
-def _finish_kernel(y, route, partial, tokens, outputs, splits, y_row, y_column, BLOCK_O: tl.constexpr):
+def _finish_kernel(
+    y_ptr,  # [tokens, outputs], added to
+    route_ptr,  # [tokens] int32
+    partial_ptr,  # [splits, tokens, outputs] float32
+    tokens, outputs, splits, y_row, y_column,
+    BLOCK_O: tl.constexpr,
+):  # fmt: skip
     """y of one routed token += its parts, added in the order of the splits and rounded once."""
     column = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     token = tl.program_id(1).to(tl.int64)
-    if tl.load(route + token) < 0:
+    if tl.load(route_ptr + token) < 0:
         return
     reached = column < outputs
     total = tl.zeros([BLOCK_O], tl.float32)
     for split in range(splits):
-        part = partial + (tl.cast(split, tl.int64) * tokens + token) * outputs + column
+        part = partial_ptr + (tl.cast(split, tl.int64) * tokens + token) * outputs + column
         total += tl.load(part, mask=reached, other=0.0)
-    at = y + token * y_row + column * y_column
+    at = y_ptr + token * y_row + column * y_column
     tl.store(at, tl.load(at, mask=reached, other=0.0).to(tl.float32) + total, mask=reached)
-
-
-def masked_linear(y, x, memory, masks, route):
-    out = y.clone(memory_format=torch.contiguous_format)
-    masked_linear_(out, x, memory, masks, route)
-    return out
 
 
 def masked_linear_(y, x, memory, masks, route):
@@ -148,3 +158,6 @@ def masked_linear_(y, x, memory, masks, route):
         _finish_kernel[(triton.cdiv(outputs, config["BLOCK_O"]), tokens)](
             y, route, partial, tokens, outputs, splits, *y.stride(), **config
         )
+
+
+masked_linear = on_copy(masked_linear_)

@@ -9,8 +9,13 @@ from .triton_helpers import multiply_add
 
 @triton.jit
 def _step_kernel(
-    delta, x, gradient, masks, base, learning_rate, decay, limit, tokens, width, outputs, words, stride, delta_row,
-    delta_column, DECAY: tl.constexpr, DECAY_MASKED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
+    delta_ptr,  # [width, outputs] float32, stepped
+    x_ptr,  # [tokens, width], rows of `stride`
+    gradient_ptr,  # [tokens, outputs]
+    masks_ptr,  # [width, words] int32
+    base_ptr,  # [width, outputs], or None
+    learning_rate, decay, limit, tokens, width, outputs, words, stride, delta_row, delta_column,
+    DECAY: tl.constexpr, DECAY_MASKED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """delta[tile] = clamp(delta - step): program (columns of d, rows of D)."""
@@ -20,22 +25,22 @@ def _step_kernel(
     for start in range(0, tokens, BLOCK_T):
         token = start + tl.arange(0, BLOCK_T)
         present, row = (token < tokens)[:, None], token.to(tl.int64)[:, None]
-        feature = tl.load(x + row * stride + column[None, :], mask=present & (column < width)[None, :], other=0.0)
+        feature = tl.load(x_ptr + row * stride + column[None, :], mask=present & (column < width)[None, :], other=0.0)
         upstream = tl.load(
-            gradient + row * outputs + output[None, :], mask=present & (output < outputs)[None, :], other=0.0
+            gradient_ptr + row * outputs + output[None, :], mask=present & (output < outputs)[None, :], other=0.0
         )
         total = multiply_add(tl.trans(feature), upstream, total)  # [BI, BT] @ [BT, BO]
     inside = (column < width)[:, None] & (output < outputs)[None, :]
     row = column.to(tl.int64)[:, None]
-    word = tl.load(masks + row * words + (output // 32)[None, :], mask=inside, other=0)
+    word = tl.load(masks_ptr + row * words + (output // 32)[None, :], mask=inside, other=0)
     free = (word >> (output % 32)[None, :]) & 1 == 1  # [BI, BO]
-    at = delta + row * delta_row + output[None, :] * delta_column
+    at = delta_ptr + row * delta_row + output[None, :] * delta_column
     before = tl.load(at, mask=inside, other=0.0)
     step = tl.where(free, learning_rate * total, 0.0)
     if DECAY:
         whole = before
-        if base is not None:
-            whole += tl.load(base + row * outputs + output[None, :], mask=inside, other=0.0).to(tl.float32)
+        if base_ptr is not None:
+            whole += tl.load(base_ptr + row * outputs + output[None, :], mask=inside, other=0.0).to(tl.float32)
         if DECAY_MASKED:
             step += tl.where(free, decay * whole, 0.0)
         else:

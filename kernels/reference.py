@@ -162,10 +162,15 @@ def _gradient(like, needed, dtype):
     return torch.zeros(like.shape if needed else (0,) * like.dim(), dtype=dtype, device=like.device)
 
 
-def masked_linear(y, x, memory, masks, route):
-    out = y.clone(memory_format=torch.contiguous_format)
-    masked_linear_(out, x, memory, masks, route)
-    return out
+def on_copy(in_place):
+    """The functional form of an op that adds to its first argument: the same, on a contiguous copy of it."""
+
+    def run(y, *others):
+        out = y.clone(memory_format=torch.contiguous_format)
+        in_place(out, *others)
+        return out
+
+    return run
 
 
 def masked_linear_(y, x, memory, masks, route):
@@ -173,6 +178,9 @@ def masked_linear_(y, x, memory, masks, route):
     for entry, tokens in _tokens_by_route(route):
         columns = unpack_mask(masks[entry], x.shape[1]).nonzero().squeeze(1)
         _add_rows_(y, tokens, x[tokens][:, columns].to(dtype) @ memory[columns].to(dtype))
+
+
+masked_linear = on_copy(masked_linear_)
 
 
 def masked_linear_backward(grad, x, memory, masks, route, needed):
@@ -210,12 +218,6 @@ def _direction(x, background, dtype):
     return centred / norm, norm
 
 
-def associative_read(y, x, first, keys, values, pages, rows, route, background, beta, scales):
-    out = y.clone(memory_format=torch.contiguous_format)
-    associative_read_(out, x, first, keys, values, pages, rows, route, background, beta, scales)
-    return out
-
-
 def associative_read_(y, x, first, keys, values, pages, rows, route, background, beta, scales):
     dtype = _accumulator(y, x, keys, values)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
@@ -229,6 +231,9 @@ def associative_read_(y, x, first, keys, values, pages, rows, route, background,
             u, _ = _direction(x[later], background, dtype)
             share = torch.softmax(beta * (u @ keys[slots[1:]].to(dtype).T), dim=-1)
             _add_rows_(y, later, share @ value[1:])
+
+
+associative_read = on_copy(associative_read_)
 
 
 def associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed):

@@ -28,18 +28,25 @@ SPARE_BITS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 
 
 @triton.jit
-def _store_state(state, low, high, done, SPARE: tl.constexpr, BINS: tl.constexpr):
+def _store_state(state_ptr, low, high, done, SPARE: tl.constexpr, BINS: tl.constexpr):
+    """Write the bracket low .. high of one shard's state [4], with the width of its bins."""
     shift = tl.full((), SPARE, tl.int32)
     while ((high - low) >> shift) >= BINS:
         shift += 1
-    tl.store(state, low)
-    tl.store(state + 1, high)
-    tl.store(state + 2, shift)
-    tl.store(state + 3, done)
+    tl.store(state_ptr, low)
+    tl.store(state_ptr + 1, high)
+    tl.store(state_ptr + 2, shift)
+    tl.store(state_ptr + 3, done)
 
 
 @triton.jit
-def _sample_kernel(deltas, keep, state, entries, SPARE: tl.constexpr, SAMPLE: tl.constexpr, BINS: tl.constexpr):
+def _sample_kernel(
+    deltas_ptr,  # [shards, entries]
+    keep_ptr,  # [shards] int32
+    state_ptr,  # [shards, 4] int32, written
+    entries,
+    SPARE: tl.constexpr, SAMPLE: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
     """Bracket the threshold of one shard by four deviations of its rank in a sample, exact where that is the shard."""
     shard = tl.program_id(0)
     size = tl.minimum(entries, SAMPLE)
@@ -49,9 +56,9 @@ def _sample_kernel(deltas, keep, state, entries, SPARE: tl.constexpr, SAMPLE: tl
     mixed = (place.to(tl.uint32) * 0x9E3779B1).to(tl.int64)
     at = place.to(tl.int64) * entries // size + ((mixed * step) >> 32)
     inside = place < size
-    value = tl.load(deltas + tl.cast(shard, tl.int64) * entries + at, mask=inside, other=0.0)
+    value = tl.load(deltas_ptr + tl.cast(shard, tl.int64) * entries + at, mask=inside, other=0.0)
     key = tl.where(inside, magnitude_key(value), -1)
-    k = tl.load(keep + shard)
+    k = tl.load(keep_ptr + shard)
     if size == entries:
         low = kth_largest(key, k)
         low = tl.min(tl.where(key >= low, key, 0x7FFFFFFF), 0)  # the search may have stopped between two keys
@@ -63,21 +70,26 @@ def _sample_kernel(deltas, keep, state, entries, SPARE: tl.constexpr, SAMPLE: tl
         high = tl.where(upper >= 1, kth_largest(key, tl.maximum(upper, 1)), 0x7F800000)
         low = tl.where(lower <= size, kth_largest(key, tl.minimum(lower, size)), 0)
         low, high = (low >> SPARE) << SPARE, (high >> SPARE) << SPARE
-    _store_state(state + shard * 4, low, high, (size == entries).to(tl.int32), SPARE, BINS)
+    _store_state(state_ptr + shard * 4, low, high, (size == entries).to(tl.int32), SPARE, BINS)
 
 
 @triton.jit
 def _count_kernel(
-    deltas, state, counts, histogram, entries, BLOCK: tl.constexpr, BINS: tl.constexpr, COPIES: tl.constexpr
-):
+    deltas_ptr,  # [shards, entries]
+    state_ptr,  # [shards, 4] int32
+    counts_ptr,  # [shards, 4] int32, added to
+    histogram_ptr,  # [shards, COPIES, BINS] int32, added to
+    entries,
+    BLOCK: tl.constexpr, BINS: tl.constexpr, COPIES: tl.constexpr,
+):  # fmt: skip
     """Counts [S, 4] and histogram [S, COPIES, BINS] of one pass: program p takes tiles p, p + programs, ... each."""
     program, shard = tl.program_id(0), tl.program_id(1)
-    state += shard * 4
-    if tl.load(state + 3) == 1:
+    state_ptr += shard * 4
+    if tl.load(state_ptr + 3) == 1:
         return
-    low, high, shift = tl.load(state), tl.load(state + 1), tl.load(state + 2)
-    values = deltas + shard.to(tl.int64) * entries
-    bins = histogram + (shard * COPIES + program % COPIES) * BINS
+    low, high, shift = tl.load(state_ptr), tl.load(state_ptr + 1), tl.load(state_ptr + 2)
+    values = deltas_ptr + shard.to(tl.int64) * entries
+    bins = histogram_ptr + (shard * COPIES + program % COPIES) * BINS
     from_low = tl.full((), 0, tl.int32)
     above_low = tl.full((), 0, tl.int32)
     from_high = tl.full((), 0, tl.int32)
@@ -95,27 +107,31 @@ def _count_kernel(
         above_high += pair >> 16
         one = tl.full([BLOCK], 1, tl.int32)
         tl.atomic_add(bins + ((key - low) >> shift), one, mask=(key > low) & (key < high), sem="relaxed")
-    counts += shard * 4
-    tl.atomic_add(counts, from_low, sem="relaxed")
-    tl.atomic_add(counts + 1, above_low, sem="relaxed")
-    tl.atomic_add(counts + 2, from_high, sem="relaxed")
-    tl.atomic_add(counts + 3, above_high, sem="relaxed")
+    counts_ptr += shard * 4
+    tl.atomic_add(counts_ptr, from_low, sem="relaxed")
+    tl.atomic_add(counts_ptr + 1, above_low, sem="relaxed")
+    tl.atomic_add(counts_ptr + 2, from_high, sem="relaxed")
+    tl.atomic_add(counts_ptr + 3, above_high, sem="relaxed")
 
 
 @triton.jit
 def _pick_kernel(
-    keep, state, counts, histogram, SPARE: tl.constexpr, BINS: tl.constexpr, COPIES: tl.constexpr
+    keep_ptr,  # [shards] int32
+    state_ptr,  # [shards, 4] int32, narrowed
+    counts_ptr,  # [shards, 4] int32
+    histogram_ptr,  # [shards, COPIES, BINS] int32
+    SPARE: tl.constexpr, BINS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     """Narrow the bracket of one shard by what a pass counted, or widen it where the threshold lies outside."""
     shard = tl.program_id(0)
-    state += shard * 4
-    if tl.load(state + 3) == 1:
+    state_ptr += shard * 4
+    if tl.load(state_ptr + 3) == 1:
         return
-    low, high, shift = tl.load(state), tl.load(state + 1), tl.load(state + 2)
-    counts += shard * 4
-    from_low, above_low = tl.load(counts), tl.load(counts + 1)
-    from_high, above_high = tl.load(counts + 2), tl.load(counts + 3)
-    k = tl.load(keep + shard)
+    low, high, shift = tl.load(state_ptr), tl.load(state_ptr + 1), tl.load(state_ptr + 2)
+    counts_ptr += shard * 4
+    from_low, above_low = tl.load(counts_ptr), tl.load(counts_ptr + 1)
+    from_high, above_high = tl.load(counts_ptr + 2), tl.load(counts_ptr + 3)
+    k = tl.load(keep_ptr + shard)
     if k <= above_high:
         low = high
         high = tl.full((), 0x7F800000, tl.int32)
@@ -125,7 +141,7 @@ def _pick_kernel(
         place = tl.arange(0, BINS)
         total = tl.zeros([BINS], tl.int32)
         for copy in range(COPIES):
-            total += tl.load(histogram + (shard * COPIES + copy) * BINS + place)
+            total += tl.load(histogram_ptr + (shard * COPIES + copy) * BINS + place)
         # The highest bin at or above which, with what is beyond the bracket, there are at least k keys.
         reached = from_high + tl.sum(total, 0) - tl.cumsum(total, 0) + total >= k
         chosen = tl.max(tl.where(reached, place, 0), 0)
@@ -138,11 +154,18 @@ def _pick_kernel(
         low = tl.full((), 0, tl.int32)
     # A bracket of one key that was counted is the threshold; one that was only moved there is counted again.
     done = (low == high) & (k > above_high) & (k <= from_low)
-    _store_state(state, low, high, done.to(tl.int32), SPARE, BINS)
+    _store_state(state_ptr, low, high, done.to(tl.int32), SPARE, BINS)
 
 
 @triton.jit
-def _merge_kernel(deltas, weights, state, merged, entries, shards, BLOCK: tl.constexpr):
+def _merge_kernel(
+    deltas_ptr,  # [shards, entries]
+    weights_ptr,  # [shards] float32
+    state_ptr,  # [shards, 4] int32
+    merged_ptr,  # [entries], written
+    entries, shards,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """Both candidates at once, the mean of what is positive and that of the rest: each shard is read once."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < entries
@@ -152,9 +175,9 @@ def _merge_kernel(deltas, weights, state, merged, entries, shards, BLOCK: tl.con
     plus_mass = tl.zeros([BLOCK], tl.float32)
     minus_mass = tl.zeros([BLOCK], tl.float32)
     for shard in range(shards):
-        value = tl.load(deltas + tl.cast(shard, tl.int64) * entries + at, mask=inside, other=0.0).to(tl.float32)
-        weight = tl.load(weights + shard)
-        part = tl.where(magnitude_key(value) >= tl.load(state + shard * 4), weight * value, 0.0)
+        value = tl.load(deltas_ptr + tl.cast(shard, tl.int64) * entries + at, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(weights_ptr + shard)
+        part = tl.where(magnitude_key(value) >= tl.load(state_ptr + shard * 4), weight * value, 0.0)
         total += part
         positive = part > 0
         negative = (part != 0) & (positive == 0)  # and NaN, which elects minus too
@@ -165,7 +188,7 @@ def _merge_kernel(deltas, weights, state, merged, entries, shards, BLOCK: tl.con
     elected = total >= 0
     agreeing = tl.where(elected, plus, minus)
     mass = tl.where(elected, plus_mass, minus_mass)
-    tl.store(merged + at, tl.where(mass == 0, 0.0, tl.div_rn(agreeing, mass)), mask=inside)
+    tl.store(merged_ptr + at, tl.where(mass == 0, 0.0, tl.div_rn(agreeing, mass)), mask=inside)
 
 
 def ties_merge(deltas, weights, densities):

@@ -17,17 +17,20 @@ PART = 4096  # bits that are permuted at once
 
 
 @triton.jit
-def _pool(x, weight, first, last, stride, column, width, BLOCK_T: tl.constexpr):
-    """(sum of w_t x_t [columns], sum of w_t) over the tokens first .. last - 1."""
+def _pool(x_ptr, weight_ptr, first, last, stride, column, width, BLOCK_T: tl.constexpr):
+    """(sum of w_t x_t [columns], sum of w_t) over the tokens first .. last - 1.
+
+    Of x [tokens, width] with rows of `stride`, and weight [tokens] or None.
+    """
     total = tl.zeros([column.shape[0]], tl.float32)
     mass = tl.full((), 0.0, tl.float32)
     for start in range(first, last, BLOCK_T):
         token = start + tl.arange(0, BLOCK_T)
         mine = token < last
-        at = x + token.to(tl.int64)[:, None] * stride + column[None, :]
+        at = x_ptr + token.to(tl.int64)[:, None] * stride + column[None, :]
         part = tl.load(at, mask=mine[:, None] & (column < width)[None, :], other=0.0).to(tl.float32)  # [BT, BD]
-        if weight is not None:
-            share = tl.load(weight + token, mask=mine, other=0.0)
+        if weight_ptr is not None:
+            share = tl.load(weight_ptr + token, mask=mine, other=0.0)
             part *= share[:, None]
         else:
             share = mine.to(tl.float32)
@@ -38,42 +41,58 @@ def _pool(x, weight, first, last, stride, column, width, BLOCK_T: tl.constexpr):
 
 @triton.jit
 def _pool_kernel(
-    x, weight, offsets, partial, mass, stride, width, batch, splits, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
-):
+    x_ptr,  # [tokens, width], rows of `stride`
+    weight_ptr,  # [tokens] float32, or None
+    offsets_ptr,  # [batch + 1] int32
+    partial_ptr,  # [splits, batch, width] float32, written
+    mass_ptr,  # [splits, batch] float32, written
+    stride, width, batch, splits,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """Partial sums [splits, B, D] and masses [splits, B]: program (columns, sequence, split)."""
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     sequence, split = tl.program_id(1), tl.program_id(2)
-    start, stop = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
+    start, stop = tl.load(offsets_ptr + sequence), tl.load(offsets_ptr + sequence + 1)
     chunk = tl.cdiv(stop - start, splits)
     first = start + split * chunk
-    total, share = _pool(x, weight, first, tl.minimum(first + chunk, stop), stride, column, width, BLOCK_T)
+    total, share = _pool(x_ptr, weight_ptr, first, tl.minimum(first + chunk, stop), stride, column, width, BLOCK_T)
     row = split.to(tl.int64) * batch + sequence
-    tl.store(partial + row * width + column, total, mask=column < width)
+    tl.store(partial_ptr + row * width + column, total, mask=column < width)
     if tl.program_id(0) == 0:
-        tl.store(mass + row, share)
+        tl.store(mass_ptr + row, share)
 
 
 @triton.jit
 def _select_kernel(
-    x, weight, offsets, partial, mass, background, permutation, unplaced, masks, ticket, stride, width, words, batch, k,
-    splits, BLOCK: tl.constexpr, PART: tl.constexpr,
+    x_ptr,  # [tokens, width], rows of `stride`
+    weight_ptr,  # [tokens] float32, or None
+    offsets_ptr,  # [batch + 1] int32
+    partial_ptr,  # [splits, batch, width] float32, or None
+    mass_ptr,  # [splits, batch] float32, or None
+    background_ptr,  # [width] float32, or None
+    permutation_ptr,  # [width] int64, or None
+    unplaced_ptr,  # [batch, words] int32, scratch where there is a permutation
+    masks_ptr,  # [batch, words] int32, written
+    ticket_ptr,  # [batch] int32, written, or None
+    stride, width, words, batch, k, splits,
+    BLOCK: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Mask of one sequence; it pools itself where no partial sums are given, and clears `ticket` for who follows."""
+    """Mask of one sequence; it pools itself where no partial sums are given, and clears ticket_ptr for who follows."""
     sequence = tl.program_id(0)
     column = tl.arange(0, BLOCK)
-    if partial is None:
-        start, stop = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
-        total, share = _pool(x, weight, start, stop, stride, column, width, 1)
+    if partial_ptr is None:
+        start, stop = tl.load(offsets_ptr + sequence), tl.load(offsets_ptr + sequence + 1)
+        total, share = _pool(x_ptr, weight_ptr, start, stop, stride, column, width, 1)
     else:
         total = tl.zeros([BLOCK], tl.float32)
         share = tl.full((), 0.0, tl.float32)
         for split in range(splits):
             row = tl.cast(split, tl.int64) * batch + sequence
-            total += tl.load(partial + row * width + column, mask=column < width, other=0.0)
-            share += tl.load(mass + row)
+            total += tl.load(partial_ptr + row * width + column, mask=column < width, other=0.0)
+            share += tl.load(mass_ptr + row)
     pooled = tl.where(share == 0.0, 0.0, tl.div_rn(total, tl.zeros_like(total) + share))
-    if background is not None:
-        pooled -= tl.load(background + column, mask=column < width, other=0.0)
+    if background_ptr is not None:
+        pooled -= tl.load(background_ptr + column, mask=column < width, other=0.0)
 
     key = tl.where(column < width, magnitude_key(pooled), -1)
     threshold = kth_largest(key, k)
@@ -92,22 +111,22 @@ def _select_kernel(
 
     word = tl.arange(0, BLOCK // 32)
     packed = tl.sum(tl.reshape(chosen.to(tl.int32), (BLOCK // 32, 32)) << tl.arange(0, 32)[None, :], 1)
-    out = masks + sequence.to(tl.int64) * words
-    if permutation is None:
+    out = masks_ptr + sequence.to(tl.int64) * words
+    if permutation_ptr is None:
         tl.store(out + word, packed, mask=word < words)
     else:
         # The scatter goes through memory that this program alone touches, by parts: 16384 int64 places would spill.
-        kept = unplaced + sequence.to(tl.int64) * words
+        kept = unplaced_ptr + sequence.to(tl.int64) * words
         tl.store(kept + word, packed, mask=word < words)
         tl.store(out + word, tl.zeros([BLOCK // 32], tl.int32), mask=word < words)
         tl.debug_barrier()
         for start in range(0, width, PART):
             source = start + tl.arange(0, PART)
-            place = tl.load(permutation + source, mask=source < width, other=0).to(tl.int32)
+            place = tl.load(permutation_ptr + source, mask=source < width, other=0).to(tl.int32)
             bit = (tl.load(kept + source // 32, mask=source < width, other=0) >> (source % 32)) & 1
             tl.atomic_or(out + place // 32, bit << (place % 32), mask=bit == 1, sem="relaxed")
-    if ticket is not None:
-        tl.store(ticket + sequence, 0)
+    if ticket_ptr is not None:
+        tl.store(ticket_ptr + sequence, 0)
 
 
 def topk_mask(x, offsets, k, weight, background, permutation, ticket=None):

@@ -50,7 +50,8 @@ def nth_set_bits(words, rank):
     upto = tl.cumsum(count, 0)
     before = upto - count
     # The one word that holds the bit, found by comparing twice, not by counting how many end before it: LLVM counts
-    # comparisons as a population count of predicates, and gathers those on the stack.
+    # comparisons as a population count of predicates (github.com/llvm/llvm-project/pull/223163 weighs what that costs),
+    # and gathers those on the stack.
     holds = (before[None, :] <= rank[:, None]) & (rank[:, None] < upto[None, :])
     word = tl.sum(tl.where(holds, words[None, :], 0), 1)
     origin = tl.sum(tl.where(holds, (tl.arange(0, words.shape[0]) * 65536 + before)[None, :], 0), 1)
@@ -100,12 +101,12 @@ def ranked_score(key):
 
 
 @triton.jit
-def visible_rows(valid, rows):
-    """How many rows a query sees: the device's count, between 0 and the capacity."""
-    if valid is None:
+def visible_rows(valid_ptr, rows):
+    """How many rows a query sees: the device's count [1] (None: all), between 0 and the capacity."""
+    if valid_ptr is None:
         return rows
     else:
-        return tl.minimum(tl.maximum(tl.load(valid), 0), rows)
+        return tl.minimum(tl.maximum(tl.load(valid_ptr), 0), rows)
 
 
 @triton.jit

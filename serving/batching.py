@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..editing.backbone.decoder import Decoder
-from ..editing.backbone.identity import same_weights, weight_sample
+from ..editing.backbone.identity import another_model, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
@@ -88,13 +88,13 @@ class ServedModel:
     def _check_base(self, decoder: Decoder) -> None:
         """Raise unless the stores' edits were written for this model."""
         base, config = self.catalogue.header["base"], self.catalogue.config
-        wanted = f"The edits in {self.settings.edits[0]} are for another model: {{}}."
-        if base["layers"] != len(decoder):
-            raise ServingError(wanted.format(f"it has {base['layers']} layers, this one {len(decoder)}"), 422)
-        if base["widths"] != list(decoder.widths(config.layer)):
-            raise ServingError(wanted.format("its FFN widths differ"), 422)
-        if not same_weights(self.catalogue.weight_sample, weight_sample(decoder, config.layer)):
-            raise ServingError(wanted.format("its weights differ"), 422)
+        if (layers := len(decoder)) == base["layers"]:  # else it may not have the layer at all
+            found = {"widths": list(decoder.widths(config.layer)), "weights": weight_sample(decoder, config.layer)}
+        else:
+            found = {"layers": layers}
+        recorded = {**base, "weights": self.catalogue.weight_sample}
+        if sentence := another_model(self.settings.edits[0], recorded, found):
+            raise ServingError(sentence, 422)
 
     def _patch_init(self) -> None:
         original = unwrapped(self.model).init_continuous_batching
@@ -200,6 +200,13 @@ class ServedModel:
         self.metrics.admitted(admission)
         _log(request, admission)
         return admission, place
+
+    def lost(self, request: str, flight: Flight) -> None:
+        """A request's edit was left out at the layer; its answer is withheld."""
+        logger.error(
+            "request %s fails: the values of edit %s are no numbers, or too large", request, flight.admission.key
+        )
+        self.metrics.lost(1)
 
     def tidy(self) -> None:
         """Drop rows that nobody reads any more. Between two passes."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..editing.backbone.identity import same_weights, tokenizer_digest
+from ..editing.backbone.identity import another_model, tokenizer_digest
 from ..editing.edits.prompts import PromptFormat
 from ..editing.errors import CorrigendaError
 from ..editing.methods.registry import text_router
@@ -128,9 +128,9 @@ class Catalogue:
             self._sample = saving.weight_sample_of(first)
         finally:
             first.close()
-        digest = tokenizer_digest(tokenizer)
-        if self.header["base"]["tokenizer"] != digest:
-            raise ServingError(f"The edits in {settings.edits[0]} are for another model: its tokenizer differs.", 422)
+        found = {"tokenizer": tokenizer_digest(tokenizer)}
+        if sentence := another_model(settings.edits[0], self.header["base"], found):
+            raise ServingError(sentence, 422)
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
         self._fits = text_router(self.config, tokenizer).fits
@@ -276,13 +276,10 @@ class Catalogue:
 
     def _check(self, store: EditStore, path: Path) -> None:
         """Raise unless a store's edits can be served beside those of the first one."""
-        config, base, prompts = served_config(store), store.header["base"], store.header["prompts"]
-        wanted = self.header["base"]
-        for name, what in (("layers", "its layers"), ("widths", "its FFN widths"), ("tokenizer", "its tokenizer")):
-            if base[name] != wanted[name]:
-                raise ServingError(f"The edits in {path} are for another model: {what} differ.", 422)
-        if not same_weights(self._sample, saving.weight_sample_of(store)):
-            raise ServingError(f"The edits in {path} are for another model: its weights differ.", 422)
+        config, prompts = served_config(store), store.header["prompts"]
+        recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
+        if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
+            raise ServingError(sentence, 422)
         for name in ("layer", "beta", "threshold"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ServingError(

@@ -18,7 +18,7 @@ from ..editing.routers.context import RoutingContext
 from .catalogue import Admission
 from .endpoints import current_request
 from .errors import ServingError
-from .recovery import fail_pass
+from .recovery import fail_pass, fail_stopped, withheld
 from .slots import Slots
 
 _FLIGHT = "_corrigenda"
@@ -61,6 +61,9 @@ class Desk(Protocol):
     def tidy(self) -> None:
         """Drop rows that nobody reads any more."""
 
+    def lost(self, request: str, flight: Flight) -> None:
+        """A request is found to have been answered without its edit's rows; it fails."""
+
 
 class Arrivals:
     """Whose the prompts of one `generate_batch` call are, and what was decided for them, by request."""
@@ -97,6 +100,7 @@ class BatchedRequests:
         self._flights: dict[str, Flight] = {}  # of the generation's thread
         self._queued: weakref.WeakValueDictionary[str, Flight] = weakref.WeakValueDictionary()
         self._in_pass: list[Any] = []  # states of requests that the pass in hand still owes a result
+        self._stopped: set[str] = set()  # requests of the pass whose edit the layer left out
         self._arriving = threading.Lock()
         self._around(self._taken, manager, "add_request", self._add_request)
         self._around(self._taken, manager.input_queue, "put", self._put)
@@ -165,8 +169,11 @@ class BatchedRequests:
 
     def _loop(self, original: Any, batch_processor: Any, *args: Any, **kwargs: Any) -> bool:
         self._in_pass = []
+        self._stopped = set()
         try:
-            return original(batch_processor, *args, **kwargs)
+            goes_on = original(batch_processor, *args, **kwargs)
+            fail_stopped(batch_processor, [state for state in self._in_pass if state.request_id in self._stopped])
+            return goes_on
         except Exception as error:
             if not fail_pass(batch_processor, self._in_pass, error):
                 raise
@@ -274,10 +281,13 @@ class BatchedRequests:
                 original(*args, **kwargs)
             finally:
                 self.desk.site.context = self.desk.idle
+        self._stopped = set(self._slots.stopped())  # the host waits for this pass next, whatever it asks
+        for name in self._stopped:
+            self.desk.lost(name, self._flights[name])
 
     def _deliver(self, original: Any, outputs: Any) -> None:
-        """The results of a pass, all at once."""
-        original(outputs)
+        """The results of a pass, all at once; one without its edit is none."""
+        original(withheld(outputs, self._stopped))
         self._in_pass = [state for state in self._in_pass if state.request_id in self._scheduler.active_requests]
 
     # Sharing of blocks

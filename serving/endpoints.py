@@ -184,7 +184,7 @@ class EditHeader:
                 start = message
                 return
             if start is not None:
-                if request.edits:
+                if request.edits and start["status"] < 400:  # else nothing was answered
                     told = {EDIT_HEADER: request.header, VERSION_HEADER: str(request.version)}
                     added = [(name.encode(), value.encode("ascii")) for name, value in told.items()]
                     start = {**start, "headers": [*start.get("headers", ()), *added]}

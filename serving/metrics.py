@@ -68,6 +68,11 @@ class Metrics:
             self._to.requests.labels(outcome, admission.tenant or "").inc()
             self._to.margin.observe(admission.margin)
 
+    def lost(self, count: int) -> None:
+        """Count requests whose edit was found, but could not answer."""
+        if self._to is not None:
+            self._to.requests.labels("lost", "").inc(count)
+
     def refused(self) -> None:
         """Count a request that named a tenant which is not there."""
         if self._to is not None:

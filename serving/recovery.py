@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ import torch
 from ..editing.errors import CorrigendaError
 
 logger = logging.getLogger("corrigenda")
+
+_STOPPED = "The values of this request's edit are no numbers, or too large: it is not answered; undo that edit."
 
 
 def fail_pass(processor: Any, states: Sequence[Any], error: Exception) -> bool:
@@ -35,3 +37,25 @@ def fail_pass(processor: Any, states: Sequence[Any], error: Exception) -> bool:
     scheduler._requests_to_fork = [state for state in scheduler._requests_to_fork if state not in states]
     scheduler.block_new_requests = False
     return True
+
+
+def fail_stopped(processor: Any, states: Sequence[Any]) -> None:
+    """Fail requests whose edit the layer has left out in the pass that was just made."""
+    for state in states:
+        state.generated_tokens = []  # else they would go out with the failure
+        processor._handle_request_error(CorrigendaError(_STOPPED), state)
+        processor.scheduler.finish_request(state.request_id)
+
+
+def withheld(outputs: Sequence[Any], stopped: Container[str]) -> list[Any]:
+    """The results of a pass, without those of requests whose edit was left out: a last one becomes a failure."""
+    from transformers.generation.continuous_batching.requests import RequestStatus
+
+    kept = []
+    for output in outputs:
+        if output.request_id in stopped:
+            if not output.is_finished():
+                continue  # `fail_stopped` says the last word
+            output.status, output.error, output.generated_tokens = RequestStatus.FAILED, _STOPPED, []
+        kept.append(output)
+    return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Slots:
         self._prompt: np.ndarray = np.zeros(requests + 1, dtype=np.int64)
         self._route: np.ndarray = np.full(requests + 1, -1, dtype=np.int64)
         self._decoding: list[str] | None = None
+        self._seen: tuple[torch.Tensor, torch.cuda.Event] | None = None  # a copy of `stopped`, under way
+        self._started: set[int] = set()  # slots that were taken since that copy began
         self._always = context.device.type != "cpu" if captured is None else captured
         context.active = self._always
 
@@ -56,6 +58,7 @@ class Slots:
         self._route[slot] = route
         self.context.route[slot] = route
         self.context.stopped[slot] = 0
+        self._started.add(slot)
         self._decoding = None
 
     def end(self, request: str) -> None:
@@ -70,6 +73,32 @@ class Slots:
         """End every request that is not among these."""
         for request in [request for request in self._slot if request not in requests]:
             self.end(request)
+
+    def stopped(self, wait: bool = True) -> list[str]:
+        """The requests in flight whose edit the layer has left out at some token.
+
+        Without `wait` a GPU is not waited for: then it is what an earlier pass has left.
+        """
+        if wait or self.context.device.type == "cpu":
+            counts = self.context.stopped.tolist() if self.context.active else []
+            return [request for request, slot in self._slot.items() if counts and counts[slot]]
+        found: list[str] = []
+        if self._seen is not None:
+            seen, copied = self._seen
+            if not copied.query():
+                return found
+            counts = seen.tolist()
+            found = [name for name, slot in self._slot.items() if counts[slot] and slot not in self._started]
+        seen = torch.empty_like(self.context.stopped, device="cpu", pin_memory=True)
+        seen.copy_(self.context.stopped, non_blocking=True)
+        self._seen = seen, torch.cuda.Event()
+        self._seen[1].record()
+        self._started.clear()
+        return found
+
+    def edited(self, requests: Iterable[str]) -> list[str]:
+        """Those of these requests that an edit answers."""
+        return [request for request in requests if self._route[self._slot.get(request, 0)] >= 0]
 
     def places(self) -> set[int]:
         """The places of the edits that requests in flight are answered by."""

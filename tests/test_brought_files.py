@@ -399,7 +399,7 @@ class TestRecordsAtHand:
 
     def test_a_real_dataset(self) -> None:
         datasets = pytest.importorskip("datasets")
-        rows = datasets.Dataset.from_list(TABLE)
+        rows = datasets.Dataset.from_list(list(Dataset(TABLE)))
         assert list(load_edits(rows)) == MEANT
         with pytest.raises(CorrigendaError, match=r'give one of its parts \("train"\)\.$'):
             load_edits(datasets.DatasetDict({"train": rows}))

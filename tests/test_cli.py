@@ -14,9 +14,8 @@ from tiny import save_tiny
 from typer.testing import CliRunner
 
 from corrigenda.editing.cli import app, demo
-from corrigenda.editing.cli.inputs import read_prompts, stored_ids
+from corrigenda.editing.cli.inputs import read_prompts
 from corrigenda.editing.cli.stream import one_line, shortened
-from corrigenda.editing.edits.edit import Edit
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.methods.associative.method import Associative
 from corrigenda.editing.model import saving
@@ -133,6 +132,9 @@ class TestWrongInputs:
             ("--threshold", "1.5", "a number from 0 to 1"),
             ("--batch-size", "0", "`batch_size` must be a whole number above 0"),
             ("--steps", "0", "`steps` must be a whole number above 0"),
+            ("--set", "gian=1.5", "perhaps `gain` is meant"),
+            ("--set", "gain=0.5", "`gain` must be a number from 1 on"),
+            ("--set", "seed=abc", "`seed` must be a whole number"),
             ("--limit", "0", "The limit must be at least 1"),
             ("--threads", "0", "threads must be at least 1"),
             ("--json", "/nowhere/at/all.json", "there is no folder /nowhere/at"),
@@ -279,11 +281,6 @@ class TestEval:
         )
         assert "1 of 2 edits of the file are not in effect in" in screen.replace("\n", " ")
         assert strict_json(tmp_path / "r.json")["routed"] == 0.5
-
-    def test_ids_are_found_by_prompt(self) -> None:
-        stored = [Edit("p", "t", id="a"), Edit("q", "t", id="b")]
-        asked = [Edit("p", "t", id="x"), Edit("p", "t", id="b"), Edit("r", "t", id="y")]
-        assert [edit.id for edit in stored_ids(asked, stored)] == ["a", "b", "y"]
 
 
 class TestGenerate:

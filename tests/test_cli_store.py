@@ -162,7 +162,8 @@ def test_a_prompt_that_an_undone_edit_withdraws(tiny, tmp_path) -> None:
 
 
 def test_conflicts_are_reported_and_settled(tiny, tmp_path) -> None:
-    screen = edit_with(tiny, tmp_path / "last", RECORDS[0], NEWER)
+    edit_with(tiny, tmp_path / "last", RECORDS[0])
+    screen = edit_with(tiny, tmp_path / "last", NEWER, options=("--resume",))
     assert 'Edit "capital-2" supersedes "capital"' in screen
     assert statuses(tmp_path / "last") == {"capital": "superseded", "capital-2": "applied"}
     chain = printed("show", tmp_path / "last", "capital", "--json")["chain"]

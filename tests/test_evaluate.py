@@ -303,8 +303,12 @@ def test_immediate_scores_are_each_batchs_own(wrap):
         ("St. John's", "st johns"),
         ("U.S.A.", "usa"),
         ("Ångström", "ångström"),
-        ("The", ""),
+        ("The", "the"),
+        ("the.", "the"),
+        ("An a", "an a"),
+        ("?!", "?!"),
         ("", ""),
+        (" \n", ""),
     ],
 )
 def test_normalised_as_in_squad(text, expected):

@@ -1,14 +1,19 @@
 """The ways to merge shards: what each keeps, and that every shard takes part."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from cases import normal
 
 from corrigenda.editing.memories.merging import merge
-from corrigenda.editing.methods.wise.config import MERGES
+from corrigenda.editing.methods.wise.config import WiseConfig
 from corrigenda.kernels import ops
 
 SHARDS = list(normal(3, 40, 50, seed=0))
+
+
+MERGES = get_args(get_type_hints(WiseConfig)["merge"])
 
 
 @pytest.mark.parametrize("kind", MERGES)

@@ -163,11 +163,32 @@ def test_numbers_of_a_record_are_finite(wrap, tmp_path, number):
 # The layer: what got in by force
 
 
-def at_once(running, rows):
-    """The answers to prompts that come between two passes, so that every pass holds the same ones each time."""
+def test_a_stream_beside_others_fails_where_its_edit_is_poisoned(healthy, serve, alone):
+    served = serve(healthy)
+    (row,) = served.encode([SHARED[0].prompt])
+    running = Running(served)
+    key = served.catalogue.admit(row).key
+    keys, values = served.memory.banks.rows_of(served.memory.place(key))
+    served.memory.keep(served.catalogue.keys() - {key})
+    served.memory.put({key: (keys, values * torch.nan)})
     with running.manager.pause():
-        names = [running.manager.add_request(row, max_new_tokens=NEW) for row in rows]
-    return [running.result(name) for name in names]
+        running.manager.add_request(row, max_new_tokens=NEW, streaming=True)
+    output = running.manager.get_result(timeout=60)
+    assert output.is_finished() and "too large" in output.error and not output.generated_tokens
+    (other,) = served.encode([SHARED[1].prompt])
+    assert running.ask(other) == alone([other])[0] and running.manager.output_router.output_queue.empty()
+
+
+def at_once(running, rows):
+    """The results of prompts that come between two passes, so that every pass holds the same ones; the first's is of
+    one token, so that it is in the first pass alone, whether it fails there or not."""
+    with running.manager.pause():
+        names = [running.manager.add_request(row, max_new_tokens=NEW if i else 1) for i, row in enumerate(rows)]
+    found = {}
+    while len(found) < len(names):
+        output = running.manager.get_result(timeout=60)
+        found[output.request_id] = output
+    return [found[name] for name in names]
 
 
 def question(number):
@@ -189,8 +210,11 @@ def test_forty_requests_beside_poison_have_the_bits_that_they_have_without(healt
     expected = at_once(running, [poisoned_row, *others])
     served.memory.put({key: tuple(torch.full(of.shape, value).to(of) for of in (keys, values))})
     assert served.catalogue.admit(poisoned_row).key == key and served.memory.place(key) >= 0
-    found = at_once(running, [poisoned_row, *others])
-    assert found[1:] == expected[1:] and len(found) == 41
+    failed, *found = at_once(running, [poisoned_row, *others])
+    assert [one.generated_tokens for one in found] == [one.generated_tokens for one in expected[1:]]
+    assert len(found) == 40 and not any(one.error for one in found)
+    assert "no numbers, or too large" in failed.error and not failed.generated_tokens
+    assert not at_once(running, others[:3])[0].error and running.manager.output_router.output_queue.empty()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

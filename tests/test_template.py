@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corrigenda.editing.edits.template import Template, join
+from corrigenda.editing.edits.template import Template, join, join_target
 from corrigenda.editing.errors import CorrigendaError
 
 PROMPT = "{prompt}"
@@ -77,3 +77,19 @@ def test_joining_keeps_both_texts(prompt: str, target: str) -> None:
     assert joined.startswith(prompt)
     assert joined[len(prompt) :] in (target.lstrip(), " " + target.lstrip())
     assert join(prompt + " ", target) == prompt + " " + target.lstrip()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "whole"),
+    [
+        ("a", "b", "a b"),
+        ("a", " b", "a b"),
+        ("a ", " b", "a b"),
+        ("a\n", "b", "a\nb"),
+        ("a", "\n    b\n", "a\n    b\n"),
+        ("a:", "    b", "a:    b"),
+        ("a\n", "\tb", "a\n\tb"),
+    ],
+)
+def test_a_target_keeps_its_line_breaks_and_indentation(prompt: str, target: str, whole: str) -> None:
+    assert join_target(prompt, target) == whole

@@ -123,7 +123,7 @@ def test_launchers_read_what_the_tuner_sets(monkeypatch):
 GUARDED = """
     import ctypes, mmap, os, sys
     import torch
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     import conftest  # interprets Triton
     from cases import bank, normal, random_masks
     from corrigenda.kernels import dispatch, ops
@@ -174,6 +174,6 @@ def test_nothing_is_read_past_the_end():
     """Inputs end at a page without access: a load beyond them kills the process."""
     from pathlib import Path
 
-    script = textwrap.dedent(GUARDED.format(tests=str(Path(__file__).parent)))
+    script = textwrap.dedent(GUARDED.format(tests=[str(Path(__file__).parent), str(Path(__file__).parent / "helpers")]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0 and "within bounds" in done.stdout, done.stderr[-2000:]

@@ -312,7 +312,8 @@ def test_a_new_edit_of_the_same_fact_in_other_words_answers(edited):
 
 def test_an_edit_that_an_undone_one_had_superseded_answers(edited):
     newer = Edit("what is the capital of Zubrowka", "Nebelsbad", id="newer")
-    model = edited(edits=[TAKEN, OTHER, newer])
+    model = edited(edits=[TAKEN, OTHER])
+    model.edit(newer)
     model.undo("newer")
     assert asked(model).edit == TAKEN and asked(model).provenance.withdrawn is None
     model.undo("taken")

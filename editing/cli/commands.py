@@ -81,6 +81,16 @@ def edit(
         ),
     ] = None,
     seed: Annotated[int | None, setting("S", "Seed of what is random in a method; by default 42.")] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other setting of the method, as often as needed: `--set gain=1.5` (`help(AssociativeConfig)` in "
+            "Python explains them).",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Score all edits after the stream.", rich_help_panel=SCORES)
     ] = False,
@@ -101,10 +111,11 @@ def edit(
     from ..backbone.loading import check_model
     from ..edits.loading import read_edits
     from ..edits.template import Template
+    from ..methods.settings import settings_of
     from ..scores.report import check_json_path
     from ..store.store import is_store
     from . import run
-    from .inputs import check_out, check_policy, check_same, make_config, parse_threshold
+    from .inputs import check_out, check_policy, check_same, make_config, merged_settings, parse_threshold
 
     resumed = resume and is_store(out)
     if is_store(out) and not resume:
@@ -124,6 +135,7 @@ def edit(
         "eos": eos,
         "seed": seed,
     }
+    settings = merged_settings(settings, settings_of(method, others or ()))
     config = make_config(method, **settings)
     wrapping = Template.parse(template)
     stream = read_edits(edits, unique_subject=unique_subject, limit=limit)

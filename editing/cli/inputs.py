@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..edits.edit import Edit, required_text
+from ..edits.edit import required_text
 from ..edits.records import RECORDS, STANDARD_INPUT, read_source, records, text_of
 from ..edits.template import Template
 from ..errors import CorrigendaError, FieldError
@@ -22,6 +21,15 @@ from ..store.store import CONFLICT_POLICIES, EditStore
 def make_config(method: str, **settings: Any) -> EditingConfig:
     """The configuration of `method`; a setting that is None keeps its default."""
     return config_for(method, **{name: value for name, value in settings.items() if value is not None})
+
+
+def merged_settings(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that options of their own and `--set` give; one that both give must be the same."""
+    for name, value in others.items():
+        if options.get(name) not in (None, value):
+            option = name.replace("_", "-")
+            raise CorrigendaError(f"--{option} says {options[name]!r} and --set {name}={value}: give one of them.")
+    return {**options, **others}
 
 
 def parse_threshold(text: str | None) -> float | str | None:
@@ -76,16 +84,6 @@ def check_same(folder: Path, method: str, settings: Mapping[str, Any], template:
                 f"The stream in {folder} was begun with {name.replace('_', '-')} {stored.get(name)!r}, not {value!r}: "
                 "resume it with the same settings."
             )
-
-
-def stored_ids(edits: Sequence[Edit], stored: Sequence[Edit]) -> list[Edit]:
-    """`edits` under the ids by which they are stored: their own where it is known, else that of the same prompt.
-
-    Records without an id are numbered after their file's name, so the same edits may come under another one.
-    """
-    known = {edit.id for edit in stored}
-    by_prompt = {edit.prompt: edit.id for edit in stored}
-    return [edit if edit.id in known else replace(edit, id=by_prompt.get(edit.prompt, edit.id)) for edit in edits]
 
 
 def read_prompts(path: Path) -> list[str]:

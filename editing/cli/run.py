@@ -20,8 +20,8 @@ from ..model.answers import Answer
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator, Scores
 from ..scores.report import scores_json, scores_table, write_json
+from ..store.matching import matched
 from .app import counted, tell
-from .inputs import stored_ids
 from .stream import StoppedError, one_line, write_stream
 
 
@@ -76,6 +76,9 @@ def edit(
         console.print(
             f"Wrote {written} in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.", soft_wrap=True
         )
+        if stream.left_out:
+            left_out = f"{stream.left_out} {'was' if stream.left_out == 1 else 'were'} left out"
+            console.print(f"{left_out}: `corrigenda log {out} --status declined` has them.", soft_wrap=True)
         immediate = evaluator.immediate_scores()
         if immediate is not None:
             console.print(scores_table(immediate, "Right after each batch"))
@@ -108,11 +111,10 @@ def evaluate(
 ) -> None:
     """Score saved edits on `edits`."""
     edited = load(console, model, edits=edits_dir, device=device, dtype=dtype)
-    asked = stored_ids(edits, edited.edits)
-    stored = {edit.id for edit in edited.edits}
-    missing = sum(edit.id not in stored for edit in asked)
-    if missing:
-        console.print(f"{missing} of {len(asked)} edits of the file are not in effect in {edits_dir}.", soft_wrap=True)
+    asked, superseded, missing = matched(edits, edited.store.history)
+    for count, what in ((missing, "not in effect"), (superseded, "superseded, and not scored,")):
+        if count:
+            console.print(f"{count} of {len(edits)} edits of the file are {what} in {edits_dir}.", soft_wrap=True)
     start = time.perf_counter()
     scores = score(console, Evaluator(edited), asked)
     seconds = time.perf_counter() - start
@@ -123,7 +125,7 @@ def evaluate(
             method=edited.config.method,
             seconds=seconds,
             timed="scoring",
-            settings=settings(edited, model, edits_dir=str(edits_dir), **source),
+            settings=settings(edited, model, edits_dir=str(edits_dir), superseded=superseded, **source),
         )
         write_json(json_path, result)
 

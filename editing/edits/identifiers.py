@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 _NUMBERED = re.compile(r"#\d+\Z")
 
@@ -17,7 +17,7 @@ def numbered_ids(name: str) -> Iterator[str]:
 
 
 class DistinctIds:
-    """Gives ids to edits, each once: their own, or the next of `numbered_ids` that is not `taken`."""
+    """Gives ids to edits, each once: their own, or another that is not `taken`."""
 
     def __init__(self, taken: Callable[[str], bool]) -> None:
         self._taken = taken
@@ -32,8 +32,11 @@ class DistinctIds:
         self._given.add(name)
         return name
 
+    def first(self, names: Iterable[str]) -> str:
+        """The first of `names` that is free."""
+        return self.own(next(name for name in names if name not in self._given and not self._taken(name)))
+
     def another(self, name: str) -> str:
-        """The next free id of an edit whose own, `name`, is another's."""
+        """The next free id of `numbered_ids`, for an edit whose own, `name`, is another's."""
         base = _NUMBERED.sub("", name)
-        rest = self._rest.setdefault(base, itertools.islice(numbered_ids(base), 1, None))
-        return self.own(next(other for other in rest if other not in self._given and not self._taken(other)))
+        return self.first(self._rest.setdefault(base, itertools.islice(numbered_ids(base), 1, None)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import CorrigendaError
-from .template import Template, join
+from .template import Template, is_laid_out, join, join_target
 
 _MARK = "corrigenda-prompt-stands-here"
 
@@ -57,16 +57,17 @@ class PromptFormat:
         return self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"]
 
     def encode_with_target(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
-        """Ids of the wrapped prompt, and of the target that follows it after one space."""
+        """Ids of the wrapped prompt, and of the target that follows it (`join_target`)."""
         return self._split(self.wrap(prompt), target)
 
     def _split(self, text: str, target: str) -> tuple[list[int], list[int]]:
         ids = self.encode(text)
-        whole = self.encode(join(text, target))
+        whole = self.encode(join_target(text, target))
         if whole[: len(ids)] == ids and len(whole) > len(ids):
             return ids, whole[len(ids) :]
         # The tokenizer merged across the seam; at inference the prompt stands alone, so it must here.
-        return ids, self.tokenizer(" " + target.lstrip(), add_special_tokens=False)["input_ids"]
+        alone = target if is_laid_out(target) else " " + target.lstrip()
+        return ids, self.tokenizer(alone, add_special_tokens=False)["input_ids"]
 
     def encode_in_context(self, context: str, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """The same after a context text, which in a chat belongs to the user's turn."""

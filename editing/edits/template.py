@@ -42,7 +42,17 @@ class Template:
         return self.text.replace(_SLOT, question)
 
 
-def join(prompt: str, target: str) -> str:
-    """`prompt`, one space, `target`: what the model reads and is to say. White space is not doubled."""
+def join(prompt: str, text: str) -> str:
+    """`prompt`, one space, `text`. White space is not doubled."""
     space = "" if prompt[-1:].isspace() else " "
-    return prompt + space + target.lstrip()
+    return prompt + space + text.lstrip()
+
+
+def join_target(prompt: str, target: str) -> str:
+    """The same for what the model is to say, whose own line breaks and indentation follow the prompt as they stand."""
+    return prompt + target if is_laid_out(target) else join(prompt, target)
+
+
+def is_laid_out(target: str) -> bool:
+    """Whether a target begins with white space of its own: more than the blank that many write before a word."""
+    return target[:1].isspace() and (target[0] != " " or target[1:2].isspace())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import CorrigendaError
 
@@ -30,7 +31,7 @@ class EditingConfig:
     """Settings that only the solving of an edit depends on: its record fits beside others, whatever these were."""
     layer: int | None = None
     """Which layer's down-projection carries the memory; each method has its default (its `defaults.py`)."""
-    scope: str = "causal"
+    scope: Literal["causal", "full"] = "causal"
     """Where the memory acts: "causal" from the last prompt token on, "full" on the whole prompt too."""
     threshold: float | str | None = "auto"
     """The score from which a prompt counts as an edit's; "auto": above what background prompts reach, for rare tokens
@@ -49,7 +50,6 @@ class EditingConfig:
     itself."""
 
     def __post_init__(self) -> None:
-        self._require(self.scope in ("causal", "full"), "scope", '"causal" or "full"')
         threshold: Any = self.threshold
         self._require(
             threshold in ("auto", None) or (is_number(threshold) and 0 <= threshold <= 1),
@@ -68,10 +68,14 @@ class EditingConfig:
 
     def _check_types(self) -> None:
         """Raise unless every setting is of a type that its annotation names: it may come from a file."""
+        hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            kinds = str(field.type).split(" | ")
-            fits = any(_KINDS[kind][1](getattr(self, field.name)) for kind in kinds)
-            self._require(fits, field.name, " or ".join(_KINDS[kind][0] for kind in kinds))
+            hint, value = hints[field.name], getattr(self, field.name)
+            kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            modes = [mode for kind in kinds if get_origin(kind) is Literal for mode in get_args(kind)]
+            types = [kind for kind in kinds if get_origin(kind) is not Literal]
+            fits = value in modes if isinstance(value, str) and modes else any(_KINDS[kind][1](value) for kind in types)
+            self._require(fits, field.name, _one_of([*map(json.dumps, modes), *(_KINDS[kind][0] for kind in types)]))
 
     def _require(self, holds: bool, name: str, wanted: str) -> None:
         if not holds:
@@ -138,11 +142,16 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-_KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "int": ("a whole number", is_whole),
-    "float": ("a number", is_number),
-    "str": ("text", lambda value: isinstance(value, str)),
-    "bool": ("True or False", lambda value: isinstance(value, bool)),
-    "None": ("None", lambda value: value is None),
+def _one_of(wanted: Sequence[str]) -> str:
+    """The names of what may stand there, in words."""
+    return " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
+
+
+_KINDS: dict[type, tuple[str, Callable[[object], bool]]] = {
+    int: ("a whole number", is_whole),
+    float: ("a number", is_number),
+    str: ("text", lambda value: isinstance(value, str)),
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    type(None): ("None", lambda value: value is None),
 }
-"""By the names of types in annotations: what to call them, and which values are of them."""
+"""By the types of annotations: what to call them, and which values are of them."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..edits.edit import Edit
+from ..edits.template import is_laid_out
 from ..methods.method import Method
 from ..methods.record import Written
 from ..routers.router import Decision
@@ -66,6 +67,14 @@ class Answer:
     edit: Edit | None
     score: float
     provenance: Provenance | None = None
+
+
+def laid_out(text: str, edit: Edit | None) -> str:
+    """A continuation without white space at its ends, but for what its edit's target has there."""
+    if edit is None or edit.target == edit.target.strip():
+        return text.strip()
+    text = text if is_laid_out(edit.target) else text.lstrip()
+    return text if edit.target[-1].isspace() else text.rstrip()
 
 
 class Declined(NamedTuple):

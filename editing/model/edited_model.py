@@ -28,7 +28,7 @@ from ..routers.context import RoutingContext
 from ..routers.router import Decision
 from ..scores.evaluate import Evaluator, Scores
 from . import saving
-from .answers import Answer, Progress, Provenance, provenance_of
+from .answers import Answer, Progress, Provenance, laid_out, provenance_of
 from .generation import GenerateProvider, fingerprint_weight, prompts_of
 from .layer import EditedOutput
 from .stored import StoredEdits
@@ -203,7 +203,7 @@ class EditedModel(StoredEdits):
                     found = self._provenance(session.decision, edits)
                 for i, new, source in zip(part, output[:, width:].tolist(), found):
                     text = self.tokenizer.decode(new[: max_new_tokens[i]], skip_special_tokens=True)
-                    answers[i] = Answer(text.strip(), source.edit, source.score, source)
+                    answers[i] = Answer(laid_out(text, source.edit), source.edit, source.score, source)
 
     def generate_text(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy continuations of prompts, each in the edits' own format; the prompts are not repeated."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..edits.edit import Edit
-from ..errors import CorrigendaError
-from ..store.history import History
+from ..edits.identifiers import numbered_ids
+from ..store.history import History, StoredEdit
 
 
 class Recorded:
     """Passes on the edits of a stream that a store does not have; those that it declined count as recorded.
 
-    `passed` is how many of the stream are behind. An edit with an id is known by it, and must be the same; one without
-    is known by all it says.
+    `passed` is how many of the stream are behind. An edit is known by all it says, and by its id if it has one.
     """
 
     def __init__(self, history: History | None) -> None:
@@ -31,25 +31,33 @@ class Recorded:
                 yield edit
 
     def _has(self, edit: Edit) -> bool:
-        if edit.id is not None:
-            stored = self._history.find(edit.id)
-            if stored is not None and stored.lost:  # in a repair: it is to be written again
-                return False
-            body = self._history.declined_as(edit.id) if stored is None else stored.body
-            if body is None:
-                return False
-            if _contents(edit) != _contents(Edit.from_dict(body["edit"])):
-                raise CorrigendaError(
-                    f'The edit "{edit.id}" of this stream is not the one that is stored under that id: resume with '
-                    "the same file, or give it another id."
-                )
-            return True
-        for seq in self._history.same_prompt(edit.prompt):
-            stored = self._history.edits[seq]
-            if seq not in self._used and not stored.lost and _contents(stored.edit) == _contents(edit):
-                self._used.add(seq)
+        wanted = _contents(edit)
+        if edit.id is None:
+            return self._take((self._history.edits[seq] for seq in self._history.same_prompt(edit.prompt)), wanted)
+        # An id that was another edit's when this one was written has got a number.
+        for name in dict.fromkeys(itertools.chain([edit.id], _used(self._history, edit.id))):
+            declined = self._history.declined_as(name)
+            if self._take(self._history.named(name), wanted) or (
+                declined is not None and _contents(Edit.from_dict(declined["edit"])) == wanted
+            ):
                 return True
         return False
+
+    def _take(self, stored: Iterable[StoredEdit], wanted: dict[str, Any]) -> bool:
+        """Whether one of `stored` says what is `wanted`, and no edit of the stream was it before."""
+        for one in stored:
+            # In a repair a lost one is to be written again.
+            if one.seq not in self._used and not one.lost and _contents(one.edit) == wanted:
+                self._used.add(one.seq)
+                return True
+        return False
+
+
+def _used(history: History, name: str) -> Iterator[str]:
+    """The ids after `name` that were given away for it."""
+    return itertools.takewhile(
+        lambda other: history.named(other) or history.declined_as(other) is not None, numbered_ids(name)
+    )
 
 
 def _contents(edit: Edit) -> dict[str, Any]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from . import saving
 from .answers import Progress, WrittenEdits
 from .layer import EditedOutput
 from .resume import Recorded
+from .stream import named, superseded
 from .versions import Version, Versions
 from .view import MemoryView
 
@@ -158,7 +157,8 @@ class StoredEdits:
 
         store: a folder to write them into as they come (see `attach`). resume: skip edits of the stream that are
         recorded there already. on_conflict: what to do where a stored edit is about the same fact, "supersede" it or
-        "keep" it (the result's `declined` has what was left out so); or a function of both edits that says which.
+        "keep" it; or a function of both edits that says which. The result's `declined` has what was left out so, and of
+        a list those edits whose prompt a later one has again. An id that is another edit's gets a number ("66#2").
         score_each: an evaluator that scores every batch right after it was written. An edit that cannot be taken stops
         the stream with its batch not written; what was written before stays.
         """
@@ -173,11 +173,15 @@ class StoredEdits:
         recorded = Recorded(self._view.history if resume else None)
         results = WrittenEdits()
         seconds, told = 0.0, 0
-        for batch in _batches(recorded.skip(stream), self.config.batch_size):
+        # Of a list all is known before: an edit whose fact a later one is about again need not be solved.
+        for batch, later, sentences in self._prepared(recorded.skip(stream), isinstance(stream, Sequence)):
             start = time.perf_counter()
             with self._writing():
                 self._writable()
-                outcome = self._view.write(self._named(batch), on_conflict=on_conflict, author=author)
+                batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
+                known = later if on_conflict == "supersede" else [None] * len(batch)
+                outcome = self._view.write(batch, known, on_conflict=on_conflict, author=author)
+                self.store.notices += sentences + taken
                 self._versions.current = list(self._view.edits)
             results += outcome.written
             results.declined += outcome.declined
@@ -209,20 +213,18 @@ class StoredEdits:
         ):
             yield
 
-    def _named(self, batch: Sequence[Edit]) -> list[Edit]:
-        """The batch with an id for every edit; raises where one is taken."""
-        new: set[str | None] = set()
-        named = []
-        history = self._view.history
-        for number, edit in enumerate(batch, start=len(history.edits)):
-            if edit.id is None:
-                ids = (f"edit-{n:05d}" for n in itertools.count(number))
-                edit = replace(edit, id=next(name for name in ids if history.find(name) is None and name not in new))
-            elif edit.id in new or self._view.holds(history.find(edit.id, wanted=True)):
-                raise CorrigendaError(f'An edit with the id "{edit.id}" is already written; ids must be unique.')
-            new.add(edit.id)
-            named.append(edit)
-        return named
+    def _prepared(
+        self, stream: Iterable[Edit], whole: bool
+    ) -> Iterator[tuple[list[Edit], list[str | None], list[str]]]:
+        """Batches with ids, the ids of later edits of the same prompts, and sentences; `whole`: take all in at once."""
+        size = self.config.batch_size
+        for part in [list(_checked(stream))] if whole else _batches(stream, size):
+            with self._versions.lock:
+                edits, sentences = named(part, self._view)
+            later = superseded(edits)
+            for start in range(0, len(edits), size):
+                yield edits[start : start + size], later[start : start + size], sentences
+                sentences = []
 
     def remove(self, ids: str | Iterable[str]) -> None:
         """Take edits out by their ids: what they answered is the base model's again, all else keeps its bits.
@@ -306,11 +308,16 @@ def _names(what: str, ids: str | Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def _batches(edits: Iterable[Edit], size: int) -> Iterable[list[Edit]]:
-    batch: list[Edit] = []
+def _checked(edits: Iterable[Edit]) -> Iterator[Edit]:
     for edit in edits:
         if not isinstance(edit, Edit):
-            raise CorrigendaError(f"edit takes Edit records, not {type(edit).__name__}.")
+            raise CorrigendaError(f"edit takes Edit objects, not {kind_of(edit)}: `load_edits` makes them of records.")
+        yield edit
+
+
+def _batches(edits: Iterable[Edit], size: int) -> Iterator[list[Edit]]:
+    batch: list[Edit] = []
+    for edit in _checked(edits):
         batch.append(edit)
         if len(batch) == size:
             yield batch

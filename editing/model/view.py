@@ -123,13 +123,16 @@ class MemoryView:
 
     # Writing
 
-    def write(self, batch: Sequence[Edit], *, on_conflict: OnConflict, author: str | None) -> Outcome:
+    def write(
+        self, batch: Sequence[Edit], later: Sequence[str | None], *, on_conflict: OnConflict, author: str | None
+    ) -> Outcome:
         """Solve a batch, record it in one transaction, and write it into the memory.
 
+        later: for each edit the id of one, still to come, by which it is left out; or None.
         When this returns, the batch is on the disk. When it raises, neither store nor memory has any of it.
         """
         facts = same_facts(self.history, self.method, self.order, batch)
-        taken, declined = self._chosen(batch, facts, on_conflict)
+        taken, declined = self._chosen(batch, facts, later, on_conflict)
         order = list(self.order)
         replaced = {seq for place in taken for seq in facts[place].stored}.intersection(order)
         try:
@@ -149,25 +152,35 @@ class MemoryView:
         self.edits += [one.edit for one in stored if one.seq not in within]
         if any(one.supersedes for one in stored):  # else no mark can have come off: each undone edit costs 50 us here
             self._withdraw()
-        for later in stored:
-            for seq in sorted((replaced | set(new)).intersection(later.supersedes)):
+        standing = replaced | set(new)
+        for newer in stored:
+            for seq in sorted(standing.intersection(newer.supersedes)):
+                standing.remove(seq)
                 self.store.notices.append(
-                    f'Edit "{later.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
+                    f'Edit "{newer.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
                 )
         left_out = [Declined(batch[place], rival) for place, rival in declined.items()]
-        for out in left_out:
+        for out, comes in zip(left_out, (later[place] is not None for place in declined)):
+            stands = "comes later in the stream" if comes else "stays"
             self.store.notices.append(
-                f'Edit "{out.edit.id}" is left out: "{out.rival}", which is about the same fact, stays.'
+                f'Edit "{out.edit.id}" is left out: "{out.rival}", which is about the same fact, {stands}.'
             )
         return Outcome([batch[place] for place in taken], [one.written for one in solved], left_out)
 
     def _chosen(
-        self, batch: Sequence[Edit], facts: Sequence[SameFact], on_conflict: OnConflict
+        self,
+        batch: Sequence[Edit],
+        facts: Sequence[SameFact],
+        later: Sequence[str | None],
+        on_conflict: OnConflict,
     ) -> tuple[list[int], dict[int, str]]:
         """The places of a batch that are to be written; and of those that are not, with the id that stands instead."""
         taken: list[int] = []
         declined: dict[int, str] = {}
-        for place, (edit, fact) in enumerate(zip(batch, facts)):
+        for place, (edit, fact, coming) in enumerate(zip(batch, facts, later)):
+            if coming is not None:
+                declined[place] = coming
+                continue
             within = [other for other in fact.within if other in taken]
             rival = batch[within[-1]] if within else None
             if rival is None and fact.rival is not None:

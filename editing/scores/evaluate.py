@@ -188,9 +188,13 @@ class Evaluator:
 
 
 def normalised(text: str) -> str:
-    """For exact match, as in SQuAD: lower case, no punctuation, no articles, single spaces."""
-    text = "".join(char for char in text.lower() if char not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """For exact match, as in SQuAD: lower case, no punctuation, no articles, single spaces.
+
+    Of a text that is nothing else, as "The" or "?", they stay: no answer at all would equal it.
+    """
+    plain = "".join(char for char in text.lower() if char not in string.punctuation)
+    words = re.sub(r"\b(a|an|the)\b", " ", plain).split()
+    return " ".join(words or plain.split() or text.split())
 
 
 def _answer_positions(prompts: Sequence[int], lengths: Sequence[int], hidden: Tensor) -> Tensor:

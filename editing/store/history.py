@@ -245,6 +245,10 @@ class History:
         seq = max(numbers, key=lambda seq: (self.edits[seq].wanted == wanted, seq not in replaced, seq))
         return self.edits[seq]
 
+    def named(self, name: str) -> list[StoredEdit]:
+        """Every edit of this id, in whatever status."""
+        return [self.edits[seq] for seq in self._by_id.get(name, ())]
+
     def declined_as(self, name: str) -> dict[str, Any] | None:
         """The last edit of this id that was declined, if it is not stored."""
         seq = self._declined_ids.get(name)

@@ -28,8 +28,18 @@ class ShardedSite(Site):
 
     rank = 0
     size = 1
+    edits: WorkerEdits | None = None
 
     def add_(self, out: Tensor, x: Tensor) -> None:
+        """What raises here loses the edited requests of the pass (`lost`): their rows alone are written."""
+        try:
+            self._add_(out, x)
+        except Exception as error:
+            if self.edits is None:
+                raise
+            self.edits.error = error
+
+    def _add_(self, out: Tensor, x: Tensor) -> None:
         if self.size == 1 or not self.context.active:
             return super().add_(out, x)
         # Also where nothing is routed, as long as passes are captured: all workers must take the same steps.
@@ -73,7 +83,7 @@ class EditedRowParallelLinear(RowParallelLinear):
             return
         self.corrigenda = WorkerEdits(config)
         site = ShardedSite(self.prefix, self.corrigenda.memory.banks, self.corrigenda.context)
-        site.rank, site.size = self.tp_rank, self.tp_size
+        site.rank, site.size, site.edits = self.tp_rank, self.tp_size, self.corrigenda
         self.quant_method = with_edits(self.quant_method, site)
         # The residual reads the input as it is, not as a fused activation quantised it.
         self.requires_unquantized_input = True

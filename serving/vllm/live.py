@@ -50,7 +50,10 @@ class Edits:
     def applied(self, outputs: Sequence[Any]) -> list[str | None]:
         """The id of the edit that answered each of `LLM.generate`'s outputs."""
         found = [self._admissions.of(output.request_id) for output in outputs]
-        return [None if one is None or one.edit is None else one.edit.id for one in found]
+        failed = [any(part.finish_reason == "error" for part in output.outputs) for output in outputs]
+        return [
+            None if broken or one is None or one.edit is None else one.edit.id for one, broken in zip(found, failed)
+        ]
 
     def _take(self, change: Change) -> Change:
         for arguments in _loads(change):

@@ -27,6 +27,7 @@ class EditedState(_ModelState):
         super().__init__(vllm_config, model, *args, **kwargs)
         self.corrigenda = edits_in(model, vllm_config)
         self._requests: dict[str, RequestInfo] = {}
+        self._passed: list[str] = []
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
@@ -42,7 +43,9 @@ class EditedState(_ModelState):
     def preprocess_state(self, input_batch: Any, *args: Any, **kwargs: Any) -> None:
         super().preprocess_state(input_batch, *args, **kwargs)
         if self.corrigenda is not None:
+            self.corrigenda.computed(self._passed)  # of the pass before: nothing here is called after one
             count = input_batch.num_reqs
+            self._passed = list(input_batch.req_ids[:count])
             self.corrigenda.describe(
                 input_batch.req_ids[:count],
                 input_batch.num_computed_tokens_np[:count].astype(np.int64),

@@ -17,10 +17,13 @@ def register() -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.worker import gpu_model_runner
+    from vllm.v1.worker.gpu_worker import Worker
 
-    from . import admission, checks, layer, prefix_cache, runner
+    from . import admission, checks, layer, lost, prefix_cache, runner
 
     _wrap(EngineArgs, "create_engine_config", checks.checked)
     _wrap(InputProcessor, "__init__", admission.admitting)
@@ -29,6 +32,10 @@ def register() -> None:
     _wrap(gpu_model_runner.GPUModelRunner, "initialize_kv_cache", runner.connected)
     _wrap(gpu_model_runner.GPUModelRunner, "_update_states", runner.renewed)
     _wrap(gpu_model_runner.GPUModelRunner, "_model_forward", runner.described)
+    _wrap(Worker, "execute_model", lost.reported)
+    _wrap(Worker, "sample_tokens", lost.reported)
+    _wrap(Scheduler, "update_from_output", lost.ended)
+    _wrap(OutputProcessor, "process_outputs", lost.counted)
     layer.register()
     try:
         from vllm.v1.worker.gpu import model_states

@@ -61,4 +61,7 @@ def described(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
                 self.requests[request].num_prompt_tokens, self.requests[request].sampling_params
             ),
         )
-    return original(self, *args, **kwargs)
+    output = original(self, *args, **kwargs)
+    if edits is not None:
+        edits.computed(self.input_batch.req_ids[: self.input_batch.num_reqs])
+    return output

@@ -67,30 +67,63 @@ class WorkerEdits:
         scheduler = vllm_config.scheduler_config
         self.context = RoutingContext(device, scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
         self.slots = Slots(self.context, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        self.lost: set[str] = set()
+        self.error: Exception | None = None
 
     def describe(
         self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], RequestInfo]
     ) -> None:
-        """Tell the layer about the next pass, asking for requests that have no slot yet."""
+        """Tell the layer about the next pass, asking for requests that have no slot yet.
+
+        Where that raises, the base model answers, and requests that are not its own are lost.
+        """
+        try:
+            self._describe(requests, past, lengths, ask)
+        except Exception as error:
+            logger.exception("A pass of %d requests could not be described: edits are left out of it.", len(requests))
+            self._lose([request for request in requests if _may_be_edited(ask, request)], repr(error))
+            self.context.gate.zero_()  # what is captured reads it
+            self.context.stop()
+
+    def _describe(
+        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], RequestInfo]
+    ) -> None:
         for request in requests:
             if request not in self.slots:
                 if not self.slots.free:
                     self.slots.keep(set(requests))
                 what = ask(request)
-                self.slots.start(request, what.prompt_tokens, self._place(request, what.key))
+                place = self.memory.place(what.key)
+                if what.key is not None and place < 0:
+                    self._lose([request], f"the rows of edit {what.key} are not loaded")
+                self.slots.start(request, what.prompt_tokens, place)
         self.slots.describe(requests, past, lengths)
+
+    def computed(self, requests: Sequence[str]) -> None:
+        """Note which of a pass's requests have lost their edit in it, once that is computed."""
+        error, self.error = self.error, None
+        if error is not None:
+            logger.error("The memory could not be read in a pass.", exc_info=error)
+            self._lose(self.slots.edited(requests), repr(error))
+        stopped = [request for request in self.slots.stopped(wait=False) if request not in self.lost]
+        self._lose(stopped, "its values are no numbers, or too large")
+
+    def _lose(self, requests: Sequence[str], reason: str) -> None:
+        self.lost.update(requests)
+        for request in requests:
+            logger.error("Request %s fails, for its edit cannot answer: %s.", request, reason)
+
+    def take_lost(self) -> set[str]:
+        """The requests that were lost since this was asked last."""
+        lost, self.lost = self.lost, set()
+        return lost
 
     def end(self, requests: Iterable[str]) -> None:
         """Give back the slots of requests that are over; what comes under one of these ids later is another request."""
         for request in requests:
+            self.lost.discard(request)
             if request in self.slots:
                 self.slots.end(request)
-
-    def _place(self, request: str, key: str | None) -> int:
-        place = self.memory.place(key)
-        if key is not None and place < 0:
-            logger.error("Request %s is answered by the base model: the rows of edit %s are not loaded.", request, key)
-        return place
 
     @torch.no_grad()
     def check_weights(self, model: torch.nn.Module, vocabulary: int | None) -> None:
@@ -118,7 +151,7 @@ class EditsWorker:
 
     def corrigenda_load(self, folder: str, edits: dict[str, int]) -> dict[str, Any]:
         """Load edits of a store, by key their numbers; {"error", "status"} where that fails, and nothing was loaded."""
-        edits_here = _edits_of(self)
+        edits_here = edits_of_worker(self)
         if edits_here is None:
             return {"loaded": 0}
         try:
@@ -128,11 +161,18 @@ class EditsWorker:
 
     def corrigenda_keep(self, keys: list[str]) -> int:
         """Drop the rows of all edits but these and those that requests in flight are answered by."""
-        edits_here = _edits_of(self)
+        edits_here = edits_of_worker(self)
         return 0 if edits_here is None else edits_here.memory.keep(set(keys), edits_here.slots.places())
 
 
-def _edits_of(worker: Any) -> WorkerEdits | None:
+def _may_be_edited(ask: Callable[[str], RequestInfo], request: str) -> bool:
+    try:
+        return ask(request).key is not None
+    except Exception:  # it may be what raised before
+        return True
+
+
+def edits_of_worker(worker: Any) -> WorkerEdits | None:
     """The edits of a worker, by either model runner; None where another stage of a pipeline has the layer."""
     runner = worker.model_runner
     holder = runner if hasattr(runner, "corrigenda") else getattr(runner, "model_state", None)

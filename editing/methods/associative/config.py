@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..config import EditingConfig, is_number
 
@@ -18,7 +18,7 @@ class AssociativeConfig(EditingConfig):
     only_solving: ClassVar = EditingConfig.only_solving | {
         *("contexts", "steps", "learning_rate", "adam_beta1", "adam_beta2", "stop_loss", "gain")
     }
-    router: str = "tokens"
+    router: Literal["tokens", "mask"] = "tokens"
     """What names the edit: "tokens" (rare tokens in common) or "mask" (overlap of activation masks)."""
     router_layer: int | None = None
     """For "mask": the layer whose features are the fingerprint; by default an eighth up, where words still show."""
@@ -41,7 +41,6 @@ class AssociativeConfig(EditingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.scope == "causal", "scope", '"causal" (an edit\'s rows are answer positions)')
-        self._require(self.router in ("tokens", "mask"), "router", '"tokens" or "mask"')
         self._require(is_number(self.beta) and 0 < self.beta < math.inf, "beta", "a number above 0")
         self._require(is_number(self.gain) and 1 <= self.gain < math.inf, "gain", "a number from 1 on")
         for name in ("contexts", "steps"):

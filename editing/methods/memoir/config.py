@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..config import EditingConfig
 
@@ -21,7 +21,7 @@ class MemoirConfig(EditingConfig):
     only_solving: ClassVar = EditingConfig.only_solving | {
         *("contexts", "steps", "learning_rate", "weight_decay", "clip_norm", "stop_loss", "stop_change", "record_rank")
     }
-    scope: str = "full"
+    scope: Literal["causal", "full"] = "full"
     threshold: float | str | None = None
     """As published for the model where that is known, else calibrated as by "auto"."""
     batch_size: int = 1
@@ -32,7 +32,7 @@ class MemoirConfig(EditingConfig):
     learning_rate: float | None = None
     """1.0 as published, but for models known to want another (`defaults.py`)."""
     weight_decay: float = 1e-5
-    decay: str = "all"
+    decay: Literal["all", "active", "none"] = "all"
     """What weight decay acts on: "all" of the matrix (published), the "active" columns of the edit, or "none"."""
     clip_norm: float = 1.0
     stop_loss: float = 0.02
@@ -45,6 +45,5 @@ class MemoirConfig(EditingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.decay in ("all", "active", "none"), "decay", '"all", "active" or "none"')
         for name in ("contexts", "steps", *(() if self.record_rank is None else ("record_rank",))):
             self._require_positive(name)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..config import EditingConfig, is_number
-
-MERGES = ("ties", "linear", "magnitude", "sign", "dare", "dare_ties", "slerp")
 
 
 @dataclass
@@ -21,17 +19,17 @@ class WiseConfig(EditingConfig):
     """
 
     names: ClassVar = ("wise-merge", "wise-retrieve")
-    scope: str = "full"
+    scope: Literal["causal", "full"] = "full"
     threshold: float | str | None = None
     """Not asked for: WISE learns its thresholds; see `act_ratio`."""
     batch_size: int = 1
     eos: bool = False
-    variant: str = "merge"
+    variant: Literal["merge", "retrieve"] = "merge"
     """"merge": finished shards become one memory; "retrieve": the best of several memories answers."""
     steps: int | None = None
     learning_rate: float | None = None
     weight_decay: float = 1e-5
-    decay: str = "none"
+    decay: Literal["all", "masked", "none"] = "none"
     """What weight decay shrinks: "all" of the side weight, frozen part included (the code), the "masked" entries
     alone, or "none" (the paper)."""
     norm_constraint: float = 1.0
@@ -53,14 +51,14 @@ class WiseConfig(EditingConfig):
     all directions: by 1 + this, and along others in proportion to their use; 0, for none, as published."""
     background_prompts: int = 400
     """How many background prompts tell of that use, and of `threshold_from`."""
-    distance: str = "activated"
+    distance: Literal["raw", "activated"] = "activated"
     """What is measured of an output: its change "raw" (the paper), or after the model's "activated" form (the code)."""
-    distance_tokens: str | None = None
+    distance_tokens: Literal["row", "prompt"] | None = None
     """Over which tokens an edit's distance is taken in training: the whole "row" (published), or the "prompt"."""
-    reduction: str | None = None
+    reduction: Literal["published", "mean", "max"] | None = None
     """A prompt's distance where it is routed: "published" (mean over tokens, maximum beyond 100 of them), or always the
     "mean" or the "max"."""
-    threshold_from: str | None = None
+    threshold_from: Literal["edits", "background"] | None = None
     """What the distance from which a memory answers is taken from: the smallest at which one of its "edits" was left
     (published), or what a hundredth of the "background" prompts exceed in that memory."""
     act_ratio: float | None = None
@@ -69,8 +67,8 @@ class WiseConfig(EditingConfig):
     """Edits in a shard."""
     merge_every: int | None = 1000
     """Edits after which shards are merged, a multiple of `save_every`; None: never."""
-    merge: str = "ties"
-    """"ties", "linear", "magnitude", "sign", "dare", "dare_ties" or "slerp"."""
+    merge: Literal["ties", "linear", "magnitude", "sign", "dare", "dare_ties", "slerp"] = "ties"
+    """How shards become one (`memories/merging.py`)."""
     merge_density: float = 0.53
     """Share of a shard's entries that "ties", "magnitude" and "dare" keep."""
     merge_scale: float | None = None
@@ -101,16 +99,8 @@ class WiseConfig(EditingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.variant in ("merge", "retrieve"), "variant", '"merge" or "retrieve"')
         self._require(self.scope == "full", "scope", '"full" (the distance that routes is the whole prompt\'s)')
         self._require(self.threshold is None, "threshold", "left out (WISE learns its own: set `act_ratio`)")
-        self._require(self.decay in ("all", "masked", "none"), "decay", '"all", "masked" or "none"')
-        self._require(self.distance in ("raw", "activated"), "distance", '"raw" or "activated"')
-        self._require(self.distance_tokens in ("row", "prompt", None), "distance_tokens", '"row" or "prompt"')
-        self._require(self.reduction in ("published", "mean", "max", None), "reduction", '"published", "mean" or "max"')
-        known = self.threshold_from in ("edits", "background", None)
-        self._require(known, "threshold_from", '"edits" or "background"')
-        self._require(self.merge in MERGES, "merge", f"one of {', '.join(MERGES)}")
         for name in ("mask_ratio", "merge_density"):
             self._require(getattr(self, name) is None or 0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
         for name in ("margin_weight", "spared"):

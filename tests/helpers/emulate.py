@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 SEEDS = (0, 1, 2, 3)  # 0 is the plain order, one thread after the other; the others shuffle warps and lanes
 FLAGS = ("-std=c++17", "-fPIC", "-pthread", "-DCORRIGENDA_EMULATE", "-Wall", "-Wno-unknown-pragmas")

@@ -42,7 +42,7 @@ from corrigenda.kernels import dispatch
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
 from corrigenda.serving.batching import ServedModel
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[3] / "bench"))
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 

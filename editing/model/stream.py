@@ -1,0 +1,43 @@
+"""A stream of edits on its way into the store: each with an id of its own, and which of them need not be solved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..edits.edit import Edit
+from ..edits.identifiers import DistinctIds
+from ..store.history import normalised_prompt
+from .view import MemoryView
+
+
+def named(edits: Sequence[Edit], view: MemoryView) -> tuple[list[Edit], list[str]]:
+    """The edits with an id for each that no edit in the memory has, and a sentence on each that could not keep its own.
+
+    Records without an id are numbered after their file: those of two files `train.json` have the same.
+    """
+    history = view.history
+    own = {edit.id for edit in edits}
+    ids = DistinctIds(
+        lambda name: name in own or history.find(name) is not None or history.declined_as(name) is not None
+    )
+    found, sentences = [], []
+    for number, edit in enumerate(edits, start=len(history.edits) + len(history.declined)):
+        if edit.id is None:
+            edit = replace(edit, id=ids.first(f"edit-{n:05d}" for n in itertools.count(number)))
+        elif edit.id in ids or view.holds(history.find(edit.id, wanted=True)):
+            name = ids.another(edit.id)
+            sentences.append(f'Edit "{edit.id}" is written as "{name}": that id is another edit\'s.')
+            edit = replace(edit, id=name)
+        else:
+            ids.own(edit.id)
+        found.append(edit)
+    return found, sentences
+
+
+def superseded(edits: Sequence[Edit]) -> list[str | None]:
+    """For each edit the id of the last one with its prompt; None where it is that one itself."""
+    prompts = [normalised_prompt(edit.prompt) for edit in edits]
+    last = {prompt: edit.id for prompt, edit in zip(prompts, edits)}
+    return [None if last[prompt] == edit.id else last[prompt] for prompt, edit in zip(prompts, edits)]

@@ -1,0 +1,54 @@
+"""Settings as a user writes them: `--set NAME=VALUE` reaches every field of a method's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+from corrigenda.editing.errors import CorrigendaError
+from corrigenda.editing.methods.config import CONFIGS
+from corrigenda.editing.methods.registry import config_for
+from corrigenda.editing.methods.settings import settings_of
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_every_setting_can_be_written_and_comes_back(method):
+    config = config_for(method)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        (found,) = settings_of(method, [f"{field.name}={value}"]).items()
+        assert found == (field.name, value) and type(found[1]) is type(value)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_a_mode_is_one_of_those_that_its_type_names(method):
+    hints = get_type_hints(CONFIGS[method])
+    modes = [name for name, hint in hints.items() if Literal in {get_origin(kind) for kind in (hint, *get_args(hint))}]
+    assert "scope" in modes
+    for name in modes:
+        with pytest.raises(CorrigendaError, match=f"`{name}` must be"):
+            CONFIGS[method](**{name: "no such mode"})
+
+
+def test_values_are_of_the_type_that_the_setting_has():
+    written = ["gain=1.5", "steps=3", "threshold=auto", "router=mask", "router-layer=null", "eos=false"]
+    expected = {"gain": 1.5, "steps": 3, "threshold": "auto", "router": "mask", "router_layer": None, "eos": False}
+    assert settings_of("associative", written) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "written", "part"),
+    [
+        ("associative", "gian=1", "perhaps `gain` is meant"),
+        ("associative", "gain", "not of the form NAME=VALUE"),
+        ("associative", "=1", 'no setting ""'),
+        ("memoir", "gain=1.5", 'The method "memoir" has no setting "gain"'),
+        ("magic", "gain=1.5", 'Unknown editing method "magic"'),
+    ],
+)
+def test_what_names_no_setting_is_refused(method, written, part):
+    with pytest.raises(CorrigendaError) as error:
+        settings_of(method, [written])
+    assert part in str(error.value)
