@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..editing.backbone.identity import another_model, tokenizer_digest
 from ..editing.edits.prompts import PromptFormat
@@ -20,8 +21,8 @@ from ..editing.model.why import explained
 from ..editing.profiling import scope
 from ..editing.routers.router import EditRouter
 from ..editing.store.codec import fingerprint_of, unpacked
-from ..editing.store.history import StoredEdit
 from ..editing.store.store import EditStore
+from ..editing.store.stored import StoredEdit
 from .errors import ServingError
 from .memory import edit_key
 from .settings import ServingSettings, resolved
@@ -36,7 +37,7 @@ class ServedEdit(NamedTuple):
     store: Path
     tenant: str | None
     stored: StoredEdit
-    fingerprint: tuple[int, ...]
+    fingerprint: bytes
 
     @property
     def id(self) -> str:
@@ -57,8 +58,8 @@ class ServedEdit(NamedTuple):
             "target": self.target,
             "tenant": self.tenant,
             "store": str(self.store),
-            "time": self.stored.body["time"],
-            "author": self.stored.body.get("author"),
+            "time": self.stored.time,
+            "author": self.stored.author,
         }
 
 
@@ -133,7 +134,8 @@ class Catalogue:
             raise ServingError(sentence, 422)
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
-        self._fits = text_router(self.config, tokenizer).fits
+        unwritten = text_router(self.config, tokenizer)
+        self._fits, self._fact_of = unwritten.fits, unwritten.fact_of
         self._background: dict[str, Any] | None = None
         self._open = OpenStores()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
@@ -168,7 +170,8 @@ class Catalogue:
             withdrawn[tenant, path] = withdrawn_edits(store.history)
             new = [edit for edit in read[tenant, path] if id(edit.stored) not in known]
             for edit in [*new, *withdrawn[tenant, path]]:
-                if not self._fits(torch.as_tensor(edit.fingerprint, dtype=torch.int32, device="cpu")):
+                known = edit.fingerprint
+                if not self._fits(_words(known) if isinstance(known, bytes) else known):
                     raise ServingError(
                         f'The fingerprint of edit "{edit.id}" in {path} is not one of this router\'s: see '
                         f"`corrigenda verify {path}`.",
@@ -244,8 +247,9 @@ class Catalogue:
         """
         owners = dict.fromkeys((None, tenant))
         order = [(store, edits) for of in owners for store, edits in self._stores.items() if store[0] == of]
-        last = {edit.fingerprint: store for store, edits in order for edit in edits}
-        return [edit for store, edits in order for edit in edits if last[edit.fingerprint] == store]
+        facts = {edit.key: self._fact_of(_words(edit.fingerprint)) for _, edits in order for edit in edits}
+        last = {facts[edit.key]: store for store, edits in order for edit in edits}
+        return [edit for store, edits in order for edit in edits if last[facts[edit.key]] == store]
 
     def _become(self, seen: _Seen | None, tenant: str | None, version: int) -> _Seen:
         wanted = self._seen_by(tenant)
@@ -264,9 +268,7 @@ class Catalogue:
         gone = set(range(len(edits))).difference(kept)
         if gone:
             router.remove(gone)
-        router.add_fingerprints(
-            [torch.tensor(edit.fingerprint, dtype=torch.int32, device="cpu") for edit in wanted[len(kept) :]]
-        )
+        router.add_fingerprints([_words(edit.fingerprint) for edit in wanted[len(kept) :]])
         edits = wanted
         undone = [
             one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
@@ -280,7 +282,7 @@ class Catalogue:
         recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
         if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
             raise ServingError(sentence, 422)
-        for name in ("layer", "beta", "threshold"):
+        for name in ("layer", "beta", "threshold", "router", "encoder"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ServingError(
                     f"The edits in {path} have {name}={getattr(config, name)!r}, but those that are served have "
@@ -360,5 +362,12 @@ class Catalogue:
         return path
 
 
+def _words(fingerprint: bytes) -> Tensor:
+    """int32 `[n]` of a fingerprint's bytes."""
+    if not fingerprint:
+        return torch.zeros(0, dtype=torch.int32, device="cpu")
+    return torch.frombuffer(bytearray(fingerprint), dtype=torch.int32)
+
+
 def _served(stored: StoredEdit, path: Path, tenant: str | None) -> ServedEdit:
-    return ServedEdit(edit_key(stored), path, tenant, stored, tuple(fingerprint_of(stored).tolist()))
+    return ServedEdit(edit_key(stored), path, tenant, stored, fingerprint_of(stored).numpy().tobytes())

@@ -123,9 +123,9 @@ class Method:
         features = self.prompt_features(self.router_layer, prompts)
         return self.router.from_features(torch.stack([prompt.pooled for prompt in features]))
 
-    def fingerprints(self, prompts: Sequence[str]) -> list[Tensor]:
-        """int32 `[n]` each: what the router would know edits with these prompts by."""
-        return self.router.fingerprints_of(self.as_routed(prompts))
+    def fingerprints(self, edits: Sequence[Edit]) -> list[Tensor]:
+        """int32 `[n]` each: what the router would know these edits by."""
+        return self.router.fingerprints_of(self.as_routed([edit.prompt for edit in edits]), edits)
 
     def make_known(self, records: Sequence[Record]) -> None:
         """Let the router know the edits of these records."""

@@ -13,7 +13,7 @@ from ..errors import CorrigendaError
 from ..methods.method import Method
 from ..methods.record import Record, Solved, Written, check_values
 from ..store.codec import fingerprint_text, packed, record_of, unpacked, withdrawn_of
-from ..store.conflicts import SameFact, same_facts
+from ..store.conflicts import SameFact, left_out, same_facts, superseding
 from ..store.history import History, StoredEdit
 from ..store.ledger import New
 from ..store.store import CONFLICT_POLICIES, EditStore, OnConflict
@@ -156,16 +156,12 @@ class MemoryView:
         for newer in stored:
             for seq in sorted(standing.intersection(newer.supersedes)):
                 standing.remove(seq)
-                self.store.notices.append(
-                    f'Edit "{newer.id}" supersedes "{self.history.edits[seq].id}", which is about the same fact.'
-                )
-        left_out = [Declined(batch[place], rival) for place, rival in declined.items()]
-        for out, comes in zip(left_out, (later[place] is not None for place in declined)):
-            stands = "comes later in the stream" if comes else "stays"
-            self.store.notices.append(
-                f'Edit "{out.edit.id}" is left out: "{out.rival}", which is about the same fact, {stands}.'
-            )
-        return Outcome([batch[place] for place in taken], [one.written for one in solved], left_out)
+                self.store.notices.append(superseding(newer.id, self.history.edits[seq].id))
+        for place, rival in declined.items():
+            stands = "stays" if later[place] is None else "comes later in the stream"
+            self.store.notices.append(left_out(batch[place].id, rival, stands))
+        missing = [Declined(batch[place], rival) for place, rival in declined.items()]
+        return Outcome([batch[place] for place in taken], [one.written for one in solved], missing)
 
     def _chosen(
         self,
@@ -254,8 +250,8 @@ def check_ground(own: dict[str, Tensor], found: dict[str, Tensor], store: EditSt
     fits = found.keys() - optional == own.keys() - optional and all(
         tensor.dim() == own[name].dim() and (tensor.dim() == 0 or tensor.shape[-1] == own[name].shape[-1])
         for name, tensor in found.items()
-        # A token router's background has as many columns as its longest prompt has tokens.
-        if name in own and not (name == "router.background" and own[name].dim() == 2)
+        # A token router's background has as many columns as its longest prompt has tokens; the other is a text.
+        if name in own and not (name in ("router.background", "router.meaning") and own[name].dim() == 2)
     )
     if not fits:
         raise CorrigendaError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
 from ..methods.config import EditingConfig
+from ..shown import LONGEST_NAME, shown, shown_json
 from .check import check_record
-from .conflicts import rewrites
+from .conflicts import left_out, rewrites, superseding
 from .files import write_whole
 from .history import APPLIED, LOST, History, StoredEdit, normalised_prompt
 from .ledger import New
@@ -69,9 +70,9 @@ def exported(store: EditStore, everything: bool = False) -> list[str]:
         status = statuses[stored.seq]
         record = {**stored.body["edit"], "id": stored.id}
         if everything:
-            record |= {"status": status, "time": stored.body["time"], "author": stored.body.get("author")}
+            record |= {"status": status, "time": stored.time, "author": stored.author}
         if everything or status == APPLIED:
-            rows.append(json.dumps(record, ensure_ascii=False))
+            rows.append(shown_json(record))
     if not rows:
         others = f"; --all exports the {len(statuses)} that are not in effect" if statuses else ""
         raise CorrigendaError(f"No edit is in effect in {store.ledger.name}: nothing was written{others}.")
@@ -87,6 +88,20 @@ def export(store: EditStore, file: Path, everything: bool = False) -> int:
     return len(rows)
 
 
+class _Case(NamedTuple):
+    """What a merge does with one edit of the other store.
+
+    what   "same": it is in effect here; "out": it is here, and stays out; "kept": one of its fact stays; or "added"
+    like   the edit here that it is, or that stays; None for an added one
+    facts  numbers of all edits here that are about the same fact
+    """
+
+    what: str
+    stored: StoredEdit
+    like: StoredEdit | None = None
+    facts: frozenset[int] = frozenset()
+
+
 def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", author: str | None = None) -> Merged:
     """Add the edits that are in effect in another store of the same model and configuration, in one transaction.
 
@@ -97,16 +112,41 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     it is.
     """
     check_mergeable(into, other)
-    history = into.history
-    present = {stored.id for stored in history.edits.values()}
-    applied = set(history.applied())
-    statuses = history.statuses()
-    by_fingerprint: dict[str, list[StoredEdit]] = {}
-    for mine in in_effect(history):
-        if mine.body["fingerprint"]:  # WISE without replay knows no edit by one
-            by_fingerprint.setdefault(mine.body["fingerprint"], []).append(mine)
+    history, applied, statuses = into.history, set(into.history.applied()), into.history.statuses()
+    names = _Names(history, other)
     merged = Merged([], [], {}, [], {}, {})
     chosen: list[tuple[StoredEdit, str, list[int]]] = []
+    for case in _cases(into, other, on_conflict):
+        stored, like = case.stored, case.like
+        if case.what == "same":
+            merged.same.append(stored.id)
+        elif case.what == "out":
+            merged.out[like.id] = statuses[like.seq]
+            into.notices.append(_still_out(into, like))
+        elif case.what == "kept":
+            merged.kept[stored.id] = like.id
+            into.notices.append(left_out(stored.id, like.id))
+        else:
+            name = names.new(stored.id)
+            if name != stored.id:
+                merged.renamed[stored.id] = name
+            for seq in sorted(case.facts & applied):
+                merged.superseded.append(history.edits[seq].id)
+                into.notices.append(superseding(name, history.edits[seq].id))
+            merged.added.append(name)
+            chosen.append((stored, name, sorted(case.facts)))
+    if chosen:
+        into.append(_entries(into, other, chosen, into.stamp(author)))
+    return merged
+
+
+def _cases(into: EditStore, other: EditStore, on_conflict: str) -> Iterator[_Case]:
+    """Of each edit in effect in the other store, what a merge does with it; raises for one that cannot be merged."""
+    history, applied, statuses = into.history, set(into.history.applied()), into.history.statuses()
+    by_fingerprint: dict[str, list[StoredEdit]] = {}
+    for mine in in_effect(history):
+        if mine.fingerprint:  # WISE without replay knows no edit by one
+            by_fingerprint.setdefault(mine.fingerprint, []).append(mine)
     for stored in in_effect(other.history):
         if stored.inherited:
             raise CorrigendaError(
@@ -115,40 +155,37 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
             )
         facts = set(history.same_prompt(stored.prompt))
         same = [seq for seq in facts if statuses[seq] != LOST and _same(history.edits[seq], stored)]
-        if not applied.isdisjoint(same):
-            merged.same.append(stored.id)
-            continue
         if same:
-            last = max(same)
-            merged.out[history.edits[last].id] = statuses[last]
-            into.notices.append(_still_out(into, history.edits[last]))
+            what = "out" if applied.isdisjoint(same) else "same"
+            yield _Case(what, stored, history.edits[max(same)])
             continue
         check_record(other.ledger, other.history, stored)
-        facts.update(like.seq for like in by_fingerprint.get(stored.body["fingerprint"], ()) if rewrites(stored, like))
+        facts.update(like.seq for like in by_fingerprint.get(stored.fingerprint, ()) if rewrites(stored, like))
         rivals = facts & applied
         if rivals and on_conflict == "keep":
-            merged.kept[stored.id] = history.edits[max(rivals)].id
-            into.notices.append(
-                f'Edit "{stored.id}" is left out: "{merged.kept[stored.id]}", which is about the same fact, stays.'
-            )
+            yield _Case("kept", stored, history.edits[max(rivals)])
             continue
-        for seq in list(facts):
-            facts.update(history.edits[seq].supersedes)
-        name = stored.id
-        if name in present:
-            name = f"{stored.id}-{other.header['id'][:8]}"
-            while name in present:
+        earlier = [seq for fact in facts for seq in history.edits[fact].supersedes]
+        yield _Case("added", stored, facts=frozenset(facts.union(earlier)))
+
+
+class _Names:
+    """Ids for edits of another store: their own, where none here has it."""
+
+    def __init__(self, history: History, other: EditStore) -> None:
+        self._taken = {stored.id for stored in history.edits.values()}
+        self._store = shown(other.header["id"][:8])
+
+    def new(self, name: str) -> str:
+        name = shown(name)  # in folders of earlier versions an id may hold anything
+        if name in self._taken:
+            name = f"{name}-{self._store}"
+            while name in self._taken:
                 name += "+"
-            merged.renamed[stored.id] = name
-        present.add(name)
-        for seq in sorted(rivals):
-            merged.superseded.append(history.edits[seq].id)
-            into.notices.append(f'Edit "{name}" supersedes "{history.edits[seq].id}", which is about the same fact.')
-        merged.added.append(name)
-        chosen.append((stored, name, sorted(facts)))
-    if chosen:
-        into.append(_entries(into, other, chosen, into.stamp(author)))
-    return merged
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        self._taken.add(name)
+        return name
 
 
 def check_mergeable(into: EditStore, other: EditStore) -> None:
@@ -187,20 +224,23 @@ def _entries(
     batches: dict[int, int] = {}
     for stored, name, facts in chosen:
         number += 1
+        written = stored.body
         body = {
-            **stored.body,
+            **written,
+            "author": None if stored.author is None else shown(stored.author)[:LONGEST_NAME],
             "id": name,
             "batch": batches.setdefault(stored.batch, number),
             "supersedes": facts,
-            "origin": {"store": other.header["id"], "id": stored.id, "seq": stored.seq, "time": stored.body["time"]},
+            "origin": {"store": other.header["id"], "id": stored.id, "seq": stored.seq, "time": stored.time},
             "time": stamp["time"],
         }
-        yield New("edit", body, other.ledger.tensors(stored.seq, stored.body["tensors"]))
+        yield New("edit", body, other.ledger.tensors(stored.seq, written["tensors"]))
 
 
 def _same(one: StoredEdit, two: StoredEdit) -> bool:
     """Whether two are one edit, whatever merges have named them: "edit" keeps the id that it was written under."""
-    return one.body["edit"] == two.body["edit"] and _digest(one.body) == _digest(two.body)
+    mine, theirs = one.body, two.body
+    return mine["edit"] == theirs["edit"] and _digest(mine) == _digest(theirs)
 
 
 def _still_out(store: EditStore, stored: StoredEdit) -> str:

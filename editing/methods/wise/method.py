@@ -262,8 +262,13 @@ class Wise(Method):
 
     @torch.no_grad()
     def routes(self, prompts: Sequence[str]) -> Decision:
+        return self.memory.decide(self.distances(prompts))
+
+    @torch.no_grad()
+    def distances(self, prompts: Sequence[str]) -> Tensor:
+        """How far each memory moves the layer's output for each prompt, `[shards, prompts]`."""
         x, offsets, weight = PackedPrompts.of(self.decoder, self.layer, self.prompts, prompts)
-        return self.memory.decide(self.memory.distances(x, self._base_output(x), offsets, weight)[0])
+        return self.memory.distances(x, self._base_output(x), offsets, weight)[0]
 
     def holds(self, route: int, edit: int) -> bool:
         return route >= 0 and self.memory.shards[route].first <= edit < self.memory.shards[route].end
@@ -288,8 +293,8 @@ class Wise(Method):
         if bool(ids) != self.config.replay or not all(0 <= token < vocabulary for token in ids):
             raise CorrigendaError("its tokens, by which it is replayed, are not those of a prompt")
 
-    def fingerprints(self, prompts: Sequence[str]) -> list[Tensor]:
-        return [torch.zeros(0, dtype=torch.int32, device="cpu") for _ in prompts]
+    def fingerprints(self, edits: Sequence[Edit]) -> list[Tensor]:
+        return [torch.zeros(0, dtype=torch.int32, device="cpu") for _ in edits]
 
     def learn_background(self) -> None:
         """What `spared` and `threshold_from` need; irrelevant prompts take part in the loss itself."""
