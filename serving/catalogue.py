@@ -21,6 +21,7 @@ from ..editing.model.why import explained
 from ..editing.profiling import scope
 from ..editing.routers.router import EditRouter
 from ..editing.store.codec import fingerprint_of, unpacked
+from ..editing.store.signing import check_signed
 from ..editing.store.store import EditStore
 from ..editing.store.stored import StoredEdit
 from .errors import ServingError
@@ -162,6 +163,7 @@ class Catalogue:
         withdrawn = {} if after is None else dict(after.withdrawn)
         for tenant, path in stores:
             store = self._open.at(path)
+            self._check_signed(store)
             self._check(store, path)
             # By identity: a store that was opened anew has other objects, and may have other edits by these numbers.
             known = {id(edit.stored): edit for edit in self._stores.get((tenant, path), ())}
@@ -193,7 +195,7 @@ class Catalogue:
 
     def undo(self, name: str, tenant: str | None, store: Path | None = None, author: str | None = None) -> Change:
         """Undo an edit that is served, in its store's ledger; the change that this makes."""
-        if self.settings.read_only:
+        if self.settings.read_only or self.settings.signed_by is not None:
             raise ServingError("This server does not change stores: undo the edit with `corrigenda undo`.", 403)
         with self._lock:
             found = [
@@ -275,6 +277,14 @@ class Catalogue:
         ]
         withdraw(router, undone, [edit.stored for edit in edits])
         return _Seen(router, edits, version)
+
+    def _check_signed(self, store: EditStore) -> None:
+        """Raise unless a store may be served by the keys that are asked for: none, or one that has signed it."""
+        if self.settings.signed_by is not None:
+            try:
+                check_signed(store, self.settings.signed_by)
+            except CorrigendaError as error:
+                raise ServingError(str(error), 403) from error
 
     def _check(self, store: EditStore, path: Path) -> None:
         """Raise unless a store's edits can be served beside those of the first one."""

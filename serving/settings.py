@@ -25,6 +25,8 @@ class ServingSettings:
     rows      how many answer positions an edit has on average, which with `capacity` gives the size of the buffers; an
               edit of more than 512 of them is taken only where this is as large
     read_only whether undoing an edit through the server is refused
+    signed_by a file of public keys: only folders are served that one of them has signed (`corrigenda sign`), and the
+              server changes none
     """
 
     edits: tuple[Path, ...]
@@ -33,6 +35,7 @@ class ServingSettings:
     capacity: int | None = None
     rows: int = 8
     read_only: bool = False
+    signed_by: Path | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -51,7 +54,8 @@ class ServingSettings:
         unknown = sorted(set(given) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise CorrigendaError(
-                f'"corrigenda" has no setting "{unknown[0]}": use edits, tenants, root, capacity, rows or read_only.'
+                f'"corrigenda" has no setting "{unknown[0]}": use edits, tenants, root, capacity, rows, read_only or '
+                "signed_by."
             )
         tenants = given.get("tenants") or {}
         if not isinstance(tenants, Mapping) or not all(isinstance(name, str) and name for name in tenants):
@@ -63,6 +67,7 @@ class ServingSettings:
             given.get("capacity"),
             given.get("rows", 8),
             given.get("read_only", False),
+            None if given.get("signed_by") is None else _folder(given["signed_by"], "signed_by"),
         )
         for name, value in (("capacity", settings.capacity), ("rows", settings.rows)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):

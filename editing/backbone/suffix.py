@@ -13,6 +13,9 @@ from .frozen import PromptCache, Row, padded_ids
 from .last_layer import LabelPositions, knows
 from .own_forward import OwnForward
 
+_LOGITS_AT_A_TIME = 128
+"""Tokens whose logits are kept at once, where nothing but the largest is asked of them: 66 MB of LLaMA-3's."""
+
 
 class Suffix:
     """The layers above the edited one, as a function of what the memory adds to its output.
@@ -77,6 +80,10 @@ class Suffix:
         cache.recording = False
         return cache
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits, fp32 `[labels, vocabulary]`, of what `last_hidden` gave."""
+        return self.decoder.logits(hidden)
+
     def label_losses(self, hidden: Tensor, answers: Tensor) -> Tensor:
         """Cross-entropy of the answers, fp32 `[labels]`, of what `last_hidden` gave."""
         return self.decoder.label_losses(hidden, answers)
@@ -97,6 +104,15 @@ class Suffix:
         delta: `[tokens, d]`, what the memory adds at the valid positions, in row order.
         """
         return suffix_losses([self], [delta])[0]
+
+    @torch.no_grad()
+    def predicted(self, delta: Tensor) -> Tensor:
+        """bool `[rows]`: whether each of a row's labels is what the model would say there, given those before it."""
+        hidden = self.last_hidden(delta)
+        parts = zip(hidden.split(_LOGITS_AT_A_TIME), self.answers.split(_LOGITS_AT_A_TIME))
+        wrong = torch.cat([self.logits(part).argmax(-1).to(labels) != labels for part, labels in parts])
+        rows = self.asked // self.labels.shape[1]
+        return rows.new_zeros(len(self.labels)).index_add(0, rows, wrong.to(rows)) == 0
 
     def last_hidden(self, delta: Tensor) -> Tensor:
         """What the last layer makes of the positions that a label is predicted from, `[labels, d]` in row order."""
@@ -149,8 +165,11 @@ class OwnSuffix(Suffix):
         hidden = self.own.after(added.view(*self.valid.shape, -1))
         return hidden.flatten(0, 1).index_select(0, self.asked.to(hidden.device))
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.decoder.own_logits(hidden, self.own.form).float()
+
     def label_losses(self, hidden: Tensor, answers: Tensor) -> Tensor:
-        logits = self.decoder.own_logits(hidden, self.own.form).float()
+        logits = self.logits(hidden)
         return F.cross_entropy(logits, answers.to(logits.device), reduction="none")
 
 

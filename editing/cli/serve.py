@@ -40,6 +40,10 @@ def serve(
         ),
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to undo edits through the server.")] = False,
+    signed_by: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Public SSH keys: only folders that one of them signed are served."),
+    ] = None,
     stack: Annotated[str, typer.Option(metavar="S", help="Whose server: `transformers` or `vllm`.")] = "transformers",
 ) -> None:
     """Serve a model with edits: an OpenAI-compatible server, whose every request is answered by its own edit.
@@ -62,5 +66,6 @@ def serve(
         "capacity": capacity,
         "rows": rows,
         "read_only": read_only,
+        "signed_by": None if signed_by is None else str(signed_by),
     }
     launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [])
