@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,30 @@ def serve(
         ),
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to undo edits through the server.")] = False,
+    edits_api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]KEY",
+            help="Who changes edits over HTTP must send this as x-corrigenda-key; a change is recorded as NAME's. "
+            "Better given as CORRIGENDA_EDITS_API_KEY, one a line. Without one, changes are taken from this machine "
+            "alone.",
+        ),
+    ] = None,
+    edits_read_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]KEY", help="Who reads about edits must send it; or CORRIGENDA_EDITS_READ_KEY."),
+    ] = None,
+    edits_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What the header Host may say to the routes for edits.")
+    ] = None,
+    edits_origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="What the header Origin may say to them.")
+    ] = None,
+    tenant_header_only: Annotated[
+        bool, typer.Option("--tenant-header-only", help="Take tenants from the header alone, which a gateway sets.")
+    ] = False,
+    max_tenants: Annotated[int | None, typer.Option(metavar="N", help="How many tenants there may be: 64.")] = None,
+    max_folders: Annotated[int | None, typer.Option(metavar="N", help="How many folders are served: 256.")] = None,
     stack: Annotated[str, typer.Option(metavar="S", help="Whose server: `transformers` or `vllm`.")] = "transformers",
 ) -> None:
     """Serve a model with edits: an OpenAI-compatible server, whose every request is answered by its own edit.
@@ -47,6 +72,7 @@ def serve(
     Edits are loaded, undone and explained while it serves, under /v1/edits. A request names its tenant in the header
     x-corrigenda-tenant; the answer's header x-corrigenda-edit says which edit gave it.
     """
+    from ...serving.access import CHANGING, READING, keys_of
     from ...serving.launcher import launch
 
     tenants: dict[str, list[str]] = {}
@@ -62,5 +88,14 @@ def serve(
         "capacity": capacity,
         "rows": rows,
         "read_only": read_only,
+        "most_tenants": max_tenants,
+        "most_folders": max_folders,
+        "tenant_header_only": tenant_header_only,
+        "hosts": edits_host,
+        "origins": edits_origin,
     }
+    for name, keys in ((CHANGING, edits_api_key), (READING, edits_read_key)):
+        if keys:
+            os.environ[name] = "\n".join(keys)
+        keys_of(os.environ.get(name, ""), name)  # what is wrong with them is said before a model is loaded
     launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [])
