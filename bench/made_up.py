@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from corrigenda.editing.memories.row_banks import PAGE, RowBanks
+from corrigenda.editing.memories.row_banks import RowBanks
 from corrigenda.editing.methods.record import Record, Solved, Written
 
 
@@ -37,11 +37,6 @@ def unsolved(edited, rows=6):
 def filled_banks(edits, width, outputs, device, rows=8):
     """Associative banks of bfloat16 that hold so many edits, at once: one by one 100,000 would take minutes."""
     banks = RowBanks(width, outputs, beta=10.0, device=device, dtype=torch.bfloat16)
-    banks.reserve(edits, rows)
-    for bank in (banks._keys, banks._values):
+    for bank in banks.lay_out(edits, rows):
         bank.normal_(std=width**-0.5)
-    pages = -(-rows // PAGE)
-    banks._pages[:edits, :pages] = torch.arange(edits * pages, dtype=torch.int32, device=device).view(edits, pages)
-    banks._rows[:edits] = rows
-    banks.size = edits
     return banks

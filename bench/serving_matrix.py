@@ -165,12 +165,12 @@ def seen(owner, name):
 @contextlib.contextmanager
 def unguarded():
     """Within: blocks that edited answers complete are shared like any other."""
-    original = BatchedRequests._mark
-    BatchedRequests._mark = lambda self, mark, *given: mark(*given)
+    original = BatchedRequests._blocks_to_share
+    BatchedRequests._blocks_to_share = lambda self, mark, *given: mark(*given)
     try:
         yield
     finally:
-        BatchedRequests._mark = original
+        BatchedRequests._blocks_to_share = original
 
 
 def prompts(path, others):

@@ -15,7 +15,6 @@ import torch
 from record import edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, load_edits
-from corrigenda.editing.backbone.packed import PackedPrompts
 
 RATIOS = {
     "edits": (1.0, 1.22, 1.4, 1.6, 1.8, 2.0, 2.1, 2.2, 2.5),
@@ -32,11 +31,7 @@ def arguments():
 
 def distances(method, prompts):
     """`[shards, prompts]`, in pieces: a pass keeps what every shard adds at every token."""
-    found = []
-    for start in range(0, len(prompts), 50):
-        x, offsets, weight = PackedPrompts.of(method.decoder, method.layer, method.prompts, prompts[start : start + 50])
-        found.append(method.memory.distances(x, method._base_output(x), offsets, weight)[0])
-    return torch.cat(found, 1)
+    return torch.cat([method.distances(prompts[start : start + 50]) for start in range(0, len(prompts), 50)], 1)
 
 
 def main():

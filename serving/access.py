@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..editing.errors import CorrigendaError
-from ..editing.text import check_name
 from .errors import ServingError
 from .settings import ServingSettings
 
@@ -118,7 +117,6 @@ def keys_of(given: str | Sequence[str], where: str) -> dict[str, str]:
         match = _NAMED.fullmatch(line.strip())
         # Base64 may end in "=", too.
         name, key = match.groups() if match and len(match[2]) > 2 else ("key", line.strip())
-        check_name(f"The name of a key in {where}", name)
         if len(key) < 16 or not key.isascii() or not key.isprintable():
             raise CorrigendaError(
                 f"A key in {where} must have 16 characters or more, of ASCII: `openssl rand -hex 32`."
@@ -127,6 +125,17 @@ def keys_of(given: str | Sequence[str], where: str) -> dict[str, str]:
             raise CorrigendaError(f'{where} has two keys of the name "{name}".')
         found[name] = key
     return found
+
+
+def keep_keys(given: Mapping[str, Sequence[str]]) -> None:
+    """Put keys for "changing" and "reading" where a server of this process, or one that it becomes, finds them.
+
+    What is wrong with them, or with those of the environment, is said here: before a model is loaded.
+    """
+    for kind, name in (("changing", CHANGING), ("reading", READING)):
+        if given.get(kind):
+            os.environ[name] = "\n".join(given[kind])
+        keys_of(os.environ.get(name, ""), name)
 
 
 def listens_locally(host: str | None, default: str) -> bool:

@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 
 from ..editing.backbone.decoder import Decoder
-from ..editing.backbone.identity import same_weights, weight_sample
+from ..editing.backbone.identity import another_model, weight_sample
 from ..editing.backbone.patch import Patch
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.routers.router import Decision
-from ..editing.text import shown
+from ..editing.shown import shown
 from .catalogue import Admission, Catalogue, Change, ServedEdit
-from .continuous import Arrivals, BatchedRequests, Flight, arrivals
+from .continuous import BatchedRequests
 from .errors import ServingError
 from .memory import ServedMemory
 from .metrics import Metrics
+from .requests import CallRequests, ServedRequest, call_requests
 from .settings import ServingSettings, resolved
 
 __all__ = ["ServedModel"]
@@ -70,8 +71,8 @@ class ServedModel:
         self._changing = threading.RLock()  # of one change at a time
         self.passing = threading.RLock()  # of one pass at a time, whichever manager's
         self._coming: frozenset[str] = frozenset()  # edits of the change that is being read
-        self._flights: weakref.WeakSet[Flight] = weakref.WeakSet()
-        self._untidy = False
+        self._requests: weakref.WeakSet[ServedRequest] = weakref.WeakSet()
+        self._unread_rows = False
         self._managers: weakref.WeakSet[BatchedRequests] = weakref.WeakSet()
         self.idle = RoutingContext(device, 1, 1)
         output = EditedOutput(self.memory.banks, self.idle)
@@ -86,13 +87,13 @@ class ServedModel:
     def _check_base(self, decoder: Decoder) -> None:
         """Raise unless the stores' edits were written for this model."""
         base, config = self.catalogue.header["base"], self.catalogue.config
-        wanted = f"The edits in {self.settings.edits[0]} are for another model: {{}}."
-        if base["layers"] != len(decoder):
-            raise ServingError(wanted.format(f"it has {base['layers']} layers, this one {len(decoder)}"), 422)
-        if base["widths"] != list(decoder.widths(config.layer)):
-            raise ServingError(wanted.format("its FFN widths differ"), 422)
-        if not same_weights(self.catalogue.weight_sample, weight_sample(decoder, config.layer)):
-            raise ServingError(wanted.format("its weights differ"), 422)
+        if (layers := len(decoder)) == base["layers"]:  # else it may not have the layer at all
+            found = {"widths": list(decoder.widths(config.layer)), "weights": weight_sample(decoder, config.layer)}
+        else:
+            found = {"layers": layers}
+        recorded = {**base, "weights": self.catalogue.weight_sample}
+        if sentence := another_model(self.settings.edits[0], recorded, found):
+            raise ServingError(sentence, 422)
 
     def _patch_init(self) -> None:
         original = self.model.init_continuous_batching
@@ -132,12 +133,12 @@ class ServedModel:
         """
         prompts = [list(prompt) for prompt in inputs]
         owners = self._owners(tenants, len(prompts))
-        batch = Arrivals({id(prompt): owner for prompt, owner in zip(prompts, owners)})
-        token = arrivals.set(batch)
+        batch = CallRequests({id(prompt): owner for prompt, owner in zip(prompts, owners)})
+        token = call_requests.set(batch)
         try:
             outputs = self.model.generate_batch(prompts, **kwargs)
         finally:
-            arrivals.reset(token)
+            call_requests.reset(token)
         if not provenance:
             return outputs
         return outputs, {name: batch.admissions[name.partition("__child#")[0]] for name in outputs}
@@ -175,15 +176,15 @@ class ServedModel:
             self.catalogue.served(owner)  # `generate_batch` would only log what is raised within
         return owners
 
-    # What a manager's requests ask (`Desk`)
+    # What a manager's requests ask (`RequestHost`)
 
-    def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> Flight:
+    def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> ServedRequest:
         """Decide a request's edit and keep that edit's rows while the request is in flight."""
         with self._lock:
             admission, place = self._placed(request, self.catalogue.admit(tokens, tenant))
-            flight = Flight(admission, place, len(tokens))
-            self._flights.add(flight)
-        return flight
+            served = ServedRequest(admission, place, len(tokens))
+            self._requests.add(served)
+        return served
 
     def _placed(self, request: str, admission: Admission) -> tuple[Admission, int]:
         """What is decided for a request, by what rows are here: the place of its edit's, -1 for none.
@@ -199,22 +200,22 @@ class ServedModel:
         _log(request, admission)
         return admission, place
 
-    def lost(self, request: str, flight: Flight) -> None:
+    def lost(self, request: str, served: ServedRequest) -> None:
         """A request's edit was left out at the layer; its answer is withheld."""
         logger.error(
-            "request %s fails: the values of edit %s are no numbers, or too large", request, flight.admission.key
+            "request %s fails: the values of edit %s are no numbers, or too large", request, served.admission.key
         )
         self.metrics.lost(1)
 
-    def tidy(self) -> None:
+    def drop_unread_rows(self) -> None:
         """Drop rows that nobody reads any more. Between two passes."""
-        if not self._untidy:
+        if not self._unread_rows:
             return
         with self._lock:
             known = self.catalogue.keys()
-            flying = {flight.admission.key for flight in self._flights if not flight.ended}
-            self.memory.keep(known | flying | self._coming)
-            self._untidy = bool(flying - known - {None})
+            in_flight = {served.admission.key for served in self._requests if not served.ended}
+            self.memory.keep(known | in_flight | self._coming)
+            self._unread_rows = bool(in_flight - known - {None})
 
     # Changes
 
@@ -267,12 +268,12 @@ class ServedModel:
                     version = self.catalogue.publish(change)
                 finally:
                     self._coming = frozenset()
-                    self._untidy = True
-                    self.tidy()
+                    self._unread_rows = True
+                    self.drop_unread_rows()
                 self.metrics.changed(self.catalogue, len(change.added), len(change.removed))
         finally:
             self._coming = frozenset()
-            self._untidy = True
+            self._unread_rows = True
         return change.to_dict(version)
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..editing.backbone.identity import same_weights, tokenizer_digest
+from ..editing.backbone.identity import another_model, tokenizer_digest
 from ..editing.edits.prompts import PromptFormat
 from ..editing.errors import CorrigendaError
 from ..editing.methods.registry import text_router
@@ -18,13 +18,14 @@ from ..editing.model import saving
 from ..editing.model.why import explained
 from ..editing.profiling import scope
 from ..editing.routers.router import EditRouter
+from ..editing.shown import shown
 from ..editing.store.codec import fingerprint_of, unpacked
-from ..editing.store.history import StoredEdit
 from ..editing.store.store import EditStore
+from ..editing.store.stored import StoredEdit
 from .errors import ServingError
 from .folders import Folders
 from .memory import edit_key
-from .pinned import pinned
+from .pinned import opened
 from .settings import ServingSettings
 from .stores import OpenStores, open_store, served_config
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
@@ -59,8 +60,8 @@ class ServedEdit(NamedTuple):
             "target": self.target,
             "tenant": self.tenant,
             "store": store,
-            "time": self.stored.body["time"],
-            "author": self.stored.body.get("author"),
+            "time": self.stored.time,
+            "author": self.stored.author,
         }
 
 
@@ -133,9 +134,9 @@ class Catalogue:
             self._sample = saving.weight_sample_of(first)
         finally:
             first.close()
-        digest = tokenizer_digest(tokenizer)
-        if self.header["base"]["tokenizer"] != digest:
-            raise ServingError(f"The edits in {settings.edits[0]} are for another model: its tokenizer differs.", 422)
+        found = {"tokenizer": tokenizer_digest(tokenizer)}
+        if sentence := another_model(settings.edits[0], self.header["base"], found):
+            raise ServingError(sentence, 422)
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
         self._fits = text_router(self.config, tokenizer).fits
@@ -248,22 +249,23 @@ class Catalogue:
                 edit
                 for (of, path), edits in self._stores.items()
                 for edit in edits
-                if edit.id == name and of == tenant and store in (None, path)
+                if name in (edit.id, shown(edit.id)) and of == tenant and store in (None, path)
             ]
         if not found:
-            raise ServingError(f'No edit with the id "{name}" is served{_whose(tenant)}.', 404)
+            raise ServingError(f'No edit with the id "{shown(name)}" is served{_whose(tenant)}.', 404)
         if len(found) > 1:
-            raise ServingError(f'Edits with the id "{name}" are served from several stores: name one as `store`.', 409)
+            raise ServingError(
+                f'Edits with the id "{shown(name)}" are served from several stores: name one as `store`.', 409
+            )
         path = found[0].store
         try:
-            with pinned(path):
-                writing = EditStore.open(path, write=True)
+            writing = opened(path, write=True)
         except ServingError:
             raise
         except CorrigendaError as error:
             raise ServingError(str(error), 409) from error
         try:
-            writing.undo(writing.selected([name], wanted=True), author=author)
+            writing.undo(writing.selected([found[0].id], wanted=True), author=author)
         finally:
             writing.close()
         with self._lock:
@@ -335,13 +337,10 @@ class Catalogue:
 
     def _check(self, store: EditStore, path: Path) -> None:
         """Raise unless a store's edits can be served beside those of the first one."""
-        config, base, prompts = served_config(store), store.header["base"], store.header["prompts"]
-        wanted = self.header["base"]
-        for name, what in (("layers", "its layers"), ("widths", "its FFN widths"), ("tokenizer", "its tokenizer")):
-            if base[name] != wanted[name]:
-                raise ServingError(f"The edits in {path} are for another model: {what} differ.", 422)
-        if not same_weights(self._sample, saving.weight_sample_of(store)):
-            raise ServingError(f"The edits in {path} are for another model: its weights differ.", 422)
+        config, prompts = served_config(store), store.header["prompts"]
+        recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
+        if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
+            raise ServingError(sentence, 422)
         for name in ("layer", "beta", "threshold"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ServingError(
@@ -373,7 +372,7 @@ class Catalogue:
         try:
             return self._now[tenant]
         except (KeyError, TypeError):
-            raise ServingError(f'There is no tenant "{tenant}" here.', 400) from None
+            raise ServingError(f'There is no tenant "{shown(str(tenant)[:100])}" here.', 400) from None
 
     def served(self, tenant: str | None = None) -> list[ServedEdit]:
         """The edits that a tenant's requests are answered by."""

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from ..editing.errors import CorrigendaError
-from ..editing.text import check_name, shown
+from ..editing.shown import name as checked_name
+from ..editing.shown import shown
 from .access import Access, Caller
 from .errors import ServingError
 
@@ -112,7 +113,7 @@ def edits_router(edits: ServedEdits) -> Any:
             edits.access.caller(request, changing=True)  # before anything is read of it
             body = _fields(await _body(request), {"store", "tenant"}, "The body")
             store, tenant = _required(body, "store", "The body"), body.get("tenant")
-            _check_name("The name of a tenant", tenant)
+            _check_name("tenant", tenant)
             what = f"load of {shown(store)}"
             return await changed(request, what, tenant, lambda owner, caller: edits.load(store, owner))
 
@@ -142,7 +143,7 @@ def edits_router(edits: ServedEdits) -> Any:
             query = _query(request, names, unbounded={"id"})
             name = _required(query, "id", "The query") if edit is None else edit
             author = query.get("author")
-            _check_name("The author", author)
+            _check_name("author", author)
 
             async def change(tenant: str | None, caller: Caller) -> dict[str, Any]:
                 return await edits.undo(name, tenant, query.get("store"), _author(caller, author))
@@ -180,7 +181,8 @@ def edits_router(edits: ServedEdits) -> Any:
 
 def _check_name(what: str, name: str | None) -> None:
     try:
-        check_name(what, name)
+        if name is not None:
+            checked_name(what, name)
     except CorrigendaError as error:
         raise _Malformed(str(error)) from None
 
@@ -212,7 +214,7 @@ def _query(request: Any, known: set[str], unbounded: Container[str] = ()) -> dic
 
 def error_body(error: object, status: int) -> dict[str, Any]:
     """An error as OpenAI's clients read it. Half a pair of surrogates, which JSON can bring in, is no UTF-8."""
-    message = shown(error)
+    message = shown(str(error))
     return {"error": {"message": message, "type": _TYPES.get(status, "invalid_request_error"), "code": status}}
 
 
@@ -243,7 +245,7 @@ def _fields(given: Any, known: set[str], where: str, unbounded: Container[str] =
         raise _Malformed(f"{where} must be a JSON object.")
     for name, value in given.items():
         if name not in known:
-            raise _Malformed(f'{where} has an unknown field "{shown(name, 100)}": use {", ".join(sorted(known))}.')
+            raise _Malformed(f'{where} has an unknown field "{shown(name[:100])}": use {", ".join(sorted(known))}.')
         nul = isinstance(value, str) and "\0" in value and name not in unbounded
         if value is not None and (not isinstance(value, str) or not value or nul):
             raise _Malformed(f'{where} must hold "{name}" as text.')

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..editing.backbone.loading import PACKAGED, check_model, load_base, readable_errors
 from ..editing.errors import CorrigendaError
-from .access import Access, listens_locally
+from .access import Access, keep_keys, listens_locally
 from .endpoints import EditHeader, edits_router, error_body
 from .metrics import exposition
 from .settings import ServingSettings
@@ -20,8 +20,18 @@ from .settings import ServingSettings
 STACKS = ("transformers", "vllm")
 
 
-def launch(stack: str, model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> Any:
-    """Start a stack's own server with a model and edits, until it is stopped; `options` are that server's."""
+def launch(
+    stack: str,
+    model: str,
+    settings: dict[str, Any],
+    options: Sequence[str] = (),
+    keys: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """Start a stack's own server with a model and edits, until it is stopped; `options` are that server's.
+
+    keys: those for "changing" edits and for "reading" about them, each `KEY` or `NAME=KEY`; else the environment's.
+    """
+    keep_keys(keys or {})
     check_model(model)
     if stack == "transformers":
         return serve_transformers(model, ServingSettings.parse(settings), options)

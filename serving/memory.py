@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from ..editing.methods.associative.method import Associative
 from ..editing.methods.record import check_tensors
 from ..editing.profiling import scope
 from ..editing.store.codec import record_of, unpacked
-from ..editing.store.history import StoredEdit
 from ..editing.store.ledger import Ledger
+from ..editing.store.stored import StoredEdit
 from .errors import ServingError
 
 _LONGEST = 512
@@ -31,7 +32,11 @@ have been written with a larger setting, which is not for it to say here: the se
 
 def edit_key(stored: StoredEdit) -> str:
     """What an edit is known by in a server: a digest of all that the ledger says of it, its tensors' included."""
-    return hashlib.sha256(json.dumps(stored.body, sort_keys=True).encode()).hexdigest()[:24]
+    return _key(stored.body)
+
+
+def _key(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class ServedMemory:
@@ -120,9 +125,10 @@ class ServedMemory:
             )
 
     def _record(self, ledger: Ledger, key: str, seq: int) -> tuple[Tensor, Tensor]:
-        stored = StoredEdit(seq, ledger.entry(seq).body)
-        if edit_key(stored) != key:
+        body = ledger.entry(seq).body
+        if _key(body) != key:
             raise ServingError(f"{ledger.name} has changed while it was loaded: load it again.", 409)
+        stored = StoredEdit(seq, body)
         tensors = record_of(ledger, stored).tensors
         try:
             check_tensors(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))

@@ -1,78 +1,50 @@
-"""What was checked is what is opened: a folder that a request named, held while its ledger is opened."""
+"""What was checked is what is opened: a folder that a request named, by a way without links."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-from ..editing.store.files import LEDGER_NAME
+from ..editing.store.store import EditStore
 from .errors import ServingError
 
-_DESCRIPTORS = Path("/proc/self/fd")
-_opening = threading.Lock()
+_HOW = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_PATH", os.O_RDONLY)
 
 
-@contextlib.contextmanager
-def pinned(path: Path) -> Iterator[None]:
-    """Within: whoever opens the ledger of a folder opens the one that is there now, by a way without links.
+def opened(path: Path, write: bool = False) -> EditStore:
+    """The store of a folder, whose absolute path was resolved and checked: every part of it was a folder.
 
-    path is absolute and was resolved: every part of it was a folder. A part that has become a link since is not
-    followed; and SQLite, which goes by the path again, must have opened the file that was found here: else this raises
-    a ServingError, after the opening. Where a system does not list a process's descriptors, the path is looked at
-    before and after.
+    A part that has become a link since would lead elsewhere. So the folder is sought once more, from the root of the
+    file system and without following links, and the store must be that of the folder which is found: a store goes by
+    the descriptor of its folder, whatever becomes of the path.
     """
-    with _opening, _held(path) as folder:
-        wanted = _file(folder, path)  # None: whoever opens it says so
-        before = _open_files().count(wanted)
-        yield
-        opened = _open_files()
-        if wanted is None or (opened.count(wanted) <= before if opened else _file(None, path) != wanted):
-            raise ServingError("The folder was exchanged while it was opened: try again.", 409)
+    wanted = _without_links(path)
+    store = EditStore.open(path, write=write)
+    found = None if store.ledger.folder is None else store.ledger.folder.identity()
+    if wanted is not None and found is not None and not os.path.samestat(wanted, found):
+        store.close()
+        raise ServingError("The folder was exchanged while it was opened: try again.", 409)
+    return store
 
 
-@contextlib.contextmanager
-def _held(path: Path) -> Iterator[int]:
-    """A descriptor of the folder, by a way without links."""
-    how = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
-    folder = os.open(path.anchor, how)
-    try:
-        for part in path.parts[1:]:
-            inner = os.open(part, how | os.O_NOFOLLOW, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-        yield folder
-    except NotADirectoryError as error:
-        raise ServingError("The folder was exchanged for something else since it was named: try again.", 409) from error
-    except FileNotFoundError as error:
-        raise ServingError("The folder is not there any more.", 404) from error
-    except PermissionError as error:
-        raise ServingError("The folder cannot be opened by this server.", 404) from error
-    finally:
-        os.close(folder)
-
-
-def _file(folder: int | None, path: Path) -> tuple[int, int] | None:
-    """Which file the ledger is, if there is one."""
-    name = LEDGER_NAME if folder is not None else str(path / LEDGER_NAME)
-    try:
-        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
+def _without_links(path: Path) -> os.stat_result | None:
+    """Which folder a path leads to without links; None where the system cannot say."""
+    if os.open not in os.supports_dir_fd or not hasattr(os, "O_NOFOLLOW"):
         return None
-    if not stat.S_ISREG(found.st_mode):
-        raise ServingError("The ledger is not a plain file, and only such a one is opened.", 422)
-    return found.st_dev, found.st_ino
+    with contextlib.ExitStack() as held:
 
+        def held_open(part: str, inside: int | None) -> int:
+            descriptor = os.open(part, _HOW | os.O_NOFOLLOW, dir_fd=inside)
+            held.callback(os.close, descriptor)
+            return descriptor
 
-def _open_files() -> list[tuple[int, int] | None]:
-    """Every file that this process has open; empty where the system does not say."""
-    found: list[tuple[int, int] | None] = []
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(_DESCRIPTORS):
-            with contextlib.suppress(OSError):
-                status = os.fstat(int(name))
-                found.append((status.st_dev, status.st_ino))
-    return found
+        try:
+            folder = held_open(path.anchor, None)
+            for part in path.parts[1:]:
+                folder = held_open(part, folder)
+        except NotADirectoryError as error:
+            raise ServingError("The folder was exchanged for something else since it was named.", 409) from error
+        except OSError:  # there is none: whoever opens it says so
+            return None
+        return os.fstat(folder)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..editing.errors import CorrigendaError
+from ..editing.shown import name as checked_name
 from ..editing.store.files import reason_of
-from ..editing.text import check_name
 from .errors import ServingError
 
 
@@ -70,7 +70,7 @@ class ServingSettings:
         if not isinstance(tenants, Mapping) or not all(isinstance(name, str) and name for name in tenants):
             raise CorrigendaError('"tenants" must be an object of folders by the names of tenants.')
         for name in tenants:
-            check_name("The name of a tenant", name)
+            checked_name("tenants", name)
         settings = cls(
             _folders(given.get("edits"), "edits"),
             {name: _folders(value, f"tenants.{name}", empty=True) for name, value in tenants.items()},

@@ -11,7 +11,7 @@ from ..editing.methods.config import EditingConfig
 from ..editing.store.files import LEDGER_NAME
 from ..editing.store.store import EditStore, check_format
 from .errors import ServingError
-from .pinned import pinned
+from .pinned import opened
 
 
 class OpenStores:
@@ -48,10 +48,8 @@ def _file(path: Path) -> tuple[int, int]:
 def open_store(path: Path) -> EditStore:
     """The store in a folder; one that an earlier version saved is refused, for workers read entries by number."""
     try:
-        with pinned(path):
-            check_format(path)
-            store = EditStore.open(path)
-        return store
+        check_format(path)
+        return opened(path)
     except ServingError:
         raise
     except CorrigendaError as error:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..editing.routers.router import EditRouter
 from ..editing.store.codec import fingerprint_of
-from ..editing.store.history import History, StoredEdit
+from ..editing.store.history import History
+from ..editing.store.stored import StoredEdit
 
 Moment = tuple[str, int]
 """When an entry was written: its time (ISO 8601, as ledgers have it), and its number.
@@ -31,19 +32,15 @@ def withdrawn_edits(history: History) -> list[WithdrawnEdit]:
     """Those of one store, the last undone first."""
     found = ((history.edits[seq], entry) for seq, entry in history.withdrawn(history.applied()).items())
     return [
-        WithdrawnEdit(stored.id, fingerprint_of(stored), (_time(entry, stored.events), entry))
+        WithdrawnEdit(stored.id, fingerprint_of(stored), (history.entry(entry).body.get("time", ""), entry))
         for stored, entry in found
     ]
-
-
-def _time(entry: int, events: Sequence[dict[str, Any]]) -> str:
-    return next(event.get("time", "") for event in events if event["seq"] == entry)
 
 
 def withdraw(router: EditRouter, withdrawn: Iterable[WithdrawnEdit], written: Iterable[StoredEdit]) -> None:
     """Tell a router of these edits; `written` are the edits that it has stored, by place."""
     latest_first = sorted(withdrawn, key=lambda edit: edit.undone, reverse=True)
-    moments = [(stored.body["time"], stored.seq) for stored in written] if latest_first else []
+    moments = [(stored.time, stored.seq) for stored in written] if latest_first else []
     rank = {moment: number for number, moment in enumerate(sorted({*moments, *(edit.undone for edit in latest_first)}))}
     router.withdraw(
         [edit.id for edit in latest_first],

@@ -92,7 +92,10 @@ def test_an_edited_answer_is_read_again_as_the_base_model_reads_it(serve, folder
     """The next turn of a conversation repeats the answer, whose keys and values were made under the edit."""
     if not guarded:
         monkeypatch.setattr(
-            continuous.BatchedRequests, "_mark", lambda self, original, *given: original(*given), raising=True
+            continuous.BatchedRequests,
+            "_blocks_to_share",
+            lambda self, original, *given: original(*given),
+            raising=True,
         )
     served = serve(folders / "shared")
     running = Running(served, page_size=4)
@@ -170,7 +173,7 @@ def test_a_renewed_request_does_not_take_an_unedited_ones_blocks_for_its_answer(
     running.ask(row + answer + served.encode(PLAIN[:1])[0])
     requests = running.manager._corrigenda
     found = []
-    requests._flights["renewed"] = served.admit("renewed", row, None)
+    requests._requests["renewed"] = served.admit("renewed", row, None)
     found.append(running.manager.batch_processor.cache.search_prefix_match("renewed", row + answer))
     assert found == [(len(row) - 1) // 4 * 4]
 

@@ -21,8 +21,9 @@ from transformers.generation.continuous_batching.requests import RequestState
 
 from corrigenda.editing import CorrigendaError, EditedModel
 from corrigenda.editing.store.store import EditStore
-from corrigenda.serving import ServingError, continuous
+from corrigenda.serving import ServingError
 from corrigenda.serving.batching import ServedModel
+from corrigenda.serving.requests import ServedRequest
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 
@@ -49,7 +50,7 @@ def test_what_is_in_flight_keeps_its_edit(serve, tmp_path, alone):
     key = served.catalogue.admit(rows[0]).key
     with running.manager.pause():  # they are still being answered, on however slow a machine
         assert served.undo("c", author="me") == {"version": 2, "added": [], "removed": ["c"]}
-        assert running.manager._corrigenda._flights.keys() >= set(names)
+        assert running.manager._corrigenda._requests.keys() >= set(names)
         assert key in served.memory._place
     assert running.ask(rows[0]) == alone(rows[:1], edits=None)[0]
     assert [running.result(name) for name in names] == expected
@@ -140,7 +141,7 @@ def test_a_name_is_taken_while_the_scheduler_takes_its_request_in(serve, folders
         original(state)
 
     inner = scheduler.add_waiting_request.__wrapped__
-    scheduler.add_waiting_request = lambda state: running.manager._corrigenda._wait(
+    scheduler.add_waiting_request = lambda state: running.manager._corrigenda._on_waiting(
         lambda state: slowly_in(inner, state), state
     )
     running.manager.add_request(row, request_id="mine", max_new_tokens=2)
@@ -179,7 +180,7 @@ def test_rows_that_are_still_here_when_they_come_again_stay(serve, tmp_path, mon
     def then_it_ends(*given):
         records = read(*given)
         flight.ended = True
-        served.tidy()
+        served.drop_unread_rows()
         return records
 
     monkeypatch.setattr(served.memory, "read", then_it_ends)
@@ -240,7 +241,7 @@ def test_generate(serve, folders, alone, options):
 def test_what_cannot_be_served_is_said_in_one_sentence(serve, folders, tmp_path):
     with pytest.raises(ServingError, match="its weights differ"):
         ServedModel(tiny_model(seed=1), tiny_tokenizer(), folders / "shared")
-    with pytest.raises(ServingError, match="it has 4 layers, this one 3"):
+    with pytest.raises(ServingError, match="its layers are 4, not 3"):
         ServedModel(tiny_model(layers=3), tiny_tokenizer(), folders / "shared")
     served = serve(folders / "shared")
     for again in (ServedModel, EditedModel):
@@ -326,6 +327,6 @@ def test_states_of_requests_say_what_is_read_of_them():
     assert state.position_offset == 0 and state._true_initial_tokens == 0
     renewed = state.create_equivalent_initial_request()
     assert renewed.initial_tokens == [1, 2, 3] and renewed._true_initial_tokens == 2
-    flight = continuous.Flight(None, -1, 2)
+    flight = ServedRequest(None, -1, 2)
     state._corrigenda = flight
     assert state.fork("r__child#0")._corrigenda is flight

@@ -146,7 +146,7 @@ class TestOnePrompt:
             for edit in stream[:-1]
         ]
         assert len(results) == 2 and results.declined == [(edit, f"n{count - 1}") for edit in stream[:-1]]
-        assert model.store.history.declined_as("n0")["for"] == f"n{count - 1}"
+        assert model.store.history.declined_as("n0").kept == f"n{count - 1}"
 
     def test_of_a_stream_that_is_not_known_before_those_of_one_batch(self, model, solved) -> None:
         model.edit(iter(asking(4)))

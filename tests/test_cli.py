@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from corrigenda.editing.cli import app, demo
 from corrigenda.editing.cli.inputs import read_prompts
-from corrigenda.editing.cli.stream import one_line, shortened
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.methods.associative.method import Associative
 from corrigenda.editing.model import saving
@@ -379,11 +378,6 @@ class TestReport:
             report.write_json(file, {"bad": float("nan")})
         assert strict_json(file) == {"text": "é"}
         assert list(tmp_path.iterdir()) == [file]
-
-    def test_text_for_a_terminal(self) -> None:
-        assert one_line("a\x1b[31m b\n\tc") == "a [31m b c"
-        assert shortened("some words too many", 12) == "some words…"
-        assert shortened("few", 12) == "few"
 
 
 def test_doctor_says_what_is_live_and_why_the_rest_is_not(monkeypatch) -> None:

@@ -19,8 +19,33 @@ from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.store import check
 from corrigenda.editing.store.codec import record_of
 from corrigenda.editing.store.ledger import Ledger, New
+from corrigenda.editing.store.repair import repair
 
 MUTATIONS = int(os.environ.get("CORRIGENDA_SOAK", "1")) * 60
+
+
+def circle(folder: Path, table: str) -> None:
+    """Have the pages of a table lead to the same ones some hundred million times."""
+    file = folder / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        (size,), (pages,) = (connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("size", "count"))
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,))
+    data = bytearray(file.read_bytes())
+
+    def interior(child: int, cells: int = 400) -> bytes:
+        starts = [size - 5 * (cell + 1) for cell in range(cells)]
+        page = bytearray(size)
+        page[:12] = struct.pack(">BHHHBI", 5, 0, cells, starts[-1], 0, child)
+        page[12 : 12 + 2 * cells] = struct.pack(f">{cells}H", *starts)
+        for cell, start in enumerate(starts):
+            page[start : start + 5] = struct.pack(">IB", child, cell % 127 + 1)
+        return bytes(page)
+
+    start = (root - 1) * size
+    data += data[start : start + size] + b"".join(interior(pages + 1 + level) for level in range(3))
+    data[start : start + size] = interior(pages + 4)
+    data[28:32] = struct.pack(">I", pages + 4)
+    file.write_bytes(data)
 
 
 class TestHostile:
@@ -91,7 +116,7 @@ class TestHostile:
     def test_a_large_entry_is_not_read(self, folder, monkeypatch) -> None:
         store = reopened(folder)
         largest = max(len(json.dumps(entry.body)) for entry in store.ledger.entries())
-        monkeypatch.setattr("corrigenda.editing.store.ledger.LARGEST_BODY", largest // 2)
+        monkeypatch.setattr("corrigenda.editing.store.reading.LARGEST_BODY", largest // 2)
         read = []
         monkeypatch.setattr(store.ledger, "_parsed", lambda seq, body: read.append(len(body)) or {})
         with refusal("ledger.sqlite", "larger"):
@@ -103,26 +128,7 @@ class TestHostile:
 
     def test_tensors_that_a_page_holds_many_times_over(self, folder) -> None:
         """An interior page of a b-tree may name one child again and again: a walk over it need not end."""
-        file = folder / "ledger.sqlite"
-        with contextlib.closing(sqlite3.connect(file)) as connection:
-            (size,), (pages,) = (connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("size", "count"))
-            ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tensors'")
-        data = bytearray(file.read_bytes())
-
-        def interior(child: int, cells: int = 400) -> bytes:
-            starts = [size - 5 * (cell + 1) for cell in range(cells)]
-            page = bytearray(size)
-            page[:12] = struct.pack(">BHHHBI", 5, 0, cells, starts[-1], 0, child)
-            page[12 : 12 + 2 * cells] = struct.pack(f">{cells}H", *starts)
-            for cell, start in enumerate(starts):
-                page[start : start + 5] = struct.pack(">IB", child, cell % 127 + 1)
-            return bytes(page)
-
-        start = (root - 1) * size
-        data += data[start : start + size] + b"".join(interior(pages + 1 + level) for level in range(3))
-        data[start : start + size] = interior(pages + 4)
-        data[28:32] = struct.pack(">I", pages + 4)
-        file.write_bytes(data)
+        circle(folder, "tensors")
         assert "structure" in check.problems(folder)[0]
         ledger = reopened(folder).ledger
         with refusal("damaged", "order"):
@@ -155,12 +161,11 @@ class TestHostile:
     )
     def test_entries_that_make_no_sense(self, folder, body) -> None:
         """Even with a right checksum."""
-        from corrigenda.editing.store.ledger import _next_chain
+        from corrigenda.editing.store.entries import next_chain
 
-        (folder / "head.json").unlink()
         with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
             seq, chain = connection.execute("SELECT seq, chain FROM entries ORDER BY seq DESC").fetchone()
-            row = (seq + 1, "status", body, _next_chain(chain, seq + 1, "status", body))
+            row = (seq + 1, "status", body, next_chain(chain, seq + 1, "status", body))
             connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
             connection.commit()
         with refusal("ledger.sqlite"):
@@ -174,7 +179,7 @@ class TestHostile:
         shutil.copy(earlier / "ledger.sqlite", folder / "ledger.sqlite")
         with refusal("head.json", "repair"):
             reopened(folder)
-        check.repair(folder)
+        repair(folder)
         assert [name for name, *_ in log_of(reopened(folder))][-1] == "d2"
 
 
@@ -240,12 +245,12 @@ class TestRepair:
         (folder / "ledger.sqlite").write_bytes(data[:place] + b"#" + data[place + 1 :])
 
     def test_nothing_to_do(self, folder) -> None:
-        assert check.repair(folder) == []
+        assert repair(folder) == []
 
     def test_a_lost_head(self, folder) -> None:
         (folder / "head.json").unlink()
         assert "head.json is missing" in check.problems(folder)[0]
-        assert "anew" in check.repair(folder)[0]
+        assert "anew" in repair(folder)[0]
         assert not check.problems(folder)
 
     def test_entries_from_the_damaged_one_on_are_lost(self, folder) -> None:
@@ -253,7 +258,7 @@ class TestRepair:
         assert check.problems(folder)
         with refusal("damaged", "repair"):
             reopened(folder)
-        done = check.repair(folder)
+        done = repair(folder)
         assert "ledger.sqlite.damaged" in done[0]
         assert [name for name, *_ in log_of(reopened(folder))] == ["a", "b", "c"]
         assert not check.problems(folder)
@@ -264,7 +269,7 @@ class TestRepair:
         data = store.ledger.tensors(stored.seq, stored.body["tensors"])
         store.close()
         self.damage(folder, data[-64:])
-        done = check.repair(folder)
+        done = repair(folder)
         assert done[-1] == 'Edit "c" is lost: its tensors are damaged.'
         store = reopened(folder, write=True)
         assert {name: status for name, *_, status in log_of(store)}["c"] == "lost"
@@ -277,5 +282,5 @@ class TestRepair:
         (folder / "ledger.sqlite").write_bytes(b"SQLite format 3\0" + bytes(5000))
         head = (folder / "head.json").read_bytes()
         with refusal("ledger.sqlite", "beyond repair", "restore it from a copy"):
-            check.repair(folder)
+            repair(folder)
         assert (folder / "head.json").read_bytes() == head and len(list(folder.iterdir())) == 2

@@ -11,7 +11,7 @@ from tiny import tiny_model, tiny_tokenizer
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig
 from corrigenda.editing.backbone.decoder import Decoder, causal_mask, check_decoder
 from corrigenda.editing.backbone.frozen import Row, frozen_features, length_groups
-from corrigenda.editing.backbone.last_layer import AskedPositions, knows
+from corrigenda.editing.backbone.last_layer import LabelPositions, knows
 from corrigenda.editing.backbone.suffix import Suffix
 from corrigenda.editing.methods import steps
 from corrigenda.editing.methods.registry import resolved
@@ -142,7 +142,7 @@ def test_the_last_layer_at_the_asked_tokens_is_the_whole_layer_there(kind):
     single[3, 4] = True
     for asked in (torch.rand(5, 11) < 0.3, torch.ones(5, 11, dtype=torch.bool), single):
         asked[1] = asked[1] & (asked is not single)  # a row that is asked nothing
-        at = AskedPositions(asked, decoder.angles(hidden, positions), mask, hidden.device)
+        at = LabelPositions(asked, decoder.angles(hidden, positions), mask, hidden.device)
         found = decoder.last_layer_at(hidden, at)
         torch.testing.assert_close(found, whole[asked], rtol=1e-4, atol=1e-5)
     loss = decoder.last_layer_at(hidden.requires_grad_(), at).square().sum()

@@ -124,7 +124,7 @@ class TestOthers:
 
     def test_a_stale_writer_adds_nothing(self, folder, monkeypatch) -> None:
         """Where the system has no locks, two writers still cannot mix."""
-        monkeypatch.setattr("corrigenda.editing.store.lock.fcntl", None)
+        monkeypatch.setattr("corrigenda.editing.store.folder.fcntl", None)
         one, two = reopened(folder, write=True), reopened(folder, write=True)
         add(one, edit("e"))
         with refusal("another process"):

@@ -224,7 +224,7 @@ def test_a_failing_save_leaves_nothing(edited, tmp_path, monkeypatch, failure, e
     def fail(_ledger):
         raise failure
 
-    monkeypatch.setattr("corrigenda.editing.store.ledger.Ledger._head_text", fail)
+    monkeypatch.setattr("corrigenda.editing.store.ledger.Ledger.head", fail)
     with refusal(tmp_path / "edits", "No space left" if isinstance(failure, OSError) else "disk is full"):
         model.save_pretrained(tmp_path / "edits")
     assert [path.name for path in tmp_path.iterdir()] == ["edits"] * exists

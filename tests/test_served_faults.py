@@ -153,7 +153,7 @@ def test_a_pass_that_raises_after_some_were_answered_fails_the_others(serve, fol
         short = running.manager.add_request(rows[0], max_new_tokens=1)
         long = running.manager.add_request(rows[1], max_new_tokens=50, eos_token_id=-1)
         monkeypatch.setattr(
-            router, "deliver_batch", lambda outputs: running.manager._corrigenda._deliver(once, outputs)
+            router, "deliver_batch", lambda outputs: running.manager._corrigenda._on_results(once, outputs)
         )
     found = {output.request_id: output for output in (running.manager.get_result(timeout=60) for _ in range(2))}
     assert found[short].error is None and "RuntimeError" in found[long].error

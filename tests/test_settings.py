@@ -9,6 +9,7 @@ import pytest
 
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.methods.config import CONFIGS
+from corrigenda.editing.methods.documented import field_texts
 from corrigenda.editing.methods.registry import config_for
 from corrigenda.editing.methods.settings import settings_of
 
@@ -30,6 +31,17 @@ def test_a_mode_is_one_of_those_that_its_type_names(method):
     for name in modes:
         with pytest.raises(CorrigendaError, match=f"`{name}` must be"):
             CONFIGS[method](**{name: "no such mode"})
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_help_explains_every_setting(method):
+    """A dozen of the oldest speak for themselves: `steps`, `learning_rate`, `seed` and the like."""
+    told = field_texts(CONFIGS[method])
+    assert list(told) == [field.name for field in dataclasses.fields(CONFIGS[method])]
+    assert sum(not text for text in told.values()) <= 8
+    for field in dataclasses.fields(CONFIGS[method]):
+        assert f"{field.name} = {field.default!r}" in CONFIGS[method].__doc__
+    assert "By how much" in told["gain"] if method == "associative" else "gain" not in told
 
 
 def test_values_are_of_the_type_that_the_setting_has():

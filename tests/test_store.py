@@ -170,7 +170,7 @@ def test_within_a_batch_and_by_policy(edited):
     model = edited(edits=[EDITS[0], AGAIN])  # one batch
     assert ids(model) == ["a2"]
     kept = edited(edits=[EDITS[0], AGAIN, EDITS[1]], on_conflict="keep")
-    assert ids(kept) == ["a", "b"] and kept.store.history.declined_as("a2")["for"] == "a"
+    assert ids(kept) == ["a", "b"] and kept.store.history.declined_as("a2").kept == "a"
     told = []
     results = kept.edit([EDITS[2], replace(AGAIN, id="a0")], on_conflict="keep", on_progress=told.append)
     assert len(results) == 1 and results.declined == [(replace(AGAIN, id="a0"), "a")] == told[0].declined

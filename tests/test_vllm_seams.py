@@ -107,7 +107,7 @@ def test_edits_for_another_model_are_refused_at_the_start(tmp_path, few_backgrou
     register()
     folder = store(tmp_path / "edits", SHARED, model=tiny_model(layers=3))
     path = save_tiny(tmp_path / "model")
-    with pytest.raises(CorrigendaError, match="they have layers=3"):
+    with pytest.raises(CorrigendaError, match="its layers are 3, not 4"):
         EngineArgs(str(path), additional_config={"corrigenda": str(folder)}).create_engine_config()
     with pytest.raises(CorrigendaError, match="There is no folder"):
         EngineArgs(str(path), additional_config={"corrigenda": "nowhere"}).create_engine_config()

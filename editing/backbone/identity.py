@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,3 +51,20 @@ def same_weights(saved: Tensor, found: Tensor) -> bool:
 def same_part(saved: Tensor, found: Tensor) -> bool:
     """The same of one tensor's places."""
     return bool((saved - found).norm() <= 0.02 * saved.norm())
+
+
+def another_model(edits: object, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """Why `edits`, as a user calls them, are for another model than this one: a sentence; None where they are not.
+
+    recorded: what is kept of the model they were written for. found: as much of this one as is known here. Both by
+    "layers", "widths" (of the edited layer), "tokenizer" (`tokenizer_digest`) and "weights" (`weight_sample`).
+    """
+    names = {"layers": "its layers", "widths": "its FFN widths"}
+    for name in names:
+        if name in found and recorded[name] != found[name]:
+            return f"The edits in {edits} are for another model: {names[name]} are {recorded[name]}, not {found[name]}."
+    if "tokenizer" in found and recorded["tokenizer"] != found["tokenizer"]:
+        return f"The edits in {edits} are for another model: its tokenizer differs."
+    if "weights" in found and (recorded["weights"] is None or not same_weights(recorded["weights"], found["weights"])):
+        return f"The edits in {edits} are for another model: its weights differ."
+    return None

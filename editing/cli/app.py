@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from ...kernels.errors import BackendError
 from ..errors import CorrigendaError
+from ..shown import shown
 
 # Without markup: what is printed may hold a user's paths, prompts and ids, and brackets in these mean nothing.
 output = Console(highlight=False, markup=False)
@@ -27,7 +28,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except (CorrigendaError, BackendError) as error:
             sentence = str(error).rstrip(".") + "." if isinstance(error, BackendError) else error
-            errors.print(Text.assemble(("Error:", "red"), f" {sentence}"), soft_wrap=True)
+            fail(str(sentence))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("Stopped.", style="yellow")
@@ -51,12 +52,22 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def say(text: str, style: str = "", console: Console = output) -> None:
+    """Print a line, whatever is in it."""
+    console.print(Text(shown(text), style), soft_wrap=True)
+
+
+def fail(sentence: str) -> None:
+    """Say what went wrong."""
+    errors.print(Text.assemble(("Error:", "red"), f" {shown(sentence)}"), soft_wrap=True)
+
+
 def tell(notices: Sequence[str], rest: str = "", most: int = 10) -> None:
     """Say what happened beside what was asked for, and in the end what shows the rest."""
     for notice in notices[:most]:
-        output.print(notice, style="yellow", soft_wrap=True)
+        say(notice, "yellow")
     if len(notices) > most:
-        output.print(f"... and {len(notices) - most} more of the kind: {rest}.", style="yellow", soft_wrap=True)
+        say(f"... and {len(notices) - most} more of the kind: {rest}.", "yellow")
 
 
 def use_threads(count: int | None) -> None:

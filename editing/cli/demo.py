@@ -22,11 +22,12 @@ from ..model.answers import Answer
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator, normalised
 from ..scores.report import scores_json, scores_table, write_json
+from ..shown import shortened
 from ..store.files import HEAD_NAME, LEDGER_NAME, is_ledger
 from ..store.migrate import EDITS_NAME, MANIFEST_NAME, TENSORS_NAME
 from .inputs import check_out as check_new
 from .run import load, score, settings
-from .stream import StoppedError, shortened, write_stream
+from .stream import StoppedError, write_stream
 
 SCORES_NAME = "scores.json"
 NEW_TOKENS = 24

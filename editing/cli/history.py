@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import CorrigendaError
+from ..shown import one_line, shown, shown_json
 from ..store.selection import Selection
-from .app import app, counted, output, tell
+from .app import app, counted, errors, output, say, tell
 from .options import Author, Ids, JsonFlag, RecordedModel, Since, Store, Until
 
 if TYPE_CHECKING:
     from ..store.store import EditStore
 
 By = Annotated[str | None, typer.Option("--by", metavar="WHO", help="Edits by this author.")]
+_LONGEST_TABLE = 1000
+
 Note = Annotated[str | None, typer.Option(metavar="TEXT", help="Why; it is kept in the ledger.")]
 
 
@@ -49,27 +52,36 @@ def log(
     with opened(folder) as store:
         history, chosen = store.history, Selection((), by, since, until)
         if status == DECLINED:
-            rows = [declined(history, seq, body) for seq, body in history.select_declined(chosen)]
+            rows = (declined(history, stored) for stored in history.select_declined(chosen))
         else:
             statuses = history.statuses()
-            rows = [
+            rows = (
                 summary(history, stored, statuses[stored.seq])
                 for stored in history.select(chosen)
                 if status in (None, statuses[stored.seq])
-            ]
-    if json:
-        print_json(rows)
-        return
-    table = Table()
-    for heading in ("id", "status", "prompt", "target", "time", "author"):
-        # What other commands ask for as it is shown here.
-        width = 10 if heading == "status" else None  # as long as the longest of one word
-        table.add_column(heading, no_wrap=heading in ("id", "time"), overflow="fold", min_width=width)
-    for row in rows:
-        said = f"{row['status']} for {row['for']}" if "for" in row else row["status"]
-        cells = (row["id"], said, row["prompt"], row["target"], row["time"][:19], row["author"] or "")
-        table.add_row(*(Text(_line(cell)) for cell in cells))
-    output.print(table)
+            )
+        if json:
+            print_json_list(rows)
+        else:
+            _print_log(rows)
+
+
+def _print_log(rows: Iterator[dict[str, Any]]) -> None:
+    """A table; of a long log one after the other, for a table's cells take fifty times the ledger's bytes."""
+    part: list[dict[str, Any]] | None = None
+    while part is None or len(part) == _LONGEST_TABLE:
+        part = list(itertools.islice(rows, _LONGEST_TABLE))
+        table = Table()
+        for heading in ("id", "status", "prompt", "target", "time", "author"):
+            # What other commands ask for as it is shown here.
+            width = 10 if heading == "status" else None  # as long as the longest of one word
+            table.add_column(heading, no_wrap=heading in ("id", "time"), overflow="fold", min_width=width)
+        for row in part:
+            said = f"{row['status']} for {shown(row['for'])}" if "for" in row else row["status"]
+            read = (one_line(row[name]) for name in ("prompt", "target"))
+            cells = (shown(row["id"]), said, *read, row["time"][:19], shown(row["author"] or ""))
+            table.add_row(*map(Text, cells))
+        output.print(table)
 
 
 @app.command()
@@ -90,7 +102,7 @@ def show(
     for key, value in found.items():
         if value not in (None, [], {}, ""):
             text = value if isinstance(value, str) else _compact(value)
-            output.print(Text.assemble((f"{key:<12}", "bold"), _line(text)), soft_wrap=True)
+            output.print(Text.assemble((f"{key:<12}", "bold"), one_line(text)), soft_wrap=True)
 
 
 @app.command()
@@ -135,13 +147,8 @@ def _change(what: str, folder: Path, selection: Selection, note: str | None, aut
     names = ", ".join(stored.id for stored in change.edits[:8]) + (", ..." if len(change.edits) > 8 else "")
     done = {"undo": "Took out", "redo": "Put in again"}[what]
     unchanged = len(chosen) - len(change.edits)
-    output.print(
-        Text(
-            f"{done} {counted(len(change.edits), 'edit')}{': ' + _line(names) if names else ''}."
-            + (f" {unchanged} were so already." if unchanged else "")
-        ),
-        soft_wrap=True,
-    )
+    already = f" {unchanged} were so already." if unchanged else ""
+    say(f"{done} {counted(len(change.edits), 'edit')}{': ' + names if names else ''}.{already}")
     tell([*change.notes, *notices], f"see `corrigenda log {folder}`")
 
 
@@ -168,7 +175,7 @@ def why(
         print_json(found)
         return
     for line in _explained(found, count):
-        output.print(Text(line), soft_wrap=True)
+        say(line)
     if not found["nearest"]:
         return
     table = Table()
@@ -177,7 +184,9 @@ def why(
     for row in found["nearest"]:
         style = "green" if row["applies"] else ""
         table.add_row(
-            *(Text(_line(text), style) for text in (row["id"], f"{row['score']:.3f}", row["prompt"], row["target"]))
+            Text(shown(row["id"]), style),
+            Text(f"{row['score']:.3f}", style),
+            *(Text(one_line(row[name]), style) for name in ("prompt", "target")),
         )
     output.print(table)
 
@@ -190,14 +199,14 @@ def _explained(found: dict[str, Any], count: int) -> Iterator[str]:
     if found["withdrawn"] is not None:
         best = found["nearest"][0]["id"]
         yield (
-            f'No edit applies: "{_line(best)}" has the score {score}, but "{_line(found["withdrawn"])}", which was '
+            f'No edit applies: "{shown(best)}" has the score {score}, but "{shown(found["withdrawn"])}", which was '
             f"undone, has {needed}: margin {margin}."
         )
         return
     if not count:
         yield "No edit applies: none is in effect."
     else:
-        answer = "No edit applies" if found["edit"] is None else f'Edit "{_line(found["edit"])}" applies'
+        answer = "No edit applies" if found["edit"] is None else f'Edit "{shown(found["edit"])}" applies'
         if found.get("memory") is not None:
             answer = f"One of the edits in {found['memory']} applies"
         yield f"{answer}: best score {score}, needed {needed}, margin {margin}."
@@ -207,7 +216,7 @@ def _explained(found: dict[str, Any], count: int) -> Iterator[str]:
                 f"best score, {found['runner_up']:.3f}."
             )
     if undone is not None and undone["score"] >= 0.001:
-        name, likeness = _line(undone["id"]), undone["score"]
+        name, likeness = shown(undone["id"]), undone["score"]
         yield f'Of the edits that were undone, "{name}" comes nearest: its score is {likeness:.3f}.'
 
 
@@ -229,8 +238,7 @@ def diff(
         output.print("The edits in effect are the same.")
     for row in found:
         mark, style = {"removed": ("-", "red"), "added": ("+", "green"), "changed": ("~", "yellow")}[row["change"]]
-        text = f"{mark} {row['id']}: {row['prompt']} -> {row['target']}"
-        output.print(Text(_line(text), style), soft_wrap=True)
+        say(f"{mark} {shown(row['id'])}: {one_line(row['prompt'])} -> {one_line(row['target'])}", style)
 
 
 @contextlib.contextmanager
@@ -240,6 +248,8 @@ def opened(folder: Path, *, write: bool = False) -> Iterator[EditStore]:
 
     check_format(folder)
     store = EditStore.open(folder, write=write)
+    for notice in store.ledger.notices:
+        say(notice, "yellow", errors)
     try:
         yield store
     finally:
@@ -248,13 +258,17 @@ def opened(folder: Path, *, write: bool = False) -> Iterator[EditStore]:
 
 def print_json(data: Any) -> None:
     """JSON on standard output, as it is: no colours, no wrapping."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    typer.echo(shown_json(data, indent=2))
+
+
+def print_json_list(rows: Iterable[Any]) -> None:
+    """The same of a list, one item after the other."""
+    before = "["
+    for row in rows:
+        typer.echo(before + "\n  " + shown_json(row, indent=2).replace("\n", "\n  "), nl=False)
+        before = ","
+    typer.echo("[]" if before == "[" else "\n]")
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _line(text: str) -> str:
-    """`text` on one line, without what a terminal would not print."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return shown_json(value)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..methods.registry import summaries
+
 METHOD, SCORES, MACHINE = "Method", "Scores", "Machine"
 
 Model = Annotated[
@@ -56,8 +58,7 @@ Method = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="`associative` (rows of its own for every edit), `memoir` (one shared matrix), `wise-merge` or "
-        "`wise-retrieve` (side memories, merged or chosen from).",
+        help=f"{summaries()}.",
         rich_help_panel=METHOD,
     ),
 ]

@@ -20,9 +20,10 @@ from ..model.answers import Answer
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator, Scores
 from ..scores.report import scores_json, scores_table, write_json
+from ..shown import one_line, shown
 from ..store.matching import matched
-from .app import counted, tell
-from .stream import StoppedError, one_line, write_stream
+from .app import counted, say, tell
+from .stream import StoppedError, write_stream
 
 
 def edit(
@@ -62,23 +63,20 @@ def edit(
         tell([] if edited.store is None else edited.store.notices, f"see `corrigenda log {out}` and its --status")
         if resume and stream.passed:
             before = stream.passed - stream.done - stream.left_out
-            console.print(f"{before} of {stream.passed} edits were recorded before.", soft_wrap=True)
+            say(f"{before} of {stream.passed} edits were recorded before.", console=console)
         if stream.ended_by is not None:
             if stream.done:
-                console.print(
-                    f"The stream ended after {stream.done} of {len(edits)} edits; what was written is saved in {out}.",
-                    soft_wrap=True,
-                )
+                ended = f"The stream ended after {stream.done} of {len(edits)} edits"
+                say(f"{ended}; what was written is saved in {out}.", console=console)
             if isinstance(stream.ended_by, StoppedError):
                 raise typer.Exit(130)
             raise stream.ended_by
         written = counted(stream.done, "edit")
-        console.print(
-            f"Wrote {written} in {stream.seconds:.1f} s ({stream.rate:.2f} edits/s); saved in {out}.", soft_wrap=True
-        )
+        took = f"{stream.seconds:.1f} s ({stream.rate:.2f} edits/s)"
+        say(f"Wrote {written} in {took}; saved in {out}.", console=console)
         if stream.left_out:
             left_out = f"{stream.left_out} {'was' if stream.left_out == 1 else 'were'} left out"
-            console.print(f"{left_out}: `corrigenda log {out} --status declined` has them.", soft_wrap=True)
+            say(f"{left_out}: `corrigenda log {out} --status declined` has them.", console=console)
         immediate = evaluator.immediate_scores()
         if immediate is not None:
             console.print(scores_table(immediate, "Right after each batch"))
@@ -114,7 +112,7 @@ def evaluate(
     asked, superseded, missing = matched(edits, edited.store.history)
     for count, what in ((missing, "not in effect"), (superseded, "superseded, and not scored,")):
         if count:
-            console.print(f"{count} of {len(edits)} edits of the file are {what} in {edits_dir}.", soft_wrap=True)
+            say(f"{count} of {len(edits)} edits of the file are {what} in {edits_dir}.", console=console)
     start = time.perf_counter()
     scores = score(console, Evaluator(edited), asked)
     seconds = time.perf_counter() - start
@@ -153,19 +151,19 @@ def generate(
             for prompt, answer in zip(prompts, answers)
         ]
         write_json(json_path, found)
-        console.print(f"Wrote {counted(len(found), 'answer')} to {json_path}.", soft_wrap=True)
+        say(f"Wrote {counted(len(found), 'answer')} to {json_path}.", console=console)
         return
     for prompt, answer in zip(prompts, answers):
         line = Text.assemble((one_line(prompt), "bold"), "\n  ", one_line(answer.text))
         source = answer.provenance
         if source.applied:
-            line.append(f"  [{source.memory or source.edit.id}]", "dim")
+            line.append(f"  [{shown(source.memory or source.edit.id)}]", "dim")
         nearest = source.memory if source.nearest is None else source.nearest.id
         if provenance and nearest is not None:
             compared = f"{source.score:.3f}, needed {source.needed:.3f}, margin {source.margin:+.3f}"
-            line.append(f"  {nearest} {compared}", "dim")
+            line.append(f"  {shown(nearest)} {compared}", "dim")
         if provenance and source.withdrawn is not None:
-            line.append(f" to {source.withdrawn}, undone", "dim")
+            line.append(f" to {shown(source.withdrawn)}, undone", "dim")
         console.print(line, soft_wrap=True)
 
 

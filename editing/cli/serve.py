@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +71,6 @@ def serve(
     Edits are loaded, undone and explained while it serves, under /v1/edits. A request names its tenant in the header
     x-corrigenda-tenant; the answer's header x-corrigenda-edit says which edit gave it.
     """
-    from ...serving.access import CHANGING, READING, keys_of
     from ...serving.launcher import launch
 
     tenants: dict[str, list[str]] = {}
@@ -94,8 +92,5 @@ def serve(
         "hosts": edits_host,
         "origins": edits_origin,
     }
-    for name, keys in ((CHANGING, edits_api_key), (READING, edits_read_key)):
-        if keys:
-            os.environ[name] = "\n".join(keys)
-        keys_of(os.environ.get(name, ""), name)  # what is wrong with them is said before a model is loaded
-    launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [])
+    keys = {"changing": edits_api_key or [], "reading": edits_read_key or []}
+    launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [], keys)

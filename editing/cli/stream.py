@@ -23,6 +23,7 @@ from ..errors import CorrigendaError
 from ..model.answers import Progress
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator
+from ..shown import one_line, shown
 
 
 class StoppedError(Exception):
@@ -88,7 +89,7 @@ def write_stream(
         def ask(edit: Edit, rival: Edit) -> str:
             bar.stop()
             console.print(
-                f'"{one_line(edit.prompt)}" is stored with the target "{one_line(rival.target)}" ({rival.id}).',
+                f'"{one_line(edit.prompt)}" is stored with the target "{one_line(rival.target)}" ({shown(rival.id)}).',
                 soft_wrap=True,
             )
             try:
@@ -132,14 +133,3 @@ def _interruptible(console: Console) -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def one_line(text: str) -> str:
-    """`text` on one line, without what a terminal would not print."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def shortened(text: str, width: int) -> str:
-    """The first `width` characters of `text`, on one line."""
-    line = one_line(text)
-    return line if len(line) <= width else line[: width - 1].rstrip() + "…"

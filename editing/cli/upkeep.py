@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from ..errors import CorrigendaError
-from .app import app, counted, errors, output, tell, use_threads
+from .app import app, counted, errors, fail, output, say, tell, use_threads
 from .history import opened, print_json
 from .options import Author, Device, Dtype, JsonFlag, RecordedModel, Store, Threads
 
@@ -31,10 +31,13 @@ def verify(folder: Store, json: JsonFlag = False) -> None:
     elif not found:
         with opened(folder) as store:
             count = len(store.history.applied())
-            output.print(f"All {store.ledger.count} entries hold; {counted(count, 'edit')} in effect.", soft_wrap=True)
+            for missing in store.history.missing:
+                kept, named = missing["found"], missing["entries"]
+                say(f"A repair found {kept} of {named} entries: what the others held is lost.", "yellow")
+            say(f"All {store.ledger.count} entries hold; {counted(count, 'edit')} in effect.")
     else:
         for problem in found:
-            errors.print(Text.assemble(("Error: ", "red"), problem), soft_wrap=True)
+            fail(problem)
     if found:
         raise typer.Exit(1)
 
@@ -46,11 +49,11 @@ def repair(folder: Store) -> None:
     Entries from the first damaged one on are lost, and edits whose own tensors are; the damaged ledger is kept beside
     the new one.
     """
-    from ..store.check import repair as repaired
+    from ..store.repair import repair as repaired
 
     done = repaired(folder)
     for line in done or ["Nothing is damaged."]:
-        output.print(Text(line), soft_wrap=True)
+        say(line)
 
 
 @app.command()
@@ -68,7 +71,7 @@ def compact(
         before = _size(folder)  # only now is it known to be a folder
         forgotten = compacted(store, forget_undone, author)
     dropped = f" The tensors of {counted(len(forgotten), 'undone edit')} were dropped." if forgotten else ""
-    output.print(f"{before / 1e6:.1f} MB before, {_size(folder) / 1e6:.1f} MB now.{dropped}", soft_wrap=True)
+    say(f"{before / 1e6:.1f} MB before, {_size(folder) / 1e6:.1f} MB now.{dropped}")
 
 
 def _size(folder: Path) -> int:
@@ -95,7 +98,7 @@ def export(
                 typer.echo(line)
             return
         count = exchange.export(store, file, everything)
-    output.print(f"Wrote {counted(count, 'edit')} to {file}.", soft_wrap=True)
+    say(f"Wrote {counted(count, 'edit')} to {file}.")
 
 
 @app.command()
@@ -130,7 +133,7 @@ def merge(
     ):
         if count:
             parts.append(f"{count} {text}")
-    output.print("; ".join(parts) + ".", soft_wrap=True)
+    say("; ".join(parts) + ".")
     tell(notices, "with --json all are told")
 
 
@@ -146,7 +149,7 @@ def migrate(folder: Store) -> None:
     store = migrated(folder)
     count = len(store.history.edits)
     store.close()
-    output.print(f"{folder} has a ledger now, with {counted(count, 'edit')}.", soft_wrap=True)
+    say(f"{folder} has a ledger now, with {counted(count, 'edit')}.")
 
 
 @app.command()
@@ -178,5 +181,5 @@ def capacity(
         print_json(found)
         return
     for name, value in found.items():
-        shown = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value
-        output.print(Text.assemble((f"{name:<28}", "bold"), str(shown)), soft_wrap=True)
+        text = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
+        output.print(Text.assemble((f"{name:<28}", "bold"), text), soft_wrap=True)

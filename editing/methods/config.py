@@ -27,6 +27,8 @@ class EditingConfig:
     """By what name the command line knows the method."""
     names: ClassVar[tuple[str, ...]]
     """Every name that `--method` may give for it."""
+    summary: ClassVar[str]
+    """What it is, in half a line."""
     only_solving: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_target_tokens"})
     """Settings that only the solving of an edit depends on: its record fits beside others, whatever these were."""
     layer: int | None = None
@@ -43,8 +45,9 @@ class EditingConfig:
     max_target_tokens: int = 504
     """The longest target that is taken; a longer one is refused by name."""
     background_prompts: int = 100
-    """Over how many background prompts the mean feature is taken that keys and fingerprints are less."""
+    """Over how many background prompts the mean feature is taken; keys and fingerprints are differences to it."""
     seed: int = 42
+    """Seed of whatever is random in a method."""
     contexts: int | None = 1
     """In how many contexts an edit is learnt: the prompt alone, and after that many less one texts that the model wrote
     itself."""

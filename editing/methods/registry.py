@@ -31,6 +31,12 @@ register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
 
 
+def summaries() -> str:
+    """Every method that `--method` may name, and what it is."""
+    kinds = dict.fromkeys(CONFIGS.values())
+    return "; ".join(f"{' or '.join(f'`{name}`' for name in kind.names)} ({kind.summary})" for kind in kinds)
+
+
 def method_class(name: str) -> type[Method]:
     """The class of a method; loaded when first asked for, since torch takes seconds and `--help` needs none."""
     _check(name)

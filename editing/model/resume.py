@@ -38,7 +38,7 @@ class Recorded:
         for name in dict.fromkeys(itertools.chain([edit.id], _used(self._history, edit.id))):
             declined = self._history.declined_as(name)
             if self._take(self._history.named(name), wanted) or (
-                declined is not None and _contents(Edit.from_dict(declined["edit"])) == wanted
+                declined is not None and _contents(Edit.from_dict(declined.body["edit"])) == wanted
             ):
                 return True
         return False

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..backbone.identity import same_weights, tokenizer_digest, weight_sample
+from ..backbone.identity import another_model, tokenizer_digest, weight_sample
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..methods.config import EditingConfig
@@ -100,20 +100,16 @@ def weight_sample_of(store: EditStore) -> Tensor | None:
 
 def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
     """Raise where saved edits were written for another model or with another tokenizer."""
-    wanted = "The edits in {} are for another model: {}."
-    if saved.base["layers"] != len(decoder):
-        difference = f"it has {saved.base['layers']} layers, this one {len(decoder)}"
-        raise CorrigendaError(wanted.format(saved.directory, difference))
+    _check_found(saved, {"layers": len(decoder)})
     if not isinstance(saved.config.layer, int) or not 0 <= saved.config.layer < len(decoder):
         raise CorrigendaError(
             f"The edits in {saved.directory} cannot be used: layer {saved.config.layer} is out of range."
         )
-    widths = list(decoder.widths(saved.config.layer))
-    if saved.base["widths"] != widths:
-        difference = f"its FFN widths are {saved.base['widths']}, this one's {widths}"
-        raise CorrigendaError(wanted.format(saved.directory, difference))
-    if saved.base["tokenizer"] != tokenizer_digest(tokenizer):
-        raise CorrigendaError(wanted.format(saved.directory, "its tokenizer differs"))
-    sample = weight_sample_of(saved.store)
-    if sample is None or not same_weights(sample, weight_sample(decoder, saved.config.layer)):
-        raise CorrigendaError(wanted.format(saved.directory, "its weights differ"))
+    _check_found(saved, {"widths": list(decoder.widths(saved.config.layer)), "tokenizer": tokenizer_digest(tokenizer)})
+    _check_found(saved, {"weights": weight_sample(decoder, saved.config.layer)})
+
+
+def _check_found(saved: Saved, found: dict[str, Any]) -> None:
+    recorded = {**saved.base, "weights": weight_sample_of(saved.store)} if "weights" in found else saved.base
+    if sentence := another_model(saved.directory, recorded, found):
+        raise CorrigendaError(sentence)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backbone.identity import tokenizer_digest
+from ..backbone.identity import another_model, tokenizer_digest
 from ..backbone.loading import PACKAGED, load_base, load_tokenizer
 from ..edits.edit import required_text
 from ..edits.prompts import PromptFormat
@@ -103,8 +103,8 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
 
 def _by_text(store: EditStore, order: list[int], prompt: str, name: str) -> tuple[EditRouter, list[str]]:
     tokenizer = load_tokenizer(name)
-    if tokenizer_digest(tokenizer) != store.header["base"]["tokenizer"]:
-        raise CorrigendaError(f'The edits are for another model than "{name}": its tokenizer differs.')
+    if sentence := another_model(store.ledger.name, store.header["base"], {"tokenizer": tokenizer_digest(tokenizer)}):
+        raise CorrigendaError(sentence)
     router = text_router(EditingConfig.from_dict(store.header["config"]), tokenizer)
     history = store.history
     if history.ground is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
 from ..methods.config import EditingConfig
+from ..shown import LONGEST_NAME, shown, shown_json
 from .check import check_record
 from .conflicts import rewrites
 from .files import write_whole
@@ -69,9 +70,9 @@ def exported(store: EditStore, everything: bool = False) -> list[str]:
         status = statuses[stored.seq]
         record = {**stored.body["edit"], "id": stored.id}
         if everything:
-            record |= {"status": status, "time": stored.body["time"], "author": stored.body.get("author")}
+            record |= {"status": status, "time": stored.time, "author": stored.author}
         if everything or status == APPLIED:
-            rows.append(json.dumps(record, ensure_ascii=False))
+            rows.append(shown_json(record))
     if not rows:
         others = f"; --all exports the {len(statuses)} that are not in effect" if statuses else ""
         raise CorrigendaError(f"No edit is in effect in {store.ledger.name}: nothing was written{others}.")
@@ -103,8 +104,8 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     statuses = history.statuses()
     by_fingerprint: dict[str, list[StoredEdit]] = {}
     for mine in in_effect(history):
-        if mine.body["fingerprint"]:  # WISE without replay knows no edit by one
-            by_fingerprint.setdefault(mine.body["fingerprint"], []).append(mine)
+        if mine.fingerprint:  # WISE without replay knows no edit by one
+            by_fingerprint.setdefault(mine.fingerprint, []).append(mine)
     merged = Merged([], [], {}, [], {}, {})
     chosen: list[tuple[StoredEdit, str, list[int]]] = []
     for stored in in_effect(other.history):
@@ -124,7 +125,7 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
             into.notices.append(_still_out(into, history.edits[last]))
             continue
         check_record(other.ledger, other.history, stored)
-        facts.update(like.seq for like in by_fingerprint.get(stored.body["fingerprint"], ()) if rewrites(stored, like))
+        facts.update(like.seq for like in by_fingerprint.get(stored.fingerprint, ()) if rewrites(stored, like))
         rivals = facts & applied
         if rivals and on_conflict == "keep":
             merged.kept[stored.id] = history.edits[max(rivals)].id
@@ -134,11 +135,14 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
             continue
         for seq in list(facts):
             facts.update(history.edits[seq].supersedes)
-        name = stored.id
+        name = shown(stored.id)  # in folders of earlier versions an id may hold anything
         if name in present:
-            name = f"{stored.id}-{other.header['id'][:8]}"
+            name = f"{name}-{shown(other.header['id'][:8])}"
             while name in present:
                 name += "+"
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        if name != stored.id:
             merged.renamed[stored.id] = name
         present.add(name)
         for seq in sorted(rivals):
@@ -187,20 +191,23 @@ def _entries(
     batches: dict[int, int] = {}
     for stored, name, facts in chosen:
         number += 1
+        written = stored.body
         body = {
-            **stored.body,
+            **written,
+            "author": None if stored.author is None else shown(stored.author)[:LONGEST_NAME],
             "id": name,
             "batch": batches.setdefault(stored.batch, number),
             "supersedes": facts,
-            "origin": {"store": other.header["id"], "id": stored.id, "seq": stored.seq, "time": stored.body["time"]},
+            "origin": {"store": other.header["id"], "id": stored.id, "seq": stored.seq, "time": stored.time},
             "time": stamp["time"],
         }
-        yield New("edit", body, other.ledger.tensors(stored.seq, stored.body["tensors"]))
+        yield New("edit", body, other.ledger.tensors(stored.seq, written["tensors"]))
 
 
 def _same(one: StoredEdit, two: StoredEdit) -> bool:
     """Whether two are one edit, whatever merges have named them: "edit" keeps the id that it was written under."""
-    return one.body["edit"] == two.body["edit"] and _digest(one.body) == _digest(two.body)
+    mine, theirs = one.body, two.body
+    return mine["edit"] == theirs["edit"] and _digest(mine) == _digest(theirs)
 
 
 def _still_out(store: EditStore, stored: StoredEdit) -> str:

@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import stat
 import tempfile
 from pathlib import Path
 
 from ..errors import CorrigendaError
+from .folder import Folder
 
 LEDGER_NAME = "ledger.sqlite"
 HEAD_NAME = "head.json"
+BESIDE = tuple(f"{LEDGER_NAME}-{kind}" for kind in ("wal", "shm"))
+"""What SQLite has beside a ledger that is open: its last transactions, and what its readers share."""
+JOURNAL_NAME = f"{LEDGER_NAME}-journal"
+LARGEST_JOURNAL = 1 << 26
 APPLICATION_ID = 0x436F7272
+ALONE = "mode=ro&immutable=1"
+"""How SQLite opens a ledger that nobody else has open: it makes no file, and takes no lock."""
+
+STAGING = ".corrigenda-"
+"""What a new ledger is made in where its folder is there already; one that is left was not finished."""
+
+_NO_ROOM = {"SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_TRUNCATE"}
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 
 def refuse_non_empty(directory: str | Path) -> None:
-    """Raise unless `directory` is a new or empty folder: saved edits are never overwritten."""
+    """Raise unless `directory` is a new or empty folder: saved edits are never overwritten.
+
+    What a kill leaves of a ledger that was being made does not count: without the ledger, a head is nothing.
+    """
     path = Path(directory)
     if path.exists() and not path.is_dir():
         raise CorrigendaError(f"{path} is a file, not a folder to save edits in.")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(file.name != HEAD_NAME and not file.name.startswith(STAGING) for file in path.iterdir()):
         raise CorrigendaError(f"The folder {path} is not empty: name a new one, or remove it first.")
 
 
-def check_files(path: Path) -> None:
+def check_files(folder: Folder) -> None:
     """Raise unless a folder holds a ledger whose files are plain files in it: a link could lead anywhere."""
-    if not path.is_dir():
-        there = f"{path} is a file, not a folder" if path.exists() else f"There is no folder {path}"
-        raise CorrigendaError(f"{there} with saved edits.")
-    for name in (LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", HEAD_NAME):
-        file = path / name
-        try:
-            mode = file.lstat().st_mode
-        except FileNotFoundError:
-            if name == LEDGER_NAME:
-                raise CorrigendaError(f"{file} is missing: {path} holds no saved edits.") from None
-            continue
-        if not stat.S_ISREG(mode):
-            raise CorrigendaError(f"{file} is not a plain file, and only such a one is opened.")
-    if os.path.lexists(path / f"{LEDGER_NAME}-journal"):
-        # SQLite would play it back, and may remove files that it names; this project's ledgers never have one.
-        raise CorrigendaError(f"{path / LEDGER_NAME}-journal was not written by this project: remove it.")
+    for name in (LEDGER_NAME, *BESIDE, HEAD_NAME):
+        if folder.status(name) is None and name == LEDGER_NAME:
+            raise CorrigendaError(f"{folder.path / name} is missing: {folder.path} holds no saved edits.")
+    _check_journal(folder)
+
+
+def _check_journal(folder: Folder) -> None:
+    """Raise unless a rollback journal, which SQLite plays back, is of this very ledger and names no other file.
+
+    It may name one that is then removed, and say that the ledger had any number of pages. Only a ledger whose mode
+    another program has changed ever has a journal.
+    """
+    journal = folder.status(JOURNAL_NAME)
+    if journal is None:
+        return
+    start, ledger = folder.read(JOURNAL_NAME, 28), folder.read(LEDGER_NAME, 100)
+    if not start.strip(b"\0"):  # one that is done with
+        return
+    pages, size = int.from_bytes(start[16:20], "big"), int.from_bytes(start[24:28], "big")
+    own_size = {1: 65536}.get(found := int.from_bytes(ledger[16:18], "big"), found)
+    names_another = journal.st_size < 28 or folder.read(JOURNAL_NAME, journal.st_size)[-8:] == _JOURNAL_MAGIC
+    fits = start[:8] == _JOURNAL_MAGIC and size == own_size and pages * size <= folder.status(LEDGER_NAME).st_size
+    if journal.st_size > LARGEST_JOURNAL or names_another or not fits:
+        raise CorrigendaError(f"{folder.path / JOURNAL_NAME} was not written by this project: remove it.")
 
 
 def is_ledger(file: Path) -> bool:
@@ -55,17 +77,19 @@ def is_ledger(file: Path) -> bool:
     return start[:16] == b"SQLite format 3\0" and start[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
 
-def read_head(path: Path) -> tuple[int, bytes] | None:
-    """The number and chain of the last entry that `head.json` knows of; None where there is no such file."""
-    file = path / HEAD_NAME
+def read_head(folder: Folder) -> tuple[int, bytes]:
+    """The number and chain of the last entry that `head.json` knows of.
+
+    It alone tells how far the ledger went: one without it could have been cut back.
+    """
+    file = folder.path / HEAD_NAME
     try:
-        with file.open("rb") as opened:
-            data = json.loads(opened.read(4096))  # whatever its size: one that was written has a hundred
+        data = json.loads(folder.read(HEAD_NAME, 4096))  # whatever its size: one that was written has a hundred
         entries, chain = data["entries"], bytes.fromhex(data["chain"])
-        if not isinstance(entries, int) or isinstance(entries, bool) or entries < 0 or len(chain) != 32:
+        if not isinstance(entries, int) or isinstance(entries, bool) or not 0 <= entries < 1 << 63 or len(chain) != 32:
             raise ValueError("it does not say where the ledger ends")
     except FileNotFoundError:
-        return None
+        raise CorrigendaError(f"{file} is missing: run `corrigenda repair`, which writes it anew.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorrigendaError(
             f"{file} is damaged ({reason_of(error)}): run `corrigenda repair`, which writes it anew."
@@ -73,19 +97,25 @@ def read_head(path: Path) -> tuple[int, bytes] | None:
     return entries, chain
 
 
-def access_mode(path: Path, write: bool) -> str:
+def access_mode(folder: Folder, write: bool) -> str:
     """How to open it: a folder that cannot be written has no place for the files that SQLite's readers share."""
+    path = folder.path
     if os.access(path, os.W_OK) and os.access(path / LEDGER_NAME, os.W_OK):
         return "mode=rw"
     if write:
         raise CorrigendaError(f"The folder {path} is read-only: edits in it cannot be changed; copy it elsewhere.")
-    log = path / f"{LEDGER_NAME}-wal"
-    if log.exists() and log.stat().st_size:
+    if has_log(folder):
         raise CorrigendaError(
-            f"The folder {path} is read-only, and its last edits are still in {log.name}: open it once where it can "
+            f"The folder {path} is read-only, and its last edits are still in {BESIDE[0]}: open it once where it can "
             "be written, or copy it."
         )
-    return "mode=ro&immutable=1"
+    return ALONE
+
+
+def has_log(folder: Folder) -> bool:
+    """Whether there are edits that are not in the ledger's own file yet."""
+    log = folder.status(BESIDE[0])
+    return log is not None and log.st_size > 0
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -105,20 +135,10 @@ def write_whole(file: Path, text: str) -> None:
         raise CorrigendaError(f"{file} cannot be written: {reason_of(error)}.") from error
 
 
-def flush_folder(path: Path) -> None:
-    """Force a folder's list of names to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def reason_of(error: BaseException) -> str:
     """An error's own words, fit for the end of a sentence."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if "disk is full" in text:
+    if "disk is full" in text or getattr(error, "sqlite_errorname", "") in _NO_ROOM:
         text = "the disk is full, free some space and run the command again"
     if "readonly" in text or "read-only" in text.lower():
         text = "its folder or file is read-only"

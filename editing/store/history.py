@@ -3,74 +3,23 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from ..edits.edit import Edit
 from ..errors import CorrigendaError
-from .ledger import Entry, Ledger, New
+from .ledger import Ledger, New
+from .reading import Entry
 from .selection import Selection
+from .sense import check_edit, check_header, check_missing, check_numbers, check_stamp, check_tensors, check_texts
+from .stored import StoredDeclined, StoredEdit
 
 STATUSES = APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded", "lost"
 DECLINED = "declined"
 """What is said of an edit that is recorded, but was not written."""
-
-_RENAMED = {"routed_loc": "misfires"}
-"""What scores were called in ledgers of earlier versions, and are called now."""
-
-
-@dataclass
-class StoredEdit:
-    """An edit of the ledger. `wanted` until it is undone; `dropped` when its tensors are no longer kept."""
-
-    seq: int
-    body: dict[str, Any]
-    wanted: bool = True
-    dropped: bool = False
-    lost: bool = False
-    scores: dict[str, Any] | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
-    _edit: Edit | None = None
-
-    @property
-    def id(self) -> str:
-        return self.body["id"]
-
-    @property
-    def prompt(self) -> str:
-        return self.body["edit"]["prompt"]
-
-    @property
-    def target(self) -> str:
-        return self.body["edit"]["target"]
-
-    @property
-    def batch(self) -> int:
-        """The number of the first edit that was written together with this one."""
-        return self.body["batch"]
-
-    @property
-    def supersedes(self) -> list[int]:
-        return self.body.get("supersedes", [])
-
-    @property
-    def inherited(self) -> bool:
-        """Whether it came in a matrix that held several edits, from which it cannot be told apart."""
-        return bool(self.body.get("inherited"))
-
-    @property
-    def edit(self) -> Edit:
-        if self._edit is None:
-            try:
-                # A merged edit may have been renamed, and is known by its id here.
-                self._edit = Edit.from_dict({**self.body["edit"], "id": self.id})
-            except (TypeError, AttributeError, KeyError):
-                raise CorrigendaError(f'What is stored as edit "{self.id}" is not an edit.') from None
-        return self._edit
 
 
 class History:
@@ -80,47 +29,54 @@ class History:
     write wins, and when that one is undone, the one before it is in again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger | None = None) -> None:
         self.store: Entry | None = None
         self.ground: Entry | None = None
         self.edits: dict[int, StoredEdit] = {}
-        self.declined: dict[int, dict[str, Any]] = {}
-        self.entries: list[tuple[int, str]] = []
+        self.declined: dict[int, StoredDeclined] = {}
+        self.missing: list[dict[str, Any]] = []
+        """What repairs found missing: how many entries were `found`, of as many `entries` as `head.json` named."""
         self.last_time = ""
+        self._ledger = ledger
+        self._held: Entry | None = None
+        self._authors: dict[str, str] = {}
         self._undone: dict[int, int] = {}
         self._superseding: list[int] = []
         self._by_id: dict[str, list[int]] = {}
-        self._by_prompt: dict[str, list[int]] = {}
+        self._by_prompt: dict[bytes, list[int]] = {}
         self._declined_ids: dict[str, int] = {}
 
     @classmethod
     def read(cls, ledger: Ledger) -> History:
         """Read a ledger from its start, and check that what it says makes sense."""
-        history = cls()
-        history.take(ledger, ledger.entries())
+        history = cls(ledger)
+        history.take(ledger.entries())
         if history.store is None:
             raise CorrigendaError(f"{ledger.name} holds no entry that says what model its edits are for.")
         return history
 
-    def take(self, ledger: Ledger, entries: Iterable[Entry]) -> None:
+    def take(self, entries: Iterable[Entry]) -> None:
         """Fold further entries in."""
         for entry in entries:
             try:
                 self._fold(entry)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
                 # A CorrigendaError is a ValueError: an edit that is none names its field.
                 raise CorrigendaError(
-                    f"{ledger.name} makes no sense at entry {entry.seq} ({entry.kind}): "
+                    f"{self._ledger.name} makes no sense at entry {entry.seq} ({entry.kind}): "
                     f"{str(error).rstrip('.') or type(error).__name__}."
                 ) from None
 
+    def entry(self, seq: int) -> Entry:
+        """An entry that was folded in, read again; the last one that was asked for is held."""
+        if self._held is None or self._held.seq != seq:
+            self._held = self._ledger.entry(seq)
+        return self._held
+
     def _fold(self, entry: Entry) -> None:
         body = entry.body
-        self.entries.append((entry.seq, entry.kind))
-        if "time" in body:
-            if not isinstance(body["time"], str):
-                raise ValueError("its time is not text")
-            self.last_time = max(self.last_time, body["time"])
+        check_stamp(body)
+        self.last_time = max(self.last_time, body.get("time", ""))
         match entry.kind:
             case "store":
                 if self.store is not None:
@@ -130,66 +86,69 @@ class History:
             case "ground":
                 if self.ground is not None:
                     raise ValueError("a second one")
+                check_tensors(body["tensors"])
                 self.ground = entry
             case "edit":
                 self._fold_edit(entry.seq, body)
             case "declined":
-                texts = (body["id"], body["edit"]["prompt"], body["edit"]["target"], body["for"], body["time"])
-                if not all(isinstance(text, str) for text in texts):
-                    raise ValueError("a declined edit without id, prompt, target, time or what it was declined for")
-                self.declined[entry.seq] = body
+                check_texts(body, ("id", "for", "time"))
+                check_texts(body["edit"], ("prompt", "target"))
+                self.declined[entry.seq] = StoredDeclined(entry.seq, body, self.entry)
                 self._declined_ids[body["id"]] = entry.seq
             case "status":
                 wanted = {"undone": False, "redone": True}[body["status"]]
-                for seq in body["edits"]:
-                    self.edits[seq].wanted = wanted
-                    self.edits[seq].events.append(self._event(entry))
-                    self._undone.pop(seq, None)
+                for stored in self._named(body["edits"]):
+                    stored.wanted = wanted
+                    stored.later.append(entry.seq)
+                    self._undone.pop(stored.seq, None)
                     if not wanted:
-                        self._undone[seq] = entry.seq
+                        self._undone[stored.seq] = entry.seq
             case "scores":
-                for seq, scores in body["scores"].items():
-                    self.edits[int(seq)].scores = {_RENAMED.get(name, name): value for name, value in scores.items()}
+                for number, scores in body["scores"].items():
+                    if str(int(number)) != number or not isinstance(scores, dict):
+                        raise ValueError("scores that are not an edit's")
+                    self.edits[int(number)].scored = entry.seq
             case "dropped" | "lost":
-                for seq in body["edits"]:
-                    stored = self.edits[seq]
+                for stored in self._named(body["edits"]):
                     stored.dropped = True
                     if entry.kind == "lost":
                         stored.lost, stored.wanted = True, False
-                    stored.events.append(self._event(entry))
+                    stored.later.append(entry.seq)
             case "note":
-                pass
+                if "missing" in body:
+                    check_missing(body["missing"])
+                    self.missing.append(body["missing"])
             case _:
                 raise ValueError("an unknown kind of entry")
 
+    def _named(self, numbers: Any) -> list[StoredEdit]:
+        """The edits that an entry names, each once: an entry that names one often would take memory for each time."""
+        check_numbers(numbers)
+        missing = next((seq for seq in numbers if seq not in self.edits), None)
+        if missing is not None:
+            raise ValueError(f"there is no edit at entry {missing}")
+        return [self.edits[seq] for seq in numbers]
+
     def _fold_edit(self, seq: int, body: dict[str, Any]) -> None:
-        stored = StoredEdit(seq, body)
-        texts = (body["id"], body["edit"]["prompt"], body["edit"]["target"], body["fingerprint"], body["time"])
-        if not all(isinstance(text, str) for text in texts) or not isinstance(body["tensors"], dict):
-            raise ValueError("an edit without id, prompt, target, fingerprint, time or tensors")
-        if not isinstance(body.get("written", {}), dict) or not isinstance(body.get("numbers", {}), dict):
-            raise ValueError("what it says of its writing is not an object")
-        if not isinstance(stored.batch, int) or not 0 < stored.batch <= seq:
-            raise ValueError("its batch is not one of the entries before")
-        if any(earlier not in self.edits for earlier in stored.supersedes):
+        check_edit(seq, body)
+        if any(earlier not in self.edits for earlier in body.get("supersedes", ())):
             raise ValueError("it supersedes an edit that is not there")
-        stored.events.append({"seq": seq, "time": body["time"], "status": "applied", "author": body.get("author")})
+        stored = StoredEdit(seq, body, self.entry)
+        if stored.author is not None:
+            stored.author = self._authors.setdefault(stored.author, stored.author)
         self.edits[seq] = stored
         if stored.supersedes:
             self._superseding.append(seq)
         self._by_id.setdefault(stored.id, []).append(seq)
-        self._by_prompt.setdefault(normalised_prompt(stored.prompt), []).append(seq)
-
-    @staticmethod
-    def _event(entry: Entry) -> dict[str, Any]:
-        kept = ("time", "author", "note")
-        return {
-            "seq": entry.seq,
-            "status": entry.body.get("status", entry.kind),
-            **{name: entry.body[name] for name in kept if entry.body.get(name) is not None},
-        }
+        self._by_prompt.setdefault(_digest_of(stored.prompt), []).append(seq)
 
     # Questions
+
+    @property
+    def claimed(self) -> int:
+        """How many bytes of tensors the entries say that there are."""
+        begun = [entry.body.get("tensors", {}).get("bytes", 0) for entry in (self.store, self.ground) if entry]
+        return sum(begun) + sum(stored.bytes for stored in self.edits.values() if not stored.dropped)
 
     def superseded_by(self) -> dict[int, int]:
         """The edits that a wanted one stands in for, with the last such one."""
@@ -249,14 +208,14 @@ class History:
         """Every edit of this id, in whatever status."""
         return [self.edits[seq] for seq in self._by_id.get(name, ())]
 
-    def declined_as(self, name: str) -> dict[str, Any] | None:
+    def declined_as(self, name: str) -> StoredDeclined | None:
         """The last edit of this id that was declined, if it is not stored."""
         seq = self._declined_ids.get(name)
         return None if seq is None else self.declined[seq]
 
     def same_prompt(self, prompt: str) -> list[int]:
         """Every edit, in whatever status, with this prompt."""
-        return self._by_prompt.get(normalised_prompt(prompt), [])
+        return self._by_prompt.get(_digest_of(prompt), [])
 
     def chain_of(self, seq: int) -> list[int]:
         """An edit with those it supersedes and those that supersede it, in order."""
@@ -265,11 +224,11 @@ class History:
 
     def select(self, selection: Selection) -> Iterator[StoredEdit]:
         """The edits that a selection takes by their entries."""
-        return (stored for stored in self.edits.values() if selection.takes(stored.body))
+        return filter(selection.takes, self.edits.values())
 
-    def select_declined(self, selection: Selection) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The same of edits that were declined: entries' numbers and bodies."""
-        return ((seq, body) for seq, body in self.declined.items() if selection.takes(body))
+    def select_declined(self, selection: Selection) -> Iterator[StoredDeclined]:
+        """The same of edits that were declined."""
+        return filter(selection.takes, self.declined.values())
 
     def stamp(self, author: str | None = None) -> tuple[dict[str, Any], str | None]:
         """Who and when, for a new entry; and a sentence where the clock has gone backwards since the last one."""
@@ -284,20 +243,6 @@ class History:
         return {"time": now, "author": author or default_author()}, sentence
 
 
-def check_header(body: dict[str, Any]) -> None:
-    """Raise unless a ledger's first entry says what model and configuration its edits are for."""
-    config, prompts, base = body["config"], body["prompts"], body["base"]
-    if not all(isinstance(part, dict) for part in (config, prompts, base)) or not isinstance(body["id"], str):
-        raise ValueError("its config, prompts and base must be objects")
-    if not isinstance(prompts.get("template"), (str, type(None))) or not isinstance(prompts.get("chat"), bool):
-        raise ValueError("its prompts have no template or do not say whether they are a chat's")
-    widths = base["widths"]
-    if not isinstance(widths, list) or [type(width) for width in widths] != [int, int]:
-        raise ValueError("its base has no widths")
-    if not isinstance(base["layers"], int) or not isinstance(base["tokenizer"], str):
-        raise ValueError("its base has no layers or no tokenizer")
-
-
 def default_author() -> str:
     """Who writes, where nobody is named: `CORRIGENDA_AUTHOR`, else the user's name."""
     try:
@@ -310,6 +255,11 @@ def normalised_prompt(prompt: str) -> str:
     """Equal for prompts that ask the same in the same words: case, spacing, width and closing marks do not count."""
     text = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
     return text.rstrip(" ?!.:;,…") or text
+
+
+def _digest_of(prompt: str) -> bytes:
+    """What a prompt is found again by: normalised, a text may have many times its length."""
+    return hashlib.blake2b(normalised_prompt(prompt).encode(), digest_size=16).digest()
 
 
 def status_entry(

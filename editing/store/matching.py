@@ -47,8 +47,7 @@ def _own(edit: Edit, same: Sequence[StoredEdit], statuses: dict[int, str], histo
     """The stored edit that a record became, of those with its prompt."""
     alike = [stored for stored in same if stored.target == edit.target]
     declined = history.declined_as(edit.id)
-    if declined is not None and all(stored.id != edit.id for stored in alike):
-        said = declined["edit"]
-        if (said["prompt"], said["target"]) == (edit.prompt, edit.target):
-            return None
+    said = None if declined is None else (declined.prompt, declined.target)
+    if said == (edit.prompt, edit.target) and all(stored.id != edit.id for stored in alike):
+        return None
     return max(alike, key=lambda s: (s.id == edit.id, statuses[s.seq] == APPLIED, s.seq), default=None)

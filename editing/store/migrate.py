@@ -68,6 +68,7 @@ def converted(directory: Path, into: Path | None = None) -> EditStore:
 
 def migrate(directory: Path) -> EditStore:
     """Turn a folder of the first format into one with a ledger, in place, and remove what it replaces."""
+    directory = directory.resolve()  # `.` has no name
     made = directory.with_name(f".{directory.name}.migrated-{os.getpid()}")
     store = converted(directory, into=made)
     store.close()

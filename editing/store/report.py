@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .history import DECLINED, History, StoredEdit
+from .history import DECLINED, History, StoredDeclined, StoredEdit
 from .store import EditStore
 
 
@@ -15,29 +15,29 @@ def summary(history: History, stored: StoredEdit, status: str) -> dict[str, Any]
         "prompt": stored.prompt,
         "target": stored.target,
         "status": status,
-        "time": stored.body["time"],
-        "author": stored.body.get("author"),
+        "time": stored.time,
+        "author": stored.author,
         "method": history.store.body["config"].get("method"),
         "seq": stored.seq,
         "batch": stored.batch,
         "supersedes": [history.edits[seq].id for seq in stored.supersedes],
-        "loss": stored.body.get("written", {}).get("loss"),
+        "loss": stored.loss,
         "scores": stored.scores,
     }
 
 
-def declined(history: History, seq: int, body: dict[str, Any]) -> dict[str, Any]:
+def declined(history: History, stored: StoredDeclined) -> dict[str, Any]:
     """The line of `log` of an edit that was not written, and for the sake of which stored one."""
     return {
-        "id": body["id"],
-        "prompt": body["edit"]["prompt"],
-        "target": body["edit"]["target"],
+        "id": stored.id,
+        "prompt": stored.prompt,
+        "target": stored.target,
         "status": DECLINED,
-        "for": body["for"],
-        "time": body["time"],
-        "author": body.get("author"),
+        "for": stored.kept,
+        "time": stored.time,
+        "author": stored.author,
         "method": history.store.body["config"].get("method"),
-        "seq": seq,
+        "seq": stored.seq,
     }
 
 
@@ -45,15 +45,16 @@ def details(store: EditStore, stored: StoredEdit) -> dict[str, Any]:
     """All that is recorded of an edit, but its tensors themselves."""
     history = store.history
     statuses = history.statuses()
-    edit = stored.body["edit"]
+    body = stored.body
+    edit = body["edit"]
     kept = ("subject", "rephrases", "ground_truth", "localities", "metadata", "protected")
     return {
         **summary(history, stored, statuses[stored.seq]),
         **{name: edit.get(name) for name in kept},
-        "steps": stored.body.get("written", {}).get("steps"),
-        "numbers": stored.body.get("numbers"),
-        "tensors": {**stored.body["tensors"], "kept": not stored.dropped},
-        "origin": stored.body.get("origin"),
+        "steps": body.get("written", {}).get("steps"),
+        "numbers": body.get("numbers"),
+        "tensors": {**body["tensors"], "kept": not stored.dropped},
+        "origin": body.get("origin"),
         "config": history.store.body["config"],
         "history": stored.events,
         "chain": [

@@ -5,9 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Protocol
 
 from ..errors import CorrigendaError
+
+
+class Stamped(Protocol):
+    """What was written by somebody, at a time."""
+
+    author: str | None
+    time: str
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,12 @@ class Selection:
     def __bool__(self) -> bool:
         return bool(self.ids) or self.by_entry
 
-    def takes(self, body: dict[str, Any]) -> bool:
-        """Whether an entry is by that author, and of that time."""
-        time = body["time"]
+    def takes(self, entry: Stamped) -> bool:
+        """Whether something is by that author, and of that time."""
         return (
-            (self.by is None or body.get("author") == self.by)
-            and (self.since is None or time >= self.since)
-            and (self.until is None or time[: len(self.until)] <= self.until)
+            (self.by is None or entry.author == self.by)
+            and (self.since is None or entry.time >= self.since)
+            and (self.until is None or entry.time[: len(self.until)] <= self.until)
         )
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..edits.edit import Edit
-from ..errors import CorrigendaError
+from ..errors import CorrigendaError, FieldError
+from ..shown import name, shown
 from .files import LEDGER_NAME
+from .folder import Folder
 from .history import APPLIED, History, StoredEdit, status_entry
 from .ledger import Ledger, New
 from .selection import Selection
@@ -48,12 +50,14 @@ class EditStore:
         return self.history.store.body
 
     @classmethod
-    def open(cls, directory: str | Path, *, write: bool = False) -> EditStore:
-        """The store in a folder; with `write`, as its only writer."""
-        ledger = Ledger.open(directory, write=write)
+    def open(cls, directory: str | Path | Folder, *, write: bool = False, head: bool = True) -> EditStore:
+        """The store in a folder; with `write`, as its only writer (`Ledger.open`)."""
+        ledger = Ledger.open(directory, write=write, head=head)
         try:
             with ledger.snapshot():
+                ledger.check_structure()
                 history = History.read(ledger)
+                ledger.check_claim(history.claimed)
         except BaseException:
             ledger.close()
             raise
@@ -69,7 +73,12 @@ class EditStore:
     @classmethod
     def create(cls, directory: str | Path, header: dict[str, Any], tensors: bytes) -> EditStore:
         """A new store in a new or empty folder, open for writing."""
-        ledger = Ledger.create(directory, lambda ledger: _begin(ledger, header, tensors))
+        return cls.filled(directory, lambda ledger: _begin(ledger, header, tensors))
+
+    @classmethod
+    def filled(cls, directory: str | Path, fill: Callable[[Ledger], object]) -> EditStore:
+        """A store in a new or empty folder with the entries that `fill` appends, open for writing."""
+        ledger = Ledger.create(directory, fill)
         return cls(ledger, History.read(ledger))
 
     def close(self) -> None:
@@ -78,17 +87,17 @@ class EditStore:
     def append(self, entries: Iterable[New], *, dropping: Sequence[int] = ()) -> list[int]:
         """Write entries in one transaction and fold them in; they are on the disk when this returns."""
         before = self.ledger.count, self.ledger.chain
-        numbers = self.ledger.append(entries, dropping=dropping)
+        numbers = self.ledger.append(map(_named, entries), dropping=dropping)
         self.ledger.count, self.ledger.chain = before
         # Read back: what is folded in is what any other reader of the ledger gets.
-        self.history.take(self.ledger, self.ledger.entries(after=before[0]))
+        self.history.take(self.ledger.entries(after=before[0]))
         return numbers
 
     def refresh(self) -> bool:
         """Fold in what another process has written since; whether there was anything."""
         before = self.ledger.count
         with self.ledger.snapshot():
-            self.history.take(self.ledger, self.ledger.entries(after=before))
+            self.history.take(self.ledger.entries(after=before))
         return self.ledger.count > before
 
     def copy(self, directory: str | Path | None) -> EditStore:
@@ -96,9 +105,8 @@ class EditStore:
         if directory is None:
             other = Ledger.temporary()
             self.ledger.copy_to(other)
-        else:
-            other = Ledger.create(directory, self.ledger.copy_to)
-        return EditStore(other, History.read(other))
+            return EditStore(other, History.read(other))
+        return self.filled(directory, self.ledger.copy_to)
 
     def stamp(self, author: str | None = None) -> dict[str, Any]:
         """Who and when, for a new entry."""
@@ -117,10 +125,10 @@ class EditStore:
         """
         selection = edits if isinstance(edits, Selection) else Selection(tuple(edits))
         chosen = {}
-        for name in selection.ids:
-            stored = self.history.find(name, wanted)
+        for asked in selection.ids:
+            stored = self.find(asked, wanted)
             if stored is None:
-                raise CorrigendaError(f'There is no edit with the id "{name}" in {self.ledger.name}.')
+                raise CorrigendaError(f'There is no edit with the id "{asked}" in {self.ledger.name}.')
             chosen[stored.seq] = stored
         if selection.by_entry:
             for stored in self.history.select(selection):
@@ -129,6 +137,16 @@ class EditStore:
                     continue
                 chosen[stored.seq] = stored
         return [chosen[seq] for seq in sorted(chosen)]
+
+    def find(self, asked: str, wanted: bool | None = None) -> StoredEdit | None:
+        """The edit of an id (`History.find`), which may be given as it is shown: not every one can be typed."""
+        stored = self.history.find(asked, wanted)
+        if stored is not None:
+            return stored
+        like = {edit.id for edit in self.history.edits.values() if shown(edit.id) == asked}
+        if len(like) > 1:
+            raise CorrigendaError(f'Several edits of {self.ledger.name} have an id that is shown as "{asked}".')
+        return self.history.find(like.pop(), wanted) if like else None
 
     def undo(self, edits: Iterable[StoredEdit], *, author: str | None = None, note: str | None = None) -> Change:
         """Take edits out: the memory is then what a rebuild without them gives. Those already out stay out."""
@@ -185,6 +203,18 @@ def compact(store: EditStore, forget_undone: bool = False, author: str | None = 
         store.append([New("dropped", {"edits": numbers, **store.stamp(author)})], dropping=numbers)
     store.ledger.vacuum()
     return [stored.id for stored in forgotten]
+
+
+def _named(new: New) -> New:
+    """An entry as it is; raises where its id or its author is none that a command, a header or a log could hold."""
+    try:
+        if new.kind in ("edit", "declined"):
+            name("id", new.body["id"])
+        if new.body.get("author") is not None:
+            name("author", new.body["author"])
+    except FieldError as error:
+        raise CorrigendaError(f"The {error.field} {error.problem}: nothing was recorded, use another.") from None
+    return new
 
 
 def _begin(ledger: Ledger, header: dict[str, Any], tensors: bytes) -> None:

@@ -12,7 +12,7 @@ from vllm.logger import init_logger
 from vllm.sampling_params import BeamSearchParams
 
 from ...editing.backbone.loading import load_tokenizer
-from ...editing.text import shown
+from ...editing.shown import shown
 from ..access import tenant_of
 from ..catalogue import Admission, Catalogue
 from ..endpoints import current_request

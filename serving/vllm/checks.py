@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from ...editing.backbone.identity import another_model
 from ...editing.errors import CorrigendaError
 from ...editing.profiling import scope
 from ..settings import ServingSettings
@@ -60,11 +61,8 @@ def _check(config: Any) -> None:
         "layers": model.num_hidden_layers,
         "widths": [getattr(model, "intermediate_size", None), model.hidden_size],
     }
-    for name, value in found.items():
-        if layer[name] != value:
-            raise CorrigendaError(
-                f"The edits are for another model: they have {name}={layer[name]}, {config.model_config.model} {value}."
-            )
+    if sentence := another_model(ServingSettings.parse(settings_in(config)).edits[0], layer, found):
+        raise CorrigendaError(sentence)
     parallel = config.parallel_config
     for setting, what in (
         (getattr(parallel, "use_ubatching", False), "micro-batches (--enable-dbo)"),

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..config import EditingConfig, is_number
+from ..documented import documented
 
 
+@documented
 @dataclass
 class AssociativeConfig(EditingConfig):
     """Each edit's own key/value rows, read by softmax; nothing is shared, so nothing is forgotten."""
 
     method: ClassVar[str] = "associative"
     names: ClassVar = ("associative",)
+    summary: ClassVar = "rows of its own for every edit"
     only_solving: ClassVar = EditingConfig.only_solving | {
         *("contexts", "steps", "learning_rate", "adam_beta1", "adam_beta2", "stop_loss", "gain")
     }

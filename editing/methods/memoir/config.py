@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..config import EditingConfig
+from ..documented import documented
 
 
+@documented
 @dataclass
 class MemoirConfig(EditingConfig):
     """MEMOIR (arXiv 2506.07899): one residual matrix, each edit confined to the columns of its own mask.
@@ -18,6 +20,7 @@ class MemoirConfig(EditingConfig):
 
     method: ClassVar[str] = "memoir"
     names: ClassVar = ("memoir",)
+    summary: ClassVar = "one shared matrix, columns of an edit's own"
     only_solving: ClassVar = EditingConfig.only_solving | {
         *("contexts", "steps", "learning_rate", "weight_decay", "clip_norm", "stop_loss", "stop_change", "record_rank")
     }
@@ -29,15 +32,19 @@ class MemoirConfig(EditingConfig):
     top_k: int | None = None
     """Features a mask keeps; by default 4,096 of 14,336, and the same share elsewhere."""
     steps: int = 30
+    """Most SGD steps of an edit."""
     learning_rate: float | None = None
     """1.0 as published, but for models known to want another (`defaults.py`)."""
     weight_decay: float = 1e-5
+    """`W <- (1 - learning_rate * weight_decay) W` in each step."""
     decay: Literal["all", "active", "none"] = "all"
     """What weight decay acts on: "all" of the matrix (published), the "active" columns of the edit, or "none"."""
     clip_norm: float = 1.0
+    """A gradient of the matrix with a larger norm is scaled down to this one."""
     stop_loss: float = 0.02
+    """An edit stops early when its loss is at most this and changed by at most `stop_change`."""
     stop_change: float = 1e-4
-    """An edit stops early when the loss is at most `stop_loss` and changed by at most this."""
+    """See `stop_loss`."""
     contexts: int = 11
     """The prompt alone and after ten texts the model wrote itself."""
     record_rank: int | None = None

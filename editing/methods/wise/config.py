@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..config import EditingConfig, is_number
+from ..documented import documented
 
 
+@documented
 @dataclass
 class WiseConfig(EditingConfig):
     """WISE (arXiv 2405.14768): side memories, each edit under a random gradient mask, and a margin that routes.
@@ -19,6 +21,7 @@ class WiseConfig(EditingConfig):
     """
 
     names: ClassVar = ("wise-merge", "wise-retrieve")
+    summary: ClassVar = "side memories, merged or chosen from"
     scope: Literal["causal", "full"] = "full"
     threshold: float | str | None = None
     """Not asked for: WISE learns its thresholds; see `act_ratio`."""
@@ -27,8 +30,11 @@ class WiseConfig(EditingConfig):
     variant: Literal["merge", "retrieve"] = "merge"
     """"merge": finished shards become one memory; "retrieve": the best of several memories answers."""
     steps: int | None = None
+    """Most SGD steps of an edit: 70 as published."""
     learning_rate: float | None = None
+    """1.0 as published for most models."""
     weight_decay: float = 1e-5
+    """`W <- (1 - learning_rate * weight_decay) W` in each step, on what `decay` names."""
     decay: Literal["all", "masked", "none"] = "none"
     """What weight decay shrinks: "all" of the side weight, frozen part included (the code), the "masked" entries
     alone, or "none" (the paper)."""
@@ -37,18 +43,18 @@ class WiseConfig(EditingConfig):
     mask_ratio: float | None = None
     """Share of a shard's entries that its edits may write (rho)."""
     alpha: float | None = None
-    """The margin loss asks of the irrelevant prompt's distance to stay below alpha,"""
+    """Margin loss: `max(0, d_irrelevant - alpha)`; the distance of an irrelevant prompt is to stay below alpha."""
     beta: float | None = None
-    """of the edit's to exceed beta,"""
+    """Margin loss: `max(0, beta - d_edit)`; the distance of the edit's prompt is to exceed beta."""
     gamma: float | None = None
-    """and of their difference to exceed gamma."""
+    """Margin loss: `max(0, gamma - (d_edit - d_irrelevant))`; the difference of the two is to exceed gamma."""
     margin_weight: float | None = None
     """What the margin loss counts beside the cross-entropy: 1 as published."""
     irrelevant_prompts: int | None = None
     """How many irrelevant prompts take part in an edit's margin loss, each edit's own: 1 as published."""
     spared: float | None = None
-    """How much less an edit writes along a direction of the inputs that background prompts use as much as the mean of
-    all directions: by 1 + this, and along others in proportion to their use; 0, for none, as published."""
+    """An update along a direction of the inputs is divided by `1 + spared * use`, where `use` is how much background
+    prompts use that direction, 1 for the mean of all directions. 0 as published: nothing is spared."""
     background_prompts: int = 400
     """How many background prompts tell of that use, and of `threshold_from`."""
     distance: Literal["raw", "activated"] = "activated"
@@ -84,8 +90,9 @@ class WiseConfig(EditingConfig):
     replay: bool = False
     """For "retrieve": whether an earlier edit of every shard takes part in the margin loss of each new one."""
     stop_loss: float = 0.02
+    """An edit stops early when its loss, margin included, is at most this and changed by at most `stop_change`."""
     stop_change: float = 1e-4
-    """An edit stops early when its loss, margin included, is at most `stop_loss` and changed by at most this."""
+    """See `stop_loss`."""
     contexts: int | None = None
     """The prompt alone and after that many less one texts the model wrote itself: 11 as published."""
 

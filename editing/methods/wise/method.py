@@ -262,8 +262,13 @@ class Wise(Method):
 
     @torch.no_grad()
     def routes(self, prompts: Sequence[str]) -> Decision:
+        return self.memory.decide(self.distances(prompts))
+
+    @torch.no_grad()
+    def distances(self, prompts: Sequence[str]) -> Tensor:
+        """How far each memory moves the layer's output for each prompt, `[shards, prompts]`."""
         x, offsets, weight = PackedPrompts.of(self.decoder, self.layer, self.prompts, prompts)
-        return self.memory.decide(self.memory.distances(x, self._base_output(x), offsets, weight)[0])
+        return self.memory.distances(x, self._base_output(x), offsets, weight)[0]
 
     def holds(self, route: int, edit: int) -> bool:
         return route >= 0 and self.memory.shards[route].first <= edit < self.memory.shards[route].end

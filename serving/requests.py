@@ -1,0 +1,65 @@
+"""A request of continuous batching, from its arrival to its end, and what its manager asks of the served model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from ..editing.model.layer import Site
+from ..editing.routers.context import RoutingContext
+from .catalogue import Admission
+
+
+class ServedRequest:
+    """A request from its arrival to its end: what was decided for it, where its edit's rows are (-1: no edit answers),
+    and how long its prompt is.
+
+    It travels on the stack's own state of the request, so what becomes of that becomes of the decision: a fork has its
+    parent's, and a request that the stack drops without a word is forgotten here too.
+    """
+
+    __slots__ = ("__weakref__", "admission", "ended", "place", "prompt")
+
+    def __init__(self, admission: Admission, place: int, prompt: int) -> None:
+        self.admission = admission
+        self.place = place
+        self.prompt = prompt
+        self.ended = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ServedRequest:
+        return self
+
+    @property
+    def edited(self) -> bool:
+        return self.admission.edit is not None
+
+
+class RequestHost(Protocol):
+    """What a manager's requests ask of the model that serves them (`ServedModel`)."""
+
+    site: Site
+    idle: RoutingContext
+    passing: threading.RLock  # of one pass at a time: what the layer reads is one manager's
+
+    def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> ServedRequest:
+        """Decide a request's edit and keep that edit's rows while the request is in flight."""
+
+    def drop_unread_rows(self) -> None:
+        """Drop rows that nobody reads any more."""
+
+    def lost(self, request: str, served: ServedRequest) -> None:
+        """A request is found to have been answered without its edit's rows; it fails."""
+
+
+class CallRequests:
+    """Whose the prompts of one `generate_batch` call are, and what was decided for them, by request."""
+
+    def __init__(self, tenants: dict[int, str | None]) -> None:
+        self.tenants = tenants  # by the identity of the prompt's list, which the manager hands on
+        self.admissions: dict[str, Admission] = {}
+
+
+call_requests: ContextVar[CallRequests | None] = ContextVar("corrigenda_arrivals", default=None)
+asking_tenant: ContextVar[str | None] = ContextVar("corrigenda_tenant", default=None)
