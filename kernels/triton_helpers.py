@@ -50,8 +50,8 @@ def nth_set_bits(words, rank):
     upto = tl.cumsum(count, 0)
     before = upto - count
     # The one word that holds the bit, found by comparing twice, not by counting how many end before it: LLVM counts
-    # comparisons as a population count of predicates (github.com/llvm/llvm-project/pull/223163 weighs what that costs),
-    # and gathers those on the stack.
+    # comparisons as a population count of a vector of predicates, which it gathers on the stack. (Its vectorizer makes
+    # that form a choice by cost since github.com/llvm/llvm-project/pull/223163; Triton 3.9 has it always.)
     holds = (before[None, :] <= rank[:, None]) & (rank[:, None] < upto[None, :])
     word = tl.sum(tl.where(holds, words[None, :], 0), 1)
     origin = tl.sum(tl.where(holds, (tl.arange(0, words.shape[0]) * 65536 + before)[None, :], 0), 1)

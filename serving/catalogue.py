@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..editing.backbone.identity import another_model, tokenizer_digest
 from ..editing.edits.prompts import PromptFormat
@@ -20,6 +21,7 @@ from ..editing.profiling import scope
 from ..editing.routers.router import EditRouter
 from ..editing.shown import shown
 from ..editing.store.codec import fingerprint_of, unpacked
+from ..editing.store.signing import check_signed
 from ..editing.store.store import EditStore
 from ..editing.store.stored import StoredEdit
 from .errors import ServingError
@@ -38,7 +40,7 @@ class ServedEdit(NamedTuple):
     store: Path
     tenant: str | None
     stored: StoredEdit
-    fingerprint: tuple[int, ...]
+    fingerprint: bytes
 
     @property
     def id(self) -> str:
@@ -139,7 +141,8 @@ class Catalogue:
             raise ServingError(sentence, 422)
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
-        self._fits = text_router(self.config, tokenizer).fits
+        unwritten = text_router(self.config, tokenizer)
+        self._fits, self._fact_of = unwritten.fits, unwritten.fact_of
         self._background: dict[str, Any] | None = None
         self._open = OpenStores()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
@@ -171,6 +174,7 @@ class Catalogue:
             self._check_limits(stores)
         for tenant, path in stores:
             store = self._open.at(path)
+            self._check_signed(store)
             self._check(store, path)
             # By identity: a store that was opened anew has other objects, and may have other edits by these numbers.
             known = {id(edit.stored): edit for edit in self._stores.get((tenant, path), ())}
@@ -179,7 +183,8 @@ class Catalogue:
             withdrawn[tenant, path] = withdrawn_edits(store.history)
             new = [edit for edit in read[tenant, path] if id(edit.stored) not in known]
             for edit in [*new, *withdrawn[tenant, path]]:
-                if not self._fits(torch.as_tensor(edit.fingerprint, dtype=torch.int32, device="cpu")):
+                known = edit.fingerprint
+                if not self._fits(_words(known) if isinstance(known, bytes) else known):
                     raise ServingError(
                         f'The fingerprint of edit "{edit.id}" in {path} is not one of this router\'s: see '
                         f"`corrigenda verify {path}`.",
@@ -242,7 +247,7 @@ class Catalogue:
 
     def undo(self, name: str, tenant: str | None, store: Path | None = None, author: str | None = None) -> Change:
         """Undo an edit that is served, in its store's ledger; the change that this makes."""
-        if self.settings.read_only:
+        if self.settings.read_only or self.settings.signed_by is not None:
             raise ServingError("This server does not change stores: undo the edit with `corrigenda undo`.", 403)
         with self._lock:
             found = [
@@ -305,8 +310,9 @@ class Catalogue:
         """
         owners = dict.fromkeys((None, tenant))
         order = [(store, edits) for of in owners for store, edits in self._stores.items() if store[0] == of]
-        last = {edit.fingerprint: store for store, edits in order for edit in edits}
-        return [edit for store, edits in order for edit in edits if last[edit.fingerprint] == store]
+        facts = {edit.key: self._fact_of(_words(edit.fingerprint)) for _, edits in order for edit in edits}
+        last = {facts[edit.key]: store for store, edits in order for edit in edits}
+        return [edit for store, edits in order for edit in edits if last[facts[edit.key]] == store]
 
     def _become(self, seen: _Seen | None, tenant: str | None, version: int) -> _Seen:
         wanted = self._seen_by(tenant)
@@ -325,9 +331,7 @@ class Catalogue:
         gone = set(range(len(edits))).difference(kept)
         if gone:
             router.remove(gone)
-        router.add_fingerprints(
-            [torch.tensor(edit.fingerprint, dtype=torch.int32, device="cpu") for edit in wanted[len(kept) :]]
-        )
+        router.add_fingerprints([_words(edit.fingerprint) for edit in wanted[len(kept) :]])
         edits = wanted
         undone = [
             one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
@@ -335,13 +339,21 @@ class Catalogue:
         withdraw(router, undone, [edit.stored for edit in edits])
         return _Seen(router, edits, version)
 
+    def _check_signed(self, store: EditStore) -> None:
+        """Raise unless a store may be served by the keys that are asked for: none, or one that has signed it."""
+        if self.settings.signed_by is not None:
+            try:
+                check_signed(store, self.settings.signed_by)
+            except CorrigendaError as error:
+                raise ServingError(str(error), 403) from error
+
     def _check(self, store: EditStore, path: Path) -> None:
         """Raise unless a store's edits can be served beside those of the first one."""
         config, prompts = served_config(store), store.header["prompts"]
         recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
         if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
             raise ServingError(sentence, 422)
-        for name in ("layer", "beta", "threshold"):
+        for name in ("layer", "beta", "threshold", "router", "encoder"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ServingError(
                     f"The edits in {path} have {name}={getattr(config, name)!r}, but those that are served have "
@@ -431,5 +443,12 @@ def _without(gone: frozenset[tuple[str | None, Path]], before: dict[Any, Any], n
     return {store: value for store, value in {**before, **new}.items() if store not in gone}
 
 
+def _words(fingerprint: bytes) -> Tensor:
+    """int32 `[n]` of a fingerprint's bytes."""
+    if not fingerprint:
+        return torch.zeros(0, dtype=torch.int32, device="cpu")
+    return torch.frombuffer(bytearray(fingerprint), dtype=torch.int32)
+
+
 def _served(stored: StoredEdit, path: Path, tenant: str | None) -> ServedEdit:
-    return ServedEdit(edit_key(stored), path, tenant, stored, tuple(fingerprint_of(stored).tolist()))
+    return ServedEdit(edit_key(stored), path, tenant, stored, fingerprint_of(stored).numpy().tobytes())

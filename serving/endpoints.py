@@ -1,33 +1,21 @@
-"""HTTP for edits: the routes under `/v1/edits`, and the header that says which edit answered. It knows no stack."""
+"""HTTP for edits: the routes under `/v1/edits`. It knows no stack."""
 
 # Not `from __future__ import annotations`: FastAPI reads those of the handlers, whose classes are imported when needed.
 
 import json
-import logging
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Container, Mapping
 from typing import Any, Protocol
-from urllib.parse import quote
 
 from ..editing.errors import CorrigendaError
 from ..editing.shown import name as checked_name
 from ..editing.shown import shown
 from .access import Access, Caller
-from .errors import ServingError
+from .edit_header import tenant_named
+from .errors import Malformed, ServingError, error_body
+from .log import logger_of
 
-EDIT_HEADER = "x-corrigenda-edit"
-VERSION_HEADER = "x-corrigenda-version"
-TENANT_HEADER = "x-corrigenda-tenant"
+logger = logger_of("corrigenda")
 
-logger = logging.getLogger("corrigenda")
-
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    409: "conflict_error",
-    507: "capacity_error",
-}
 _LONGEST_BODY = 64 * 1024
 
 
@@ -169,7 +157,7 @@ def edits_router(edits: ServedEdits) -> Any:
 
             async def change(tenant: str | None, caller: Caller) -> dict[str, Any]:
                 if tenant is None:
-                    raise _Malformed('The query must hold "tenant".')
+                    raise Malformed('The query must hold "tenant".')
                 return await edits.forget(tenant)
 
             return await changed(request, "a tenant's end", query.get("tenant"), change)
@@ -184,7 +172,7 @@ def _check_name(what: str, name: str | None) -> None:
         if name is not None:
             checked_name(what, name)
     except CorrigendaError as error:
-        raise _Malformed(str(error)) from None
+        raise Malformed(str(error)) from None
 
 
 def _author(caller: Caller, given: str | None) -> str | None:
@@ -192,36 +180,16 @@ def _author(caller: Caller, given: str | None) -> str | None:
     if caller.name in ("key", "this machine", "anybody"):
         return given
     if given not in (None, caller.name):
-        raise _Malformed("The author is whoever holds the key: leave the field out.")
+        raise Malformed("The author is whoever holds the key: leave the field out.")
     return caller.name
-
-
-def tenant_named(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """The tenant that a request's headers name. Two of them are refused: which one a gateway set is not to be seen."""
-    named = [value for name, value in headers if name.lower() == TENANT_HEADER.encode()]
-    if len(named) > 1:
-        raise _Malformed(f"The header {TENANT_HEADER} was sent twice.")
-    return named[0].decode("latin-1") or None if named else None
 
 
 def _query(request: Any, known: set[str], unbounded: Container[str] = ()) -> dict[str, str]:
     """The fields of a query; one that is there twice is refused."""
     pairs = request.query_params.multi_items()
     if len({name for name, _ in pairs}) < len(pairs):
-        raise _Malformed("The query holds a field twice.")
+        raise Malformed("The query holds a field twice.")
     return _fields(dict(pairs), known, "The query", unbounded)
-
-
-def error_body(error: object, status: int) -> dict[str, Any]:
-    """An error as OpenAI's clients read it. Half a pair of surrogates, which JSON can bring in, is no UTF-8."""
-    message = shown(str(error))
-    return {"error": {"message": message, "type": _TYPES.get(status, "invalid_request_error"), "code": status}}
-
-
-class _Malformed(CorrigendaError):
-    """A request that says something else than the route understands."""
-
-    status = 400
 
 
 async def _body(request: Any) -> Any:
@@ -232,105 +200,27 @@ async def _body(request: Any) -> Any:
     async for part in request.stream():
         raw += part
         if len(raw) > _LONGEST_BODY:
-            raise _Malformed(f"The body is longer than {_LONGEST_BODY} bytes.")
+            raise Malformed(f"The body is longer than {_LONGEST_BODY} bytes.")
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
-        raise _Malformed('The body must be a JSON object such as {"store": "a folder of edits"}.') from None
+        raise Malformed('The body must be a JSON object such as {"store": "a folder of edits"}.') from None
 
 
 def _fields(given: Any, known: set[str], where: str, unbounded: Container[str] = ()) -> dict[str, str]:
     """What was given by name; null is as if it were not given."""
     if not isinstance(given, Mapping):
-        raise _Malformed(f"{where} must be a JSON object.")
+        raise Malformed(f"{where} must be a JSON object.")
     for name, value in given.items():
         if name not in known:
-            raise _Malformed(f'{where} has an unknown field "{shown(name[:100])}": use {", ".join(sorted(known))}.')
+            raise Malformed(f'{where} has an unknown field "{shown(name[:100])}": use {", ".join(sorted(known))}.')
         nul = isinstance(value, str) and "\0" in value and name not in unbounded
         if value is not None and (not isinstance(value, str) or not value or nul):
-            raise _Malformed(f'{where} must hold "{name}" as text.')
+            raise Malformed(f'{where} must hold "{name}" as text.')
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _required(given: dict[str, str], name: str, where: str) -> str:
     if name not in given:
-        raise _Malformed(f'{where} must hold "{name}".')
+        raise Malformed(f'{where} must hold "{name}".')
     return given[name]
-
-
-class HttpRequest:
-    """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none.
-
-    version: of the edits among which that was decided, for the last prompt
-    """
-
-    def __init__(self, tenant: str | None = None) -> None:
-        self.tenant = tenant
-        self.edits: list[str | None] = []
-        self.version: int | None = None
-
-    def decided(self, edit: str | None, version: int) -> None:
-        """Note what was decided for the next prompt."""
-        self.edits.append(edit)
-        self.version = version
-
-    @property
-    def header(self) -> str:
-        """The ids in the order of the prompts; `-` for none. What no header can hold is percent-encoded."""
-        return ",".join("-" if edit is None else _encoded(edit) for edit in self.edits)
-
-
-def _encoded(edit: str) -> str:
-    return "%2D" if edit == "-" else quote(edit, safe="!#$&'()*+/:;=?@[]^_`{|}~")
-
-
-_current_request: ContextVar[HttpRequest | None] = ContextVar("corrigenda_asked", default=None)
-
-
-def current_request() -> HttpRequest | None:
-    """The HTTP request that this task or thread works for, if any."""
-    return _current_request.get()
-
-
-class EditHeader:
-    """ASGI middleware: tells `current_request()` the tenant of each HTTP request, and the client what answered it.
-
-    The tenant is named by the header `x-corrigenda-tenant`. A response's start is held back until its first piece of
-    body, for some servers begin to answer before they have looked at the prompts.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        try:
-            request = HttpRequest(tenant_named(scope["headers"]))
-        except CorrigendaError as error:
-            from starlette.responses import JSONResponse
-
-            await JSONResponse(error_body(error, 400), status_code=400)(scope, receive, send)
-            return
-        start: Any = None
-
-        async def answer(message: Any) -> None:
-            nonlocal start
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            if start is not None:
-                if request.edits and start["status"] < 400:  # else nothing was answered
-                    told = {EDIT_HEADER: request.header, VERSION_HEADER: str(request.version)}
-                    added = [(name.encode(), value.encode("ascii")) for name, value in told.items()]
-                    start = {**start, "headers": [*start.get("headers", ()), *added]}
-                held, start = start, None
-                await send(held)
-            await send(message)
-
-        token = _current_request.set(request)
-        try:
-            await self.app(scope, receive, answer)
-        finally:
-            _current_request.reset(token)

@@ -13,7 +13,10 @@ from typing import Any
 from ..editing.backbone.loading import PACKAGED, check_model, load_base, readable_errors
 from ..editing.errors import CorrigendaError
 from .access import Access, keep_keys, listens_locally
-from .endpoints import EditHeader, edits_router, error_body
+from .edit_header import EditHeader
+from .endpoints import edits_router
+from .errors import error_body
+from .log import logger_of
 from .metrics import exposition
 from .settings import ServingSettings
 
@@ -225,7 +228,7 @@ async def _refuse(request: Any, error: Exception) -> Any:
 
 
 def _show_log() -> None:
-    logger = logging.getLogger("corrigenda")
+    logger = logger_of("corrigenda")
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
 
 from ..editing.errors import CorrigendaError
+from .log import logger_of
 
-logger = logging.getLogger("corrigenda")
+logger = logger_of("corrigenda")
 
 _STOPPED = "The values of this request's edit are no numbers, or too large: it is not answered; undo that edit."
 

@@ -34,6 +34,8 @@ class ServingSettings:
     hosts     what the header Host may say to the routes for edits, without port; empty: names of this machine alone
               where the server listens on nothing else, anything where it asks for a key
     origins   what the header Origin may say to them, besides the server itself
+    signed_by a file of public keys: only folders are served that one of them has signed (`corrigenda sign`), and the
+              server changes none
     """
 
     edits: tuple[Path, ...]
@@ -47,6 +49,7 @@ class ServingSettings:
     tenant_header_only: bool = False
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    signed_by: Path | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -83,6 +86,7 @@ class ServingSettings:
             given.get("tenant_header_only", False),
             _texts(given.get("hosts"), "hosts"),
             _texts(given.get("origins"), "origins"),
+            None if given.get("signed_by") is None else _folder(given["signed_by"], "signed_by"),
         )
         for name in ("capacity", "rows", "most_tenants", "most_folders"):
             value = getattr(settings, name)

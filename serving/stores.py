@@ -64,7 +64,7 @@ def served_config(store: EditStore) -> AssociativeConfig:
         raise ServingError(
             f'The edits in {store.ledger.name} ({config.method}, scope="{config.scope}") are found by features of the '
             "whole prompt, which chunked prefill and prefix sharing hide from a server: serve edits of the method "
-            'associative (scope="causal", router="tokens").',
+            'associative (scope="causal", router="tokens" or "meaning").',
             422,
         )
     return config

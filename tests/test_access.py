@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient  # noqa: E402
 from corrigenda.editing import CorrigendaError  # noqa: E402
 from corrigenda.serving import ServingError, ServingSettings  # noqa: E402
 from corrigenda.serving.access import Access, keys_of, listens_locally, tenant_of  # noqa: E402
-from corrigenda.serving.endpoints import EditHeader, current_request, edits_router  # noqa: E402
+from corrigenda.serving.edit_header import EditHeader, current_request  # noqa: E402
+from corrigenda.serving.endpoints import edits_router  # noqa: E402
 
 CHANGE, READ = "c" * 32, "r" * 32
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"

@@ -440,6 +440,11 @@ class TestRefused:
             ("f.jsonl", MEND | {"alt": ""}, " holds no edits: every record has an empty target."),
             ("f.jsonl", MEND | {"alt": 7}, ', record 1 (line 1): the field "alt" must be text, not a number.'),
             ("f.jsonl", FLAT | {"target": {"id": "Q1"}}, ', record 1 (line 1): the field "target.str" is missing.'),
+            (
+                "f.jsonl",
+                OWN | {"id": "x" * 257},
+                ', record 1 (line 1): the field "id" has 257 characters, more than 256.',
+            ),
             ("f.jsonl", {"question": "q", "answers": ["a"]}, ', record 1 (line 1): the field "answer" is missing.'),
             ("f.json", {"K_F": [], "K_R": []}, ', record 1 (line 1): the field "K_F" holds no edits.'),
             ("f.json", {"K_F": ["x"]}, ', record 1 (line 1): the field "K_F[0]" must be an object, not text.'),

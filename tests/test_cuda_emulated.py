@@ -38,6 +38,7 @@ FINGERPRINTS = [
 
 
 def fingerprint_inputs(width, k, lengths, dtype, seed, options):
+    """The arguments of topk_mask, by name."""
     # Powers of two, so that the mean of dyadic features is exact in any order; few steps, so that many are equal.
     x = dyadic(sum(lengths), width, seed=seed, dtype=dtype, steps=8)
     weight = background = permutation = None
@@ -45,39 +46,44 @@ def fingerprint_inputs(width, k, lengths, dtype, seed, options):
         weight = torch.ones(len(x))
         background = dyadic(width, seed=seed + 1, steps=8)
         permutation = torch.randperm(width, generator=generator(seed))
-    return x, offsets_of(*lengths), k, weight, background, permutation
+    names = "x", "offsets", "k", "weight", "background", "permutation"
+    return dict(zip(names, (x, offsets_of(*lengths), k, weight, background, permutation)))
+
+
+def sizes_of(features):
+    (tokens, width), batch = features["x"].shape, len(features["offsets"]) - 1
+    return {"tokens": tokens, "batch": batch, "width": width}
+
+
+def run_topk_mask(kernels, features):
+    masks = empty(len(features["offsets"]) - 1, (features["x"].shape[1] + 31) // 32)
+    emulate.launch(kernels, "topk_mask", **features, **sizes_of(features), masks=masks)
+    return masks
 
 
 @pytest.mark.parametrize("options", [False, True], ids=["plain", "all"])
 @pytest.mark.parametrize("width, k, lengths", FINGERPRINTS, ids=str)
 def test_topk_mask(kernels, order, width, k, lengths, options):
     dtype = FEATURE_DTYPES[(order + len(lengths)) % 3]
-    x, offsets, *rest = fingerprint_inputs(width, k, lengths, dtype, order, options)
-    k, weight, background, permutation = rest
+    features = fingerprint_inputs(width, k, lengths, dtype, order, options)
     if width == 33:
+        x = features["x"]
         x[-1, 3], x[-1, 30], x[0, 8] = torch.nan, torch.inf, -torch.inf
-    sizes = len(x), len(lengths), width
-    masks = empty(len(lengths), (width + 31) // 32)
-    scratch = emulate.scratch(kernels, "topk_mask", *sizes)
-    features = (x, x.dtype, offsets, *sizes, k, weight, background, permutation)
-    emulate.call(kernels, "topk_mask", *features, masks, scratch)
-    assert torch.equal(masks, reference.topk_mask(x, offsets, k, weight, background, permutation))
+    assert torch.equal(run_topk_mask(kernels, features), reference.topk_mask(**features))
 
 
 def test_topk_mask_weighs_tokens(kernels, order):
-    x, weight = dyadic(12, 65, seed=order), torch.tensor([4.0, 0, 0, 0, 2, 0, 0, 2, 0, 0, 0, 0])
-    masks = empty(3, 3)
-    scratch = emulate.scratch(kernels, "topk_mask", 12, 3, 65)
-    offsets = offsets_of(1, 7, 4)
-    emulate.call(kernels, "topk_mask", x, x.dtype, offsets, 12, 3, 65, 9, weight, None, None, masks, scratch)
-    assert torch.equal(masks, reference.topk_mask(x, offsets, 9, weight, None, None))
+    features = fingerprint_inputs(65, 9, (1, 7, 4), torch.float32, order, False)
+    features |= {"x": dyadic(12, 65, seed=order), "weight": torch.tensor([4.0, 0, 0, 0, 2, 0, 0, 2, 0, 0, 0, 0])}
+    assert torch.equal(run_topk_mask(kernels, features), reference.topk_mask(**features))
 
 
 def visibility(batch, rows, seed):
     """The ways of hiding stored rows: none, a count, a count with groups."""
     groups = integers(batch, low=0, high=2, seed=seed), integers(rows, low=0, high=2, seed=seed + 1)
     count = torch.tensor([rows * 3 // 4], dtype=torch.int32)
-    return [(None, None, None), (count, None, None), (count, *groups)]
+    names = "valid", "query_group", "stored_group"
+    return [dict(zip(names, given)) for given in ((None, None, None), (count, None, None), (count, *groups))]
 
 
 @pytest.mark.parametrize("width", [97, 160, 1536])
@@ -88,11 +94,10 @@ def test_mask_overlap(kernels, order, batch, rows, width):
         query[0] = stored[31] = stored[37]  # equals, in one block or in two
     for visible in visibility(batch, rows, order):
         index, overlap = empty(batch), empty(batch)
-        scratch = emulate.scratch(kernels, "mask_overlap", batch)
-        emulate.call(
-            kernels, "mask_overlap", query, stored, batch, rows, query.shape[1], *visible, index, overlap, scratch
-        )
-        expected = reference.mask_overlap(query, stored, *visible)
+        sizes = {"batch": batch, "rows": rows, "words": query.shape[1]}
+        given = {"query": query, "stored": stored, **visible}
+        emulate.launch(kernels, "mask_overlap", **given, **sizes, index=index, overlap=overlap)
+        expected = reference.mask_overlap(**given)
         assert torch.equal(index, expected[0]) and torch.equal(overlap, expected[1])
 
 
@@ -100,18 +105,14 @@ def test_mask_overlap(kernels, order, batch, rows, width):
 def test_mask_route(kernels, order, lengths):
     width, k, rows, batch = 320, 40, 100, len(lengths)
     features = fingerprint_inputs(width, k, lengths, torch.bfloat16, order, True)
-    x, offsets, k, weight, background, permutation = features
     stored = random_masks(rows, width, seed=order, k=k)
-    stored[60] = reference.topk_mask(*features)[0]
+    stored[60] = reference.topk_mask(**features)[0]
     for visible in visibility(batch, rows, order):
         for least in (5, 30, 41):
-            minimum = torch.tensor([least], dtype=torch.int32)
-            outputs = [empty(batch) for _ in range(3)]
-            scratch = emulate.scratch(kernels, "mask_route", len(x), batch, width)
-            sizes = len(x), batch, width, k
-            fingerprint = (x, x.dtype, offsets, *sizes, weight, background, permutation)
-            emulate.call(kernels, "mask_route", *fingerprint, stored, rows, minimum, *visible, *outputs, scratch)
-            for actual, expected in zip(outputs, reference.mask_route(*features, stored, minimum, *visible)):
+            given = {**features, "stored": stored, "minimum": torch.tensor([least], dtype=torch.int32), **visible}
+            outputs = {name: empty(batch) for name in ("nearest", "overlap", "route")}
+            emulate.launch(kernels, "mask_route", **given, **sizes_of(features), rows=rows, **outputs)
+            for actual, expected in zip(outputs.values(), reference.mask_route(**given)):
                 assert torch.equal(actual, expected)
 
 
@@ -131,14 +132,15 @@ def test_token_overlap(kernels, order, batch, rows, query_length):
     rarity = integers(vocabulary, low=0, high=4, seed=2) * 1000
     for visible in visibility(batch, rows, order):
         for extra_weight in (0.0, 0.125):
-            index, score, runner_up = empty(batch), empty(batch, dtype=torch.float32), empty(batch, dtype=torch.float32)
-            sizes = batch, query_length, rows, stored_length, vocabulary
-            scratch = emulate.scratch(kernels, "token_overlap", batch, rows)
-            tokens = (query, stored, rarity, *sizes, extra_weight)
-            emulate.call(kernels, "token_overlap", *tokens, *visible, index, score, runner_up, scratch)
-            expected = reference.token_overlap(query, stored, rarity, extra_weight, *visible)
+            given = {"query": query, "stored": stored, "rarity": rarity, "extra_weight": extra_weight, **visible}
+            outputs = {"index": empty(batch)}
+            outputs |= {name: empty(batch, dtype=torch.float32) for name in ("score", "runner_up")}
+            emulate.launch(
+                kernels, "token_overlap", **given, **outputs, batch=batch, query_length=query_length, rows=rows,
+                stored_length=stored_length, vocabulary=vocabulary,
+            )  # fmt: skip
             # The kernel rounds where the reference rounds: equal, not only close.
-            for actual, wanted in zip((index, score, runner_up), expected):
+            for actual, wanted in zip(outputs.values(), reference.token_overlap(**given)):
                 assert torch.equal(actual, wanted)
 
 

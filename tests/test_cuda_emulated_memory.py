@@ -66,12 +66,11 @@ def test_masked_linear(kernels, order, tokens, width, outputs, entries, poison):
     dtypes = DTYPES[(order + tokens + poison) % len(DTYPES)]
     y, x, memory, masks, route = masked_inputs(tokens, width, outputs, entries, dtypes, poison)
     expected = reference.masked_linear(*doubles(y, x, memory), masks, route)
-    sizes = tokens, width, outputs
+    given = {"x": x, "memory": memory, "masks": masks, "route": route}
+    sizes = {"tokens": tokens, "width": width, "outputs": outputs}
     for out in (unwritten(y), y.clone()):
         source = out if same_bits(out, y) else y
-        scratch = emulate.scratch(kernels, "masked_linear", *sizes)
-        floats = (source, y.dtype, x, x.dtype, memory, memory.dtype)
-        emulate.call(kernels, "masked_linear", *floats, masks, route, *sizes, out, scratch)
+        emulate.launch(kernels, "masked_linear", y=source, **given, **sizes, out=out)
         assert_as_close(out, expected)
         assert same_bits(out[route < 0], y[route < 0])
 
@@ -87,10 +86,10 @@ def test_masked_linear_backward(kernels, order, tokens, width, outputs, entries,
         grad[route < 0] = torch.nan
         grad[2:3] = torch.nan
     expected = reference.masked_linear_backward(*doubles(grad, x, memory), masks, route, (True, True))
-    floats = (grad, grad.dtype, x, x.dtype, memory, memory.dtype)
+    given = {"grad": grad, "x": x, "memory": memory, "masks": masks, "route": route}
+    sizes = {"tokens": tokens, "width": width, "outputs": outputs}
     for dx, dmemory in ((unwritten(x), unwritten(memory)), (None, unwritten(memory)), (unwritten(x), None)):
-        sizes = tokens, width, outputs
-        emulate.call(kernels, "masked_linear_backward", *floats, masks, route, *sizes, dx, dmemory)
+        emulate.launch(kernels, "masked_linear_backward", **given, **sizes, dx=dx, dmemory=dmemory)
         for actual, wanted in zip((dx, dmemory), expected):
             if actual is not None:
                 assert_as_close(actual, wanted)
@@ -119,13 +118,26 @@ READS = [
 ]
 
 
-def run_read(kernels, y, x, first, keys, values, pages, rows, route, background, scales, out):
-    tokens, width, max_pages = len(x), x.shape[1], pages.shape[1]
-    scratch = emulate.scratch(kernels, "associative_read", tokens, width, max_pages)
-    floats = (y, y.dtype, x, x.dtype, first, keys, keys.dtype, values, values.dtype, pages, rows, route, background)
-    sizes = tokens, width, y.shape[1], max_pages
-    emulate.call(kernels, "associative_read", *floats, BETA, scales, *sizes, out, scratch)
+def read_fields(x, first, keys, values, pages, rows, route, background):
+    """What associative_read and its gradients take alike."""
+    given = {"x": x, "first": first, "keys": keys, "values": values, "pages": pages, "rows": rows, "route": route}
+    sizes = {"tokens": len(x), "width": x.shape[1], "outputs": values.shape[2], "max_pages": pages.shape[1]}
+    return {**given, "background": background, "beta": BETA, **sizes}
+
+
+def run_read(kernels, y, *given, scales, out):
+    emulate.launch(kernels, "associative_read", y=y, **read_fields(*given), scales=scales, out=out)
     return out
+
+
+def run_read_backward(kernels, grad, x, first, keys, values, pages, *rest, needed=(True, True, True)):
+    gradients = [unwritten(like) if need else None for like, need in zip((x, keys, values), needed)]
+    fields = read_fields(x, first, keys, values, pages, *rest)
+    outputs = dict(zip(("dx", "dkeys", "dvalues"), gradients))
+    emulate.launch(
+        kernels, "associative_read_backward", grad=grad, **fields, edits=len(pages), banks=len(keys), **outputs
+    )
+    return gradients
 
 
 @pytest.mark.parametrize("tokens, counts, width, outputs", READS, ids=str)
@@ -135,7 +147,7 @@ def test_associative_read(kernels, order, tokens, counts, width, outputs):
     expected = reference.associative_read(*wide[0], first, *wide[2], *rest, BETA, None)
     for out in (unwritten(y), y.clone()):
         source = out if same_bits(out, y) else y
-        run_read(kernels, source, x, first, keys, values, *rest, None, out)
+        run_read(kernels, source, x, first, keys, values, *rest, scales=None, out=out)
         assert_as_close(out, expected)
         kept = (expected == y.double()).all(1)
         assert same_bits(out[kept], y[kept])
@@ -147,7 +159,8 @@ def test_associative_read_of_eight_bits(kernels, order):
     small = (values.float() / scales[..., None]).nan_to_num().round().to(torch.int8)
     plain = small.double() * scales.double()[..., None]
     expected = reference.associative_read(*doubles(y, x), first, keys.double(), plain, *rest, BETA, None)
-    assert_as_close(run_read(kernels, y, x, first, keys, small, *rest, scales, unwritten(y)), expected)
+    actual = run_read(kernels, y, x, first, keys, small, *rest, scales=scales, out=unwritten(y))
+    assert_as_close(actual, expected)
 
 
 @pytest.mark.parametrize("tokens, counts, width, outputs", [*READS[:4], (9, (9, 2), 520, 16)], ids=str)
@@ -159,12 +172,8 @@ def test_associative_read_backward(kernels, order, tokens, counts, width, output
     wide = doubles(grad, x), doubles(keys, values)
     tables = pages, rows, route, background
     expected = reference.associative_read_backward(*wide[0], first, *wide[1], *tables, BETA, (True,) * 3)
-    floats = (grad, grad.dtype, x, x.dtype, first, keys, keys.dtype, values, values.dtype, *tables)
-    sizes = tokens, width, outputs, len(counts), pages.shape[1], len(keys)
     for needed in ((True,) * 3, (False, True, False), (True, False, False), (False, False, True)):
-        gradients = [unwritten(like) if need else None for like, need in zip((x, keys, values), needed)]
-        scratch = emulate.scratch(kernels, "associative_read_backward", tokens, pages.shape[1])
-        emulate.call(kernels, "associative_read_backward", *floats, BETA, *sizes, *gradients, scratch)
+        gradients = run_read_backward(kernels, grad, x, first, keys, values, *tables, needed=needed)
         for actual, wanted in zip(gradients, expected):
             if actual is not None:
                 assert_as_close(actual, wanted)
@@ -181,12 +190,7 @@ def test_a_token_without_a_direction(kernels, order):
     expected = reference.associative_read_backward(
         *doubles(grad, x), first, *doubles(keys, values), *tables, BETA, (True,) * 3
     )
-    gradients = [unwritten(like) for like in (x, keys, values)]
-    scratch = emulate.scratch(kernels, "associative_read_backward", 3, pages.shape[1])
-    floats = (grad, grad.dtype, x, x.dtype, first, keys, keys.dtype, values, values.dtype, *tables)
-    sizes = 3, 16, 8, 1, pages.shape[1], len(keys)
-    emulate.call(kernels, "associative_read_backward", *floats, BETA, *sizes, *gradients, scratch)
-    for actual, wanted in zip(gradients, expected):
+    for actual, wanted in zip(run_read_backward(kernels, grad, x, first, keys, values, *tables), expected):
         assert_as_close(actual, wanted)
 
 
@@ -201,8 +205,9 @@ def test_masked_sgd(kernels, order, tokens, width, outputs):
     masks, base = random_masks(width, outputs, seed=3), normal(width, outputs, seed=4, dtype=dtypes[0])
     if tokens > 8:
         x[2, 1], gradient[3, 2], gradient[4, outputs - 1] = torch.inf, -torch.inf, torch.nan
-    scratch = emulate.scratch(kernels, "masked_sgd", tokens, width, outputs, x.dtype, gradient.dtype)
-    for frozen, decay, decay_masked, limit in ((None, 0.0, 0, torch.inf), (base, 0.1, 0, 0.9), (base, 0.1, 1, 0.9)):
+    sizes = {"tokens": tokens, "width": width, "outputs": outputs}
+    kinds = (None, 0.0, False, torch.inf), (base, 0.1, False, 0.9), (base, 0.1, True, 0.9)
+    for frozen, decay, decay_masked, limit in kinds:
         delta = normal(width, outputs, seed=5)
         before = delta.clone()
         wide = delta.double(), x.double(), gradient.double()
@@ -210,9 +215,9 @@ def test_masked_sgd(kernels, order, tokens, width, outputs):
         step = torch.where(free, 0.5 * wide[1].T @ wide[2], 0.0)
         whole = decay * (wide[0] + (0 if frozen is None else frozen.double()))
         expected = (wide[0] - step - (torch.where(free, whole, 0.0) if decay_masked else whole)).clamp(-limit, limit)
-        floats = delta, x, x.dtype, gradient, gradient.dtype, masks, frozen, base.dtype
-        options = 0.5, decay, decay_masked, limit
-        emulate.call(kernels, "masked_sgd", *floats, *options, tokens, width, outputs, scratch)
+        given = {"delta": delta, "x": x, "gradient": gradient, "masks": masks, "base": frozen}
+        options = {"learning_rate": 0.5, "decay": decay, "decay_masked": decay_masked, "limit": limit}
+        emulate.launch(kernels, "masked_sgd", **given, **options, **sizes)
         assert torch.equal(delta.isinf(), expected.isinf())
         assert_as_close(delta, expected)
         if decay == 0:
@@ -239,18 +244,15 @@ def test_delta_linear(kernels, order, tokens, width, outputs, bounds):
     weight = torch.where(padding, 0.0, normal(tokens, seed=4).abs())
     if tokens > 8:
         x[padding] = torch.inf
-    for given, activated, longest in ((weight, 1, 100), (weight, 0, 1), (None, 0, 100)):
-        outcome = (
-            torch.full((tokens, outputs), -77.0),
-            torch.full((tokens,), -77.0),
-            torch.full((len(bounds) - 1,), -77.0),
-        )
-        floats = x, x.dtype, base, base.dtype, delta, delta.dtype, offsets, given
-        sizes = tokens, width, outputs, len(bounds) - 1
-        scratch = emulate.scratch(kernels, "delta_linear", *sizes[:3])
-        emulate.call(kernels, "delta_linear", *floats, activated, longest, *sizes, *outcome, scratch)
-        expected = reference.delta_linear(*doubles(x, base, delta), offsets, given, bool(activated), longest)
-        for actual, wanted in zip(outcome, expected, strict=True):
+    sizes = {"tokens": tokens, "width": width, "outputs": outputs, "sequences": len(bounds) - 1}
+    for weights, activated, longest in ((weight, True, 100), (weight, False, 1), (None, False, 100)):
+        shapes = {"side": (tokens, outputs), "distance": (tokens,), "score": (len(bounds) - 1,)}
+        outcome = {name: torch.full(shape, -77.0) for name, shape in shapes.items()}
+        given = {"x": x, "base": base, "delta": delta, "offsets": offsets, "weight": weights}
+        options = {"activated": activated, "longest": longest}
+        emulate.launch(kernels, "delta_linear", **given, **options, **sizes, **outcome)
+        expected = reference.delta_linear(*doubles(x, base, delta), offsets, weights, **options)
+        for actual, wanted in zip(outcome.values(), expected, strict=True):
             assert_as_close(actual, wanted.double())
 
 
@@ -258,9 +260,8 @@ def run_merge(kernels, deltas, weights, densities, sampled_from):
     shards, entries = len(deltas), deltas[0].numel()
     keep = torch.tensor([max(1, int(density * entries)) for density in densities])
     merged = unwritten(deltas[0])
-    scratch = emulate.scratch(kernels, "ties_merge", shards)
-    sizes = shards, entries
-    emulate.call(kernels, "ties_merge", deltas, weights, keep, *sizes, deltas.dtype, sampled_from, merged, scratch)
+    given = {"deltas": deltas, "weights": weights, "keep": keep, "sampled_from": sampled_from}
+    emulate.launch(kernels, "ties_merge", **given, shards=shards, entries=entries, merged=merged)
     return merged
 
 

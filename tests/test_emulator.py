@@ -34,10 +34,22 @@ def run(path, mistake):
     return subprocess.run([path, str(mistake)], capture_output=True, text=True, timeout=60)
 
 
+def call(planted, name, *arguments):
+    """Launch the planted `corrigenda_<name>`: tensors go as pointers, dtypes as codes, ints as int64."""
+
+    def argument(value):
+        if isinstance(value, torch.Tensor):
+            return ctypes.c_void_p(value.data_ptr())
+        return ctypes.c_int(emulate.DTYPES[value]) if isinstance(value, torch.dtype) else ctypes.c_int64(value)
+
+    status = getattr(planted, f"corrigenda_{name}")(*map(argument, arguments), ctypes.c_void_p(None))
+    assert status == 0, f"{name} was refused with CUDA error {status}"
+
+
 def reversed_in(planted, seed, barrier, monkeypatch):
     monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(seed))
     source, out = torch.arange(64, dtype=torch.int32), torch.empty(64, dtype=torch.int32)
-    emulate.call(planted, "reverse", source, out, barrier)
+    call(planted, "reverse", source, out, barrier)
     return torch.equal(out, source.flip(0))
 
 
@@ -51,13 +63,13 @@ def test_the_last_block_sees_what_the_others_wrote(planted, monkeypatch):
     for seed in emulate.SEEDS:
         monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(seed))
         finished, partial, out = (torch.zeros(n, dtype=torch.int32) for n in (1, 9, 1))
-        emulate.call(planted, "sum_of_blocks", source, 9, finished, partial, out)
+        call(planted, "sum_of_blocks", source, 9, finished, partial, out)
         assert out == source.sum()
 
 
 def test_a_launch_that_a_gpu_refuses_is_refused(planted):
     with pytest.raises(AssertionError, match="CUDA error 9"):
-        emulate.call(planted, "too_many_threads", torch.zeros(2000, dtype=torch.int32))
+        call(planted, "too_many_threads", torch.zeros(2000, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("mistake", [1, 2], ids=["block", "warp"])
@@ -89,7 +101,7 @@ def test_half_types_round_as_torch_does(planted, dtype):
     special = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 65519.0, 65520.0, 1e-8, 3.3e38])
     source = torch.cat([halves.float(), halfway, normal(4096, seed=0), special])
     there, back = torch.empty(len(source), dtype=dtype), torch.empty(len(source))
-    emulate.call(planted, "round_trip", source, dtype, there, back, len(source))
+    call(planted, "round_trip", source, dtype, there, back, len(source))
     expected = source.to(dtype)
     numbers = ~source.isnan()
     assert same_bits(there[numbers], expected[numbers]) and same_bits(back[numbers], expected.float()[numbers])

@@ -116,7 +116,7 @@ def test_decisions_on_200_real_prompts(smollm2, data_folder, wrap, monkeypatch, 
     with shallow(model, layer + 2):
         edited = wrap(model, tokenizer, config, template=TEMPLATE)
         edited.method.prepare()
-        known = edited.method.fingerprints(stored)
+        known = edited.method.fingerprints([Edit(prompt, "-") for prompt in stored])
         edited.method.make_known([Record({}, {}, words) for words in known])
         straight, mixed = list(range(200)), random.Random(8).sample(range(200), 200)
         by_length = sorted(straight, key=lambda i: len(asked[i]))
@@ -148,7 +148,7 @@ def test_decisions_on_200_real_prompts(smollm2, data_folder, wrap, monkeypatch, 
 def margins_of(edited, prompts):
     """How far each prompt's overlap is from where its decision would change, as a share of k."""
     router, method = edited.method.router, edited.method
-    masks = router.unpack(torch.stack(method.fingerprints(prompts)))
+    masks = router.unpack(method.as_routed(prompts))
     scores = (masks @ router.unpack(router.masks).T / router.top_k).sort(1, descending=True).values
     above = scores[:, 0] - router.threshold
     return torch.where(above < 0, -above, torch.minimum(above, scores[:, 0] - scores[:, 1])).tolist()

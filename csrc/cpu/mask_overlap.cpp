@@ -1,3 +1,4 @@
+// Counts common bits of packed masks, four stored rows at a time: their sums fill one vector.
 #include "popcount.h"
 
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {

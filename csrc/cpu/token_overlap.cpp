@@ -1,3 +1,4 @@
+// Looks up each stored token in a table of the query's; a row that shares too little for the two best ends there.
 #include "token_table.h"
 
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {

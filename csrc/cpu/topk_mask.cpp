@@ -1,3 +1,4 @@
+// Pools a sequence, turns magnitudes into keys, and selects the k largest.
 #include "buffer.h"
 #include "topk_select.h"
 

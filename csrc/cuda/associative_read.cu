@@ -154,22 +154,17 @@ cudaError_t run(const AssociativeRead& op, float* scratch, cudaStream_t stream) 
 
 }  // namespace
 
-extern "C" std::size_t corrigenda_associative_read_scratch_bytes(std::int64_t tokens, std::int64_t width,
-                                                                 std::int64_t max_pages) {
-  return scored_apart(width, max_pages) ? tokens * max_pages * PAGE_ROWS * sizeof(float) : 0;
+extern "C" std::size_t corrigenda_associative_read_scratch_bytes(const AssociativeReadArguments& arguments) {
+  if (!scored_apart(arguments.width, arguments.max_pages)) return 0;
+  return arguments.tokens * arguments.max_pages * PAGE_ROWS * sizeof(float);
 }
 
-extern "C" cudaError_t corrigenda_associative_read(
-    const void* y, int y_dtype, const void* x, int x_dtype, const bool* first, const void* keys, int keys_dtype,
-    const void* values, int values_dtype, const std::int32_t* pages, const std::int32_t* rows,
-    const std::int32_t* route, const float* background, float beta, const float* scales, std::int64_t tokens,
-    std::int64_t width, std::int64_t outputs, std::int64_t max_pages, void* out, void* scratch, cudaStream_t stream) {
-  if (tokens == 0 || outputs == 0) return cudaSuccess;
-  const AssociativeRead op{{y, y_dtype}, {x, x_dtype}, first, {keys, keys_dtype}, {values, values_dtype},
-                           pages, rows, route, background, beta, scales, tokens, width, outputs, max_pages,
-                           {out, y_dtype}};
-  float* scores = static_cast<float*>(scratch);
-  switch (values_dtype) {
+extern "C" cudaError_t corrigenda_associative_read(const AssociativeReadArguments& arguments, cudaStream_t stream) {
+  if (arguments.tokens == 0 || arguments.outputs == 0) return cudaSuccess;
+  const AssociativeRead op = associative_read_of(arguments, {arguments.y, arguments.y_dtype}, arguments.scales,
+                                                 {arguments.out, arguments.y_dtype});
+  auto* scores = static_cast<float*>(arguments.scratch);
+  switch (op.values.dtype) {
     case FLOAT32: return run<float>(op, scores, stream);
     case BFLOAT16: return run<__nv_bfloat16>(op, scores, stream);
     case FLOAT16: return run<__half>(op, scores, stream);

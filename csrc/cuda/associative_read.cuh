@@ -1,6 +1,7 @@
 // associative_read: what the forward and the backward pass share.
 #pragma once
 
+#include "associative_read.h"
 #include "elements.cuh"
 
 constexpr int PAGE_ROWS = 8;
@@ -26,6 +27,26 @@ struct AssociativeRead {
     return std::int64_t{pages[edit * max_pages + r / PAGE_ROWS]} * PAGE_ROWS + r % PAGE_ROWS;
   }
 };
+
+inline AssociativeRead associative_read_of(const ReadingArguments& arguments, Elements y, const float* scales,
+                                           MutableElements out) {
+  return {y,
+          {arguments.x, arguments.x_dtype},
+          arguments.first,
+          {arguments.keys, arguments.keys_dtype},
+          {arguments.values, arguments.values_dtype},
+          arguments.pages,
+          arguments.rows,
+          arguments.route,
+          arguments.background,
+          arguments.beta,
+          scales,
+          arguments.tokens,
+          arguments.width,
+          arguments.outputs,
+          arguments.max_pages,
+          out};
+}
 
 // The rows of its edit that a token reads, begin <= r < end: row 0 alone where it is first, the others else.
 struct Span {

@@ -3,24 +3,45 @@
 
 #include "interface.h"
 
+// What an edit's rows are read by and from.
+struct ReadingArguments {
+  const void* x;  // [tokens, width]
+  int x_dtype;
+  const bool* first;  // [tokens]
+  const void* keys;   // [banks, 8, width]
+  int keys_dtype;
+  const void* values;  // [banks, 8, outputs]
+  int values_dtype;
+  const std::int32_t* pages;  // [edits, max_pages]
+  const std::int32_t* rows;   // [edits]
+  const std::int32_t* route;  // [tokens]
+  const float* background;    // [width]
+  float beta;
+  std::int64_t tokens, width, outputs, max_pages;
+};
+
+struct AssociativeReadArguments : ReadingArguments {
+  const void* y;  // [tokens, outputs]
+  int y_dtype;
+  const float* scales;  // [banks, 8]; null but for int8 values
+  void* out;            // as y, written; where it is y, rows of tokens that get nothing are not
+  void* scratch;
+};
+
+struct AssociativeReadBackwardArguments : ReadingArguments {
+  const void* grad;  // [tokens, outputs]
+  int grad_dtype;
+  std::int64_t edits, banks;
+  void* dx;       // as x, written in full, or null where it is not wanted
+  void* dkeys;    // as keys, likewise
+  void* dvalues;  // as values, likewise
+  void* scratch;
+};
+
 extern "C" {
-// `max_pages` is the width of the page table.
-std::size_t corrigenda_associative_read_scratch_bytes(std::int64_t tokens, std::int64_t width, std::int64_t max_pages);
-std::size_t corrigenda_associative_read_backward_scratch_bytes(std::int64_t tokens, std::int64_t max_pages);
-
-// `out` may be `y`: then rows of tokens that get nothing are not written. `scales` is null but for int8 values.
-cudaError_t corrigenda_associative_read(const void* y, int y_dtype, const void* x, int x_dtype, const bool* first,
-                                        const void* keys, int keys_dtype, const void* values, int values_dtype,
-                                        const std::int32_t* pages, const std::int32_t* rows, const std::int32_t* route,
-                                        const float* background, float beta, const float* scales, std::int64_t tokens,
-                                        std::int64_t width, std::int64_t outputs, std::int64_t max_pages, void* out,
-                                        void* scratch, cudaStream_t stream);
-
-// `banks` is the number of pages of the banks. The gradients are written in full, or null where they are not wanted.
-cudaError_t corrigenda_associative_read_backward(
-    const void* grad, int grad_dtype, const void* x, int x_dtype, const bool* first, const void* keys, int keys_dtype,
-    const void* values, int values_dtype, const std::int32_t* pages, const std::int32_t* rows,
-    const std::int32_t* route, const float* background, float beta, std::int64_t tokens, std::int64_t width,
-    std::int64_t outputs, std::int64_t edits, std::int64_t max_pages, std::int64_t banks, void* dx, void* dkeys,
-    void* dvalues, void* scratch, cudaStream_t stream);
+std::size_t corrigenda_associative_read_scratch_bytes(const AssociativeReadArguments& arguments);
+cudaError_t corrigenda_associative_read(const AssociativeReadArguments& arguments, cudaStream_t stream);
+std::size_t corrigenda_associative_read_backward_scratch_bytes(const AssociativeReadBackwardArguments& arguments);
+cudaError_t corrigenda_associative_read_backward(const AssociativeReadBackwardArguments& arguments,
+                                                 cudaStream_t stream);
 }

@@ -116,42 +116,39 @@ __global__ void __launch_bounds__(ROW_THREADS, 1)
   }
 }
 
-cudaError_t clear(void* gradient, std::int64_t elements, int dtype, cudaStream_t stream) {
-  if (gradient == nullptr || elements == 0) return cudaSuccess;
-  return cudaMemsetAsync(gradient, 0, elements * (dtype == FLOAT32 ? 4 : 2), stream);
+cudaError_t clear(MutableElements gradient, std::int64_t elements, cudaStream_t stream) {
+  if (gradient.data == nullptr || elements == 0) return cudaSuccess;
+  return cudaMemsetAsync(gradient.data, 0, elements * (gradient.dtype == FLOAT32 ? 4 : 2), stream);
 }
 
 }  // namespace
 
-extern "C" std::size_t corrigenda_associative_read_backward_scratch_bytes(std::int64_t tokens, std::int64_t max_pages) {
-  return tokens * (3 * max_pages * PAGE_ROWS + 1) * sizeof(float);
+extern "C" std::size_t corrigenda_associative_read_backward_scratch_bytes(
+    const AssociativeReadBackwardArguments& arguments) {
+  return arguments.tokens * (3 * arguments.max_pages * PAGE_ROWS + 1) * sizeof(float);
 }
 
-extern "C" cudaError_t corrigenda_associative_read_backward(
-    const void* grad, int grad_dtype, const void* x, int x_dtype, const bool* first, const void* keys, int keys_dtype,
-    const void* values, int values_dtype, const std::int32_t* pages, const std::int32_t* rows,
-    const std::int32_t* route, const float* background, float beta, std::int64_t tokens, std::int64_t width,
-    std::int64_t outputs, std::int64_t edits, std::int64_t max_pages, std::int64_t banks, void* dx, void* dkeys,
-    void* dvalues, void* scratch, cudaStream_t stream) {
-  cudaError_t status = clear(dx, tokens * width, x_dtype, stream);
-  if (status == cudaSuccess) status = clear(dkeys, banks * PAGE_ROWS * width, keys_dtype, stream);
-  if (status == cudaSuccess) status = clear(dvalues, banks * PAGE_ROWS * outputs, values_dtype, stream);
-  if (status != cudaSuccess || tokens == 0 || edits == 0 || max_pages == 0) return status;
-  const AssociativeRead op{{grad, grad_dtype}, {x, x_dtype}, first, {keys, keys_dtype}, {values, values_dtype},
-                           pages, rows, route, background, beta, nullptr, tokens, width, outputs, max_pages,
-                           {dx, x_dtype}};
-  const std::int64_t room = max_pages * PAGE_ROWS;
-  float* share = static_cast<float*>(scratch);
+extern "C" cudaError_t corrigenda_associative_read_backward(const AssociativeReadBackwardArguments& arguments,
+                                                            cudaStream_t stream) {
+  const std::int64_t tokens = arguments.tokens, width = arguments.width, outputs = arguments.outputs;
+  const MutableElements dx{arguments.dx, arguments.x_dtype}, dkeys{arguments.dkeys, arguments.keys_dtype},
+      dvalues{arguments.dvalues, arguments.values_dtype};
+  cudaError_t status = clear(dx, tokens * width, stream);
+  if (status == cudaSuccess) status = clear(dkeys, arguments.banks * PAGE_ROWS * width, stream);
+  if (status == cudaSuccess) status = clear(dvalues, arguments.banks * PAGE_ROWS * outputs, stream);
+  if (status != cudaSuccess || tokens == 0 || arguments.edits == 0 || arguments.max_pages == 0) return status;
+  const AssociativeRead op = associative_read_of(arguments, {arguments.grad, arguments.grad_dtype}, nullptr, dx);
+  const std::int64_t room = arguments.max_pages * PAGE_ROWS;
+  auto* share = static_cast<float*>(arguments.scratch);
   const Shares shares{share, share + tokens * room, share + 2 * tokens * room, share + 3 * tokens * room, room};
   const bool keys_packed = keys_in_packs(op);
   const bool values_packed = in_packs(op.values, outputs) && in_packs(op.y, outputs);
   status = launch(token_gradient, dim3(static_cast<unsigned>(tokens)), dim3(TOKEN_THREADS), 0, stream, op, shares,
-                  dx != nullptr, keys_packed, values_packed);
-  if (status != cudaSuccess || (dkeys == nullptr && dvalues == nullptr)) return status;
-  const std::int64_t columns = dkeys != nullptr && (dvalues == nullptr || width > outputs) ? width : outputs;
+                  dx.data != nullptr, keys_packed, values_packed);
+  if (status != cudaSuccess || (dkeys.data == nullptr && dvalues.data == nullptr)) return status;
+  const std::int64_t columns = dkeys.data != nullptr && (dvalues.data == nullptr || width > outputs) ? width : outputs;
   if (columns == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(edits), static_cast<unsigned>(room),
+  const dim3 grid(static_cast<unsigned>(arguments.edits), static_cast<unsigned>(room),
                   static_cast<unsigned>(ceil_div(columns, ROW_THREADS * ROW_COLUMNS)));
-  return launch(row_gradient, grid, dim3(ROW_THREADS), 0, stream, op, shares, MutableElements{dkeys, keys_dtype},
-                MutableElements{dvalues, values_dtype});
+  return launch(row_gradient, grid, dim3(ROW_THREADS), 0, stream, op, shares, dkeys, dvalues);
 }

@@ -82,42 +82,61 @@ __global__ void __launch_bounds__(WARP_SIZE) average(DeltaLinear op) {
   op.score[blockIdx.x] = count > op.longest && total == total ? largest : mean;
 }
 
-std::int64_t linear_bytes(std::int64_t tokens, std::int64_t width, std::int64_t outputs) {
-  return ceil_div(corrigenda_masked_linear_scratch_bytes(tokens, width, outputs), 16) * 16;
+// side += x delta, as masked_linear under the mask and the routes of `prepare`.
+MaskedLinearArguments product_of(const DeltaLinearArguments& arguments, const unsigned* mask, const int* route) {
+  MaskedLinearArguments product{};
+  product.y = product.out = arguments.side;
+  product.y_dtype = FLOAT32;
+  product.x = arguments.x;
+  product.x_dtype = arguments.x_dtype;
+  product.memory = arguments.delta;
+  product.memory_dtype = arguments.delta_dtype;
+  product.masks = mask;
+  product.route = route;
+  product.tokens = arguments.tokens;
+  product.width = arguments.width;
+  product.outputs = arguments.outputs;
+  product.scratch = arguments.scratch;
+  return product;
+}
+
+std::int64_t product_bytes(const DeltaLinearArguments& arguments) {
+  return ceil_div(corrigenda_masked_linear_scratch_bytes(product_of(arguments, nullptr, nullptr)), 16) * 16;
 }
 
 }  // namespace
 
-extern "C" std::size_t corrigenda_delta_linear_scratch_bytes(std::int64_t tokens, std::int64_t width,
-                                                             std::int64_t outputs) {
-  return linear_bytes(tokens, width, outputs) + (ceil_div(width, 32) + tokens) * sizeof(int);
+extern "C" std::size_t corrigenda_delta_linear_scratch_bytes(const DeltaLinearArguments& arguments) {
+  return product_bytes(arguments) + (ceil_div(arguments.width, 32) + arguments.tokens) * sizeof(int);
 }
 
-extern "C" cudaError_t corrigenda_delta_linear(const void* x, int x_dtype, const void* base, int base_dtype,
-                                               const void* delta, int delta_dtype, const std::int32_t* offsets,
-                                               const float* weight, std::int64_t activated, std::int64_t longest,
-                                               std::int64_t tokens, std::int64_t width, std::int64_t outputs,
-                                               std::int64_t sequences, float* side, float* distance, float* score,
-                                               void* scratch, cudaStream_t stream) {
-  const DeltaLinear op{{base, base_dtype}, offsets, weight, activated != 0, longest, tokens, outputs, side, distance,
-                       score};
+extern "C" cudaError_t corrigenda_delta_linear(const DeltaLinearArguments& arguments, cudaStream_t stream) {
+  const std::int64_t tokens = arguments.tokens, width = arguments.width, outputs = arguments.outputs;
+  const DeltaLinear op{{arguments.base, arguments.base_dtype},
+                       arguments.offsets,
+                       arguments.weight,
+                       arguments.activated,
+                       arguments.longest,
+                       tokens,
+                       outputs,
+                       arguments.side,
+                       arguments.distance,
+                       arguments.score};
   cudaError_t status = cudaSuccess;
   if (tokens > 0) {
     const std::int64_t words = ceil_div(width, 32);
-    char* const behind = static_cast<char*>(scratch) + linear_bytes(tokens, width, outputs);
+    char* const behind = static_cast<char*>(arguments.scratch) + product_bytes(arguments);
     unsigned* const mask = reinterpret_cast<unsigned*>(behind);
     int* const route = reinterpret_cast<int*>(mask + words);
     const std::int64_t most = std::max({tokens * outputs, tokens, words});
-    status = launch(prepare, dim3(static_cast<unsigned>(ceil_div(most, THREADS))), dim3(THREADS), 0, stream, side, mask,
-                    route, tokens, width, outputs);
+    status = launch(prepare, dim3(static_cast<unsigned>(ceil_div(most, THREADS))), dim3(THREADS), 0, stream, op.side,
+                    mask, route, tokens, width, outputs);
     if (status != cudaSuccess) return status;
-    status = corrigenda_masked_linear(side, FLOAT32, x, x_dtype, delta, delta_dtype,
-                                      reinterpret_cast<const std::int32_t*>(mask), route, tokens, width, outputs, side,
-                                      scratch, stream);
+    status = corrigenda_masked_linear(product_of(arguments, mask, route), stream);
     if (status != cudaSuccess) return status;
     status = launch_early(measure, dim3(static_cast<unsigned>(tokens)), dim3(THREADS), 0, stream, op);
     if (status != cudaSuccess) return status;
   }
-  if (sequences == 0) return cudaSuccess;
-  return launch_early(average, dim3(static_cast<unsigned>(sequences)), dim3(WARP_SIZE), 0, stream, op);
+  if (arguments.sequences == 0) return cudaSuccess;
+  return launch_early(average, dim3(static_cast<unsigned>(arguments.sequences)), dim3(WARP_SIZE), 0, stream, op);
 }

@@ -3,13 +3,24 @@
 
 #include "interface.h"
 
-extern "C" {
-std::size_t corrigenda_delta_linear_scratch_bytes(std::int64_t tokens, std::int64_t width, std::int64_t outputs);
+struct DeltaLinearArguments {
+  const void* x;  // [tokens, width]
+  int x_dtype;
+  const void* base;  // [tokens, outputs]
+  int base_dtype;
+  const void* delta;  // [width, outputs]
+  int delta_dtype;
+  const std::int32_t* offsets;  // [sequences + 1]
+  const float* weight;          // [tokens], or null
+  bool activated;
+  std::int64_t longest, tokens, width, outputs, sequences;
+  float* side;      // [tokens, outputs], written
+  float* distance;  // [tokens], written
+  float* score;     // [sequences], written
+  void* scratch;
+};
 
-// `weight` may be null.
-cudaError_t corrigenda_delta_linear(const void* x, int x_dtype, const void* base, int base_dtype, const void* delta,
-                                    int delta_dtype, const std::int32_t* offsets, const float* weight,
-                                    std::int64_t activated, std::int64_t longest, std::int64_t tokens,
-                                    std::int64_t width, std::int64_t outputs, std::int64_t sequences, float* side,
-                                    float* distance, float* score, void* scratch, cudaStream_t stream);
+extern "C" {
+std::size_t corrigenda_delta_linear_scratch_bytes(const DeltaLinearArguments& arguments);
+cudaError_t corrigenda_delta_linear(const DeltaLinearArguments& arguments, cudaStream_t stream);
 }

@@ -19,8 +19,12 @@ constexpr std::int64_t PREFETCHED_BYTES = 24 << 20;  // half of an H200's L2
 
 // A block takes the stored rows in turns with the other blocks, and counts each against its QUERIES queries.
 template <typename Load, int QUERIES>
-__global__ __launch_bounds__(THREADS, RESIDENT<QUERIES>) void count_overlaps(OverlapArguments arguments) {
+__global__ __launch_bounds__(THREADS, RESIDENT<QUERIES>) void count_overlaps(OverlapSearch arguments) {
   constexpr int WORDS = sizeof(Load) / 4;
+  union Chunk {
+    Load load[UNROLL];
+    unsigned word[UNROLL][WORDS];
+  };
   DYNAMIC_SHARED(Load, query);  // [QUERIES, loads]
   SHARED_ARRAY(unsigned long long, block_best, QUERIES);
   SHARED_ARRAY(unsigned, is_last, 1);
@@ -50,10 +54,7 @@ __global__ __launch_bounds__(THREADS, RESIDENT<QUERIES>) void count_overlaps(Ove
     const Load* mask = reinterpret_cast<const Load*>(arguments.stored + row * arguments.words);
     int count[QUERIES] = {};
     for (int base = lane; any && base < loads; base += LANES * UNROLL) {
-      union {
-        Load load[UNROLL];
-        unsigned word[UNROLL][WORDS];
-      } chunk;
+      Chunk chunk;
 #pragma unroll
       for (int i = 0; i < UNROLL; ++i) {
         const int at = base + i * LANES;
@@ -62,10 +63,7 @@ __global__ __launch_bounds__(THREADS, RESIDENT<QUERIES>) void count_overlaps(Ove
 #pragma unroll
       for (int q = 0; q < QUERIES; ++q) {
         if (q >= queries) break;
-        union {
-          Load load[UNROLL];
-          unsigned word[UNROLL][WORDS];
-        } shared;
+        Chunk shared;
 #pragma unroll
         for (int i = 0; i < UNROLL; ++i) {
           const int at = base + i * LANES;
@@ -98,7 +96,7 @@ __global__ __launch_bounds__(THREADS, RESIDENT<QUERIES>) void count_overlaps(Ove
 
 // As many blocks as are resident at once; each takes rows until there are none.
 template <typename Load, int QUERIES>
-cudaError_t launch_count(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
+cudaError_t launch_count(const OverlapSearch& arguments, int processors, bool early, cudaStream_t stream) {
   const std::int64_t tiles = ceil_div(arguments.batch, QUERIES);
   const std::int64_t useful = ceil_div(std::max<std::int64_t>(arguments.rows, 1), ROWS_PER_BLOCK);
   const std::int64_t resident = std::int64_t{processors} * RESIDENT<QUERIES>;
@@ -109,7 +107,7 @@ cudaError_t launch_count(const OverlapArguments& arguments, int processors, bool
 }
 
 template <int TILES>
-cudaError_t launch_many(const OverlapArguments& arguments, int processors, bool early, std::size_t shared,
+cudaError_t launch_many(const OverlapSearch& arguments, int processors, bool early, std::size_t shared,
                         cudaStream_t stream) {
   const std::int64_t tiles = ceil_div(arguments.batch, TILES * 8);
   const std::int64_t useful = ceil_div(std::max<std::int64_t>(arguments.rows, 1), MMA_WARPS * MMA_ROWS);
@@ -125,7 +123,7 @@ cudaError_t launch_many(const OverlapArguments& arguments, int processors, bool 
 constexpr std::int64_t MOST_COUNTED = 8;
 constexpr std::int64_t FEW_TILES = 2, MANY_TILES = 8;  // of eight queries, in the shared memory of a block
 
-cudaError_t launch_vectors(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
+cudaError_t launch_vectors(const OverlapSearch& arguments, int processors, bool early, cudaStream_t stream) {
   constexpr std::size_t STATIC_SHARED = 1024;  // more than the kernel's own arrays
   int most_shared = 0, major = 0;
   cudaError_t status = device_attribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
@@ -143,40 +141,33 @@ cudaError_t launch_vectors(const OverlapArguments& arguments, int processors, bo
 }
 
 // Rows that 16-byte loads cannot read: odd widths and views.
-cudaError_t launch_words(const OverlapArguments& arguments, int processors, bool early, cudaStream_t stream) {
+cudaError_t launch_words(const OverlapSearch& arguments, int processors, bool early, cudaStream_t stream) {
   return arguments.batch == 1 ? launch_count<unsigned, 1>(arguments, processors, early, stream)
                               : launch_count<unsigned, 4>(arguments, processors, early, stream);
 }
 
 }  // namespace
 
-cudaError_t launch_overlap(const OverlapArguments& requested, bool early, cudaStream_t stream) {
+cudaError_t launch_overlap(const OverlapSearch& requested, bool early, cudaStream_t stream) {
   if (requested.batch == 0) return cudaSuccess;
   int processors = 0;
   const cudaError_t status = device_attribute(&processors, cudaDevAttrMultiProcessorCount);
   if (status != cudaSuccess) return status;
-  OverlapArguments arguments = requested;
+  OverlapSearch arguments = requested;
   if (early) arguments.prefetched = std::min(arguments.rows, PREFETCHED_BYTES / (arguments.words * 4));
   const bool vectors = arguments.words % 4 == 0 && is_aligned(arguments.query) && is_aligned(arguments.stored);
   return vectors ? launch_vectors(arguments, processors, early, stream)
                  : launch_words(arguments, processors, early, stream);
 }
 
-extern "C" std::size_t corrigenda_mask_overlap_scratch_bytes(std::int64_t batch) {
-  return overlap_scratch_bytes(batch);
+extern "C" std::size_t corrigenda_mask_overlap_scratch_bytes(const MaskOverlapArguments& arguments) {
+  return overlap_scratch_bytes(arguments.batch);
 }
 
-extern "C" cudaError_t corrigenda_mask_overlap(const std::int32_t* query, const std::int32_t* stored,
-                                               std::int64_t batch, std::int64_t rows, std::int64_t words,
-                                               const std::int32_t* valid, const std::int32_t* query_group,
-                                               const std::int32_t* stored_group, std::int32_t* index,
-                                               std::int32_t* overlap, void* scratch, cudaStream_t stream) {
-  auto* best = static_cast<unsigned long long*>(scratch);
-  const OverlapArguments arguments{reinterpret_cast<const std::uint32_t*>(query),
-                                   reinterpret_cast<const std::uint32_t*>(stored),
-                                   batch, rows, words, valid, query_group, stored_group,
-                                   best, reinterpret_cast<unsigned*>(best + batch),
-                                   index, overlap, nullptr, nullptr, 0};
-  const cudaError_t status = cudaMemsetAsync(scratch, 0, overlap_scratch_bytes(batch), stream);
-  return status == cudaSuccess ? launch_overlap(arguments, false, stream) : status;
+extern "C" cudaError_t corrigenda_mask_overlap(const MaskOverlapArguments& arguments, cudaStream_t stream) {
+  auto* best = static_cast<unsigned long long*>(arguments.scratch);
+  auto* finished = reinterpret_cast<unsigned*>(best + arguments.batch);
+  const cudaError_t status = cudaMemsetAsync(best, 0, overlap_scratch_bytes(arguments.batch), stream);
+  if (status != cudaSuccess) return status;
+  return launch_overlap({arguments, best, finished, nullptr, nullptr, 0}, false, stream);
 }

@@ -17,40 +17,41 @@ struct Parts {
   std::size_t masks, pooled, end;
 };
 
-Parts scratch_parts(std::int64_t tokens, std::int64_t batch, std::int64_t width) {
-  const std::size_t masks = ceil_div(overlap_scratch_bytes(batch), 16) * 16;
-  const std::size_t pooled = masks + ceil_div(batch * ceil_div(width, 32) * 4, 16) * 16;
-  return {masks, pooled, pooled + fingerprint_scratch_bytes(tokens, batch, width)};
+Parts scratch_parts(const FeatureArguments& features) {
+  const std::size_t masks = ceil_div(overlap_scratch_bytes(features.batch), 16) * 16;
+  const std::size_t pooled = masks + ceil_div(features.batch * ceil_div(features.width, 32) * 4, 16) * 16;
+  return {masks, pooled, pooled + fingerprint_scratch_bytes(features)};
 }
 
 }  // namespace
 
-extern "C" std::size_t corrigenda_mask_route_scratch_bytes(std::int64_t tokens, std::int64_t batch,
-                                                           std::int64_t width) {
-  return scratch_parts(tokens, batch, width).end;
+extern "C" std::size_t corrigenda_mask_route_scratch_bytes(const MaskRouteArguments& arguments) {
+  return scratch_parts(arguments).end;
 }
 
-extern "C" cudaError_t corrigenda_mask_route(const void* x, int dtype, const std::int32_t* offsets,
-                                             std::int64_t tokens, std::int64_t batch, std::int64_t width,
-                                             std::int64_t k, const float* weight, const float* background,
-                                             const std::int64_t* permutation, const std::int32_t* stored,
-                                             std::int64_t rows, const std::int32_t* minimum,
-                                             const std::int32_t* valid, const std::int32_t* query_group,
-                                             const std::int32_t* stored_group, std::int32_t* nearest,
-                                             std::int32_t* overlap, std::int32_t* route, void* scratch,
-                                             cudaStream_t stream) {
-  const Parts parts = scratch_parts(tokens, batch, width);
-  auto* bytes = static_cast<unsigned char*>(scratch);
+extern "C" cudaError_t corrigenda_mask_route(const MaskRouteArguments& arguments, cudaStream_t stream) {
+  const Parts parts = scratch_parts(arguments);
+  auto* bytes = static_cast<unsigned char*>(arguments.scratch);
   auto* best = reinterpret_cast<unsigned long long*>(bytes);
-  auto* finished = reinterpret_cast<unsigned*>(best + batch);
+  auto* finished = reinterpret_cast<unsigned*>(best + arguments.batch);
   auto* masks = reinterpret_cast<std::uint32_t*>(bytes + parts.masks);
   auto* pooled = reinterpret_cast<float*>(bytes + parts.pooled);
-  const cudaError_t status =
-      launch_fingerprint({x, dtype, offsets, tokens, batch, width, k, weight, background, permutation, pooled, masks,
-                          best, finished},
-                         stream);
+  const cudaError_t status = launch_fingerprint({arguments, pooled, masks, best, finished}, stream);
   if (status != cudaSuccess) return status;
-  return launch_overlap({masks, reinterpret_cast<const std::uint32_t*>(stored), batch, rows, ceil_div(width, 32),
-                         valid, query_group, stored_group, best, finished, nearest, overlap, minimum, route, 0},
-                        true, stream);
+  OverlapSearch search{};
+  search.query = masks;
+  search.stored = arguments.stored;
+  search.batch = arguments.batch;
+  search.rows = arguments.rows;
+  search.words = ceil_div(arguments.width, 32);
+  search.valid = arguments.valid;
+  search.query_group = arguments.query_group;
+  search.stored_group = arguments.stored_group;
+  search.index = arguments.nearest;
+  search.overlap = arguments.overlap;
+  search.best = best;
+  search.finished = finished;
+  search.minimum = arguments.minimum;
+  search.route = arguments.route;
+  return launch_overlap(search, true, stream);
 }

@@ -143,23 +143,28 @@ Splits plan(std::int64_t tokens, std::int64_t width, std::int64_t outputs) {
 
 }  // namespace
 
-extern "C" std::size_t corrigenda_masked_linear_scratch_bytes(std::int64_t tokens, std::int64_t width,
-                                                              std::int64_t outputs) {
-  const Splits splits = plan(tokens, width, outputs);
+extern "C" std::size_t corrigenda_masked_linear_scratch_bytes(const MaskedLinearArguments& arguments) {
+  const std::int64_t tokens = arguments.tokens, outputs = arguments.outputs;
+  const Splits splits = plan(tokens, arguments.width, outputs);
   const bool whole = tokens > GATHERED_TOKENS && splits.number == 1;
   return whole ? 0 : splits.number * tokens * outputs * sizeof(float);
 }
 
-extern "C" cudaError_t corrigenda_masked_linear(const void* y, int y_dtype, const void* x, int x_dtype,
-                                                const void* memory, int memory_dtype, const std::int32_t* masks,
-                                                const std::int32_t* route, std::int64_t tokens, std::int64_t width,
-                                                std::int64_t outputs, void* out, void* scratch,
-                                                cudaStream_t stream) {
+extern "C" cudaError_t corrigenda_masked_linear(const MaskedLinearArguments& arguments, cudaStream_t stream) {
+  const std::int64_t tokens = arguments.tokens, width = arguments.width, outputs = arguments.outputs;
   if (tokens == 0 || outputs == 0) return cudaSuccess;
-  const MaskedLinear op = masked_linear_of({y, y_dtype}, {x, x_dtype}, {memory, memory_dtype}, masks, route, tokens,
-                                           width, outputs, {out, y_dtype});
+  const MaskedLinear op{{arguments.y, arguments.y_dtype},
+                        {arguments.x, arguments.x_dtype},
+                        {arguments.memory, arguments.memory_dtype},
+                        arguments.masks,
+                        arguments.route,
+                        tokens,
+                        width,
+                        outputs,
+                        ceil_div(width, 32),
+                        {arguments.out, arguments.y_dtype}};
   Splits splits = plan(tokens, width, outputs);
-  splits.partial = static_cast<float*>(scratch);
+  splits.partial = static_cast<float*>(arguments.scratch);
   cudaError_t status = cudaSuccess;
   if (tokens <= GATHERED_TOKENS) {
     status = launch_gather(op, splits, stream);

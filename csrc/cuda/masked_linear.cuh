@@ -22,13 +22,6 @@ struct MaskedLinear {
   }
 };
 
-inline MaskedLinear masked_linear_of(Elements y, Elements x, Elements memory, const std::int32_t* masks,
-                                     const std::int32_t* route, std::int64_t tokens, std::int64_t width,
-                                     std::int64_t outputs, MutableElements out) {
-  const auto* words = reinterpret_cast<const unsigned*>(masks);
-  return {y, x, memory, words, route, tokens, width, outputs, ceil_div(width, 32), out};
-}
-
 // How the set bits are shared among blocks, each of which leaves partial sums [splits, tokens, outputs].
 struct Splits {
   int number;

@@ -3,18 +3,36 @@
 
 #include "interface.h"
 
+struct MaskedLinearArguments {
+  const void* y;  // [tokens, outputs]
+  int y_dtype;
+  const void* x;  // [tokens, width]
+  int x_dtype;
+  const void* memory;  // [width, outputs]
+  int memory_dtype;
+  const std::uint32_t* masks;  // [entries, words]
+  const std::int32_t* route;   // [tokens]
+  std::int64_t tokens, width, outputs;
+  void* out;  // as y, written; where it is y, rows of tokens without a route are not
+  void* scratch;
+};
+
+struct MaskedLinearBackwardArguments {
+  const void* grad;  // [tokens, outputs]
+  int grad_dtype;
+  const void* x;  // [tokens, width]
+  int x_dtype;
+  const void* memory;  // [width, outputs]
+  int memory_dtype;
+  const std::uint32_t* masks;  // [entries, words]
+  const std::int32_t* route;   // [tokens]
+  std::int64_t tokens, width, outputs;
+  void* dx;       // as x, written in full, or null where it is not wanted
+  void* dmemory;  // as memory, likewise
+};
+
 extern "C" {
-std::size_t corrigenda_masked_linear_scratch_bytes(std::int64_t tokens, std::int64_t width, std::int64_t outputs);
-
-// `out` may be `y`: then rows of tokens without a route are not written.
-cudaError_t corrigenda_masked_linear(const void* y, int y_dtype, const void* x, int x_dtype, const void* memory,
-                                     int memory_dtype, const std::int32_t* masks, const std::int32_t* route,
-                                     std::int64_t tokens, std::int64_t width, std::int64_t outputs, void* out,
-                                     void* scratch, cudaStream_t stream);
-
-// `dx` and `dmemory` are written in full, or null where they are not wanted.
-cudaError_t corrigenda_masked_linear_backward(const void* grad, int grad_dtype, const void* x, int x_dtype,
-                                              const void* memory, int memory_dtype, const std::int32_t* masks,
-                                              const std::int32_t* route, std::int64_t tokens, std::int64_t width,
-                                              std::int64_t outputs, void* dx, void* dmemory, cudaStream_t stream);
+std::size_t corrigenda_masked_linear_scratch_bytes(const MaskedLinearArguments& arguments);
+cudaError_t corrigenda_masked_linear(const MaskedLinearArguments& arguments, cudaStream_t stream);
+cudaError_t corrigenda_masked_linear_backward(const MaskedLinearBackwardArguments& arguments, cudaStream_t stream);
 }

@@ -140,17 +140,23 @@ cudaError_t launch_memory_gradient(const MaskedLinear& op, cudaStream_t stream) 
 
 }  // namespace
 
-extern "C" cudaError_t corrigenda_masked_linear_backward(const void* grad, int grad_dtype, const void* x, int x_dtype,
-                                                         const void* memory, int memory_dtype,
-                                                         const std::int32_t* masks, const std::int32_t* route,
-                                                         std::int64_t tokens, std::int64_t width, std::int64_t outputs,
-                                                         void* dx, void* dmemory, cudaStream_t stream) {
-  MaskedLinear op = masked_linear_of({grad, grad_dtype}, {x, x_dtype}, {memory, memory_dtype}, masks, route, tokens,
-                                     width, outputs, {});
-  if (dx != nullptr && tokens > 0 && width > 0) {
-    cudaError_t status = cudaMemsetAsync(dx, 0, tokens * width * (x_dtype == FLOAT32 ? 4 : 2), stream);
+extern "C" cudaError_t corrigenda_masked_linear_backward(const MaskedLinearBackwardArguments& arguments,
+                                                         cudaStream_t stream) {
+  const std::int64_t tokens = arguments.tokens, width = arguments.width, outputs = arguments.outputs;
+  MaskedLinear op{{arguments.grad, arguments.grad_dtype},
+                  {arguments.x, arguments.x_dtype},
+                  {arguments.memory, arguments.memory_dtype},
+                  arguments.masks,
+                  arguments.route,
+                  tokens,
+                  width,
+                  outputs,
+                  ceil_div(width, 32),
+                  {}};
+  if (arguments.dx != nullptr && tokens > 0 && width > 0) {
+    op.out = {arguments.dx, arguments.x_dtype};
+    cudaError_t status = cudaMemsetAsync(op.out.data, 0, tokens * width * (op.out.dtype == FLOAT32 ? 4 : 2), stream);
     if (status != cudaSuccess) return status;
-    op.out = {dx, x_dtype};
     switch (product_dtype(op.y, op.memory)) {
       case BFLOAT16: status = launch_input_gradient<__nv_bfloat16>(op, stream); break;
       case FLOAT16: status = launch_input_gradient<__half>(op, stream); break;
@@ -158,8 +164,8 @@ extern "C" cudaError_t corrigenda_masked_linear_backward(const void* grad, int g
     }
     if (status != cudaSuccess) return status;
   }
-  if (dmemory == nullptr || width == 0 || outputs == 0) return cudaSuccess;
-  op.out = {dmemory, memory_dtype};
+  if (arguments.dmemory == nullptr || width == 0 || outputs == 0) return cudaSuccess;
+  op.out = {arguments.dmemory, arguments.memory_dtype};
   switch (product_dtype(op.x, op.y)) {
     case BFLOAT16: return launch_memory_gradient<__nv_bfloat16>(op, stream);
     case FLOAT16: return launch_memory_gradient<__half>(op, stream);

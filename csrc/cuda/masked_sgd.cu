@@ -263,36 +263,38 @@ cudaError_t launch_step(const MaskedSgd& op, cudaStream_t stream) {
                       packed);
 }
 
+// The factors, before their parts have a place.
+Factor features_of(const MaskedSgdArguments& arguments) {
+  return {{arguments.x, arguments.x_dtype}, arguments.tokens, arguments.width, nullptr};
+}
+
+Factor upstream_of(const MaskedSgdArguments& arguments) {
+  return {{arguments.gradient, arguments.gradient_dtype}, arguments.tokens, arguments.outputs, nullptr};
+}
+
 }  // namespace
 
-extern "C" std::size_t corrigenda_masked_sgd_scratch_bytes(std::int64_t tokens, std::int64_t width,
-                                                           std::int64_t outputs, int x_dtype, int gradient_dtype) {
-  const Factor x{{nullptr, x_dtype}, tokens, width, nullptr};
-  const Factor gradient{{nullptr, gradient_dtype}, tokens, outputs, nullptr};
+extern "C" std::size_t corrigenda_masked_sgd_scratch_bytes(const MaskedSgdArguments& arguments) {
+  const Factor x = features_of(arguments), gradient = upstream_of(arguments);
   return (x.parts() * x.part_size() + gradient.parts() * gradient.part_size()) * sizeof(Half);
 }
 
-extern "C" cudaError_t corrigenda_masked_sgd(float* delta, const void* x, int x_dtype, const void* gradient,
-                                             int gradient_dtype, const std::int32_t* masks, const void* base,
-                                             int base_dtype, float learning_rate, float decay,
-                                             std::int64_t decay_masked, float limit, std::int64_t tokens,
-                                             std::int64_t width, std::int64_t outputs, void* scratch,
-                                             cudaStream_t stream) {
-  if (width == 0 || outputs == 0) return cudaSuccess;
-  Half* const split = static_cast<Half*>(scratch);
-  const Factor features{{x, x_dtype}, tokens, width, split};
-  const Factor upstream{{gradient, gradient_dtype}, tokens, outputs, split + features.parts() * features.part_size()};
-  const MaskedSgd op{delta,
+extern "C" cudaError_t corrigenda_masked_sgd(const MaskedSgdArguments& arguments, cudaStream_t stream) {
+  if (arguments.width == 0 || arguments.outputs == 0) return cudaSuccess;
+  Factor features = features_of(arguments), upstream = upstream_of(arguments);
+  features.split = static_cast<Half*>(arguments.scratch);
+  upstream.split = features.split + features.parts() * features.part_size();
+  const MaskedSgd op{arguments.delta,
                      features,
                      upstream,
-                     reinterpret_cast<const unsigned*>(masks),
-                     {base, base_dtype},
-                     learning_rate,
-                     decay,
-                     limit,
-                     decay_masked != 0,
-                     ceil_div(outputs, 32)};
-  if (tokens > 0) {
+                     arguments.masks,
+                     {arguments.base, arguments.base_dtype},
+                     arguments.learning_rate,
+                     arguments.decay,
+                     arguments.limit,
+                     arguments.decay_masked,
+                     ceil_div(arguments.outputs, 32)};
+  if (arguments.tokens > 0) {
     const std::int64_t most = std::max(features.part_size(), upstream.part_size());
     const dim3 grid(static_cast<unsigned>(ceil_div(most, SPLIT_THREADS * PACK)), 2);
     const cudaError_t status = launch(split_factors, grid, dim3(SPLIT_THREADS), 0, stream, features, upstream);

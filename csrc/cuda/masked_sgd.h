@@ -3,13 +3,23 @@
 
 #include "interface.h"
 
-extern "C" {
-std::size_t corrigenda_masked_sgd_scratch_bytes(std::int64_t tokens, std::int64_t width, std::int64_t outputs,
-                                                int x_dtype, int gradient_dtype);
+struct MaskedSgdArguments {
+  float* delta;   // [width, outputs], stepped
+  const void* x;  // [tokens, width]
+  int x_dtype;
+  const void* gradient;  // [tokens, outputs]
+  int gradient_dtype;
+  const std::uint32_t* masks;  // [width, words]
+  const void* base;            // [width, outputs]; null where delta alone decays
+  int base_dtype;
+  float learning_rate, decay;
+  bool decay_masked;
+  float limit;
+  std::int64_t tokens, width, outputs;
+  void* scratch;
+};
 
-// `base` is null where delta alone decays.
-cudaError_t corrigenda_masked_sgd(float* delta, const void* x, int x_dtype, const void* gradient, int gradient_dtype,
-                                  const std::int32_t* masks, const void* base, int base_dtype, float learning_rate,
-                                  float decay, std::int64_t decay_masked, float limit, std::int64_t tokens,
-                                  std::int64_t width, std::int64_t outputs, void* scratch, cudaStream_t stream);
+extern "C" {
+std::size_t corrigenda_masked_sgd_scratch_bytes(const MaskedSgdArguments& arguments);
+cudaError_t corrigenda_masked_sgd(const MaskedSgdArguments& arguments, cudaStream_t stream);
 }

@@ -10,18 +10,18 @@ __device__ __forceinline__ unsigned long long best_key(int overlap, std::int64_t
 }
 
 // How many of the stored rows are in use.
-__device__ inline std::int64_t rows_seen(const OverlapArguments& arguments) {
+__device__ inline std::int64_t rows_seen(const OverlapSearch& arguments) {
   if (arguments.valid == nullptr) return arguments.rows;
   const std::int64_t valid = *arguments.valid;
   return valid < arguments.rows ? valid : arguments.rows;
 }
 
-__device__ __forceinline__ bool sees(const OverlapArguments& arguments, std::int64_t query, std::int64_t row) {
+__device__ __forceinline__ bool sees(const OverlapSearch& arguments, std::int64_t query, std::int64_t row) {
   return arguments.query_group == nullptr || arguments.query_group[query] == arguments.stored_group[row];
 }
 
 // Ask for the first stored rows while the grid before still computes the queries.
-__device__ inline void prefetch_stored(const OverlapArguments& arguments) {
+__device__ inline void prefetch_stored(const OverlapSearch& arguments) {
   constexpr int LINE_WORDS = 32;  // of 128 bytes
   const std::int64_t words = arguments.prefetched * arguments.words;
   const std::int64_t block = blockIdx.x + std::int64_t{blockIdx.y} * gridDim.x;
@@ -32,7 +32,7 @@ __device__ inline void prefetch_stored(const OverlapArguments& arguments) {
 }
 
 // Merge a block's best rows for `queries` queries from `first` on; the last block of them all writes the answers.
-__device__ inline void publish_best(const OverlapArguments& arguments, std::int64_t first, int queries,
+__device__ inline void publish_best(const OverlapSearch& arguments, std::int64_t first, int queries,
                                     const unsigned long long* block_best, unsigned* shared_flag) {
   const int q = threadIdx.x;
   if (q < queries && block_best[q] != 0) atomicMax(&arguments.best[first + q], block_best[q]);

@@ -50,7 +50,7 @@ struct RowPair {
   uint4 row, row_8;
 };
 
-__device__ __forceinline__ RowPair load_rows(const OverlapArguments& arguments, std::int64_t row, std::int64_t rows,
+__device__ __forceinline__ RowPair load_rows(const OverlapSearch& arguments, std::int64_t row, std::int64_t rows,
                                              int word) {
   const std::uint32_t* at = arguments.stored + row * arguments.words + word;
   const bool within = word < arguments.words;
@@ -62,7 +62,7 @@ __device__ __forceinline__ RowPair load_rows(const OverlapArguments& arguments, 
 
 // A block holds 8 TILES queries in shared memory; its warps take turns with 32 stored rows at a time.
 template <int TILES>
-__global__ __launch_bounds__(MMA_THREADS) void count_many_overlaps(OverlapArguments arguments) {
+__global__ __launch_bounds__(MMA_THREADS) void count_many_overlaps(OverlapSearch arguments) {
   constexpr int QUERIES = TILES * 8;
   DYNAMIC_SHARED(unsigned, query);  // [QUERIES, stride]
   SHARED_ARRAY(unsigned long long, block_best, QUERIES);

@@ -1,6 +1,8 @@
 // TIES: trim each shard to its largest magnitudes, elect a sign per entry, average what agrees with it.
 #include "ties_merge.h"
 
+#include <algorithm>
+
 #include "ties_search.cuh"
 
 namespace {
@@ -69,31 +71,24 @@ __global__ void __launch_bounds__(TIES_THREADS)
   *reinterpret_cast<Vector<T, COUNT>*>(merged + at) = out;
 }
 
-struct Arguments {
-  const void* deltas;
-  const float* weights;
-  const std::int64_t* keep;
-  int shards;
-  std::int64_t entries;
-  Search* search;
-  std::uint32_t* histogram;
-  bool sampled;
-  void* merged;
+struct Merging : TiesMergeArguments {
+  Search* search;            // [shards]
+  std::uint32_t* histogram;  // [shards, BINS]
   cudaStream_t stream;
 };
 
 template <typename T, int COUNT, int SHARDS>
-cudaError_t launch_merge(const Arguments& op) {
+cudaError_t launch_merge(const Merging& op) {
   const std::int64_t blocks = (op.entries / COUNT + TIES_THREADS - 1) / TIES_THREADS;
   return launch(merge<T, COUNT, SHARDS>, dim3(static_cast<unsigned>(blocks)), dim3(TIES_THREADS), 0, op.stream,
-                static_cast<const T*>(op.deltas), op.weights, op.search, op.shards, op.entries,
+                static_cast<const T*>(op.deltas), op.weights, op.search, static_cast<int>(op.shards), op.entries,
                 static_cast<T*>(op.merged));
 }
 
 template <typename T, int COUNT>
-cudaError_t run(const Arguments& op) {
+cudaError_t run(const Merging& op) {
   for (int start = 0; start < op.shards; start += GROUP) {
-    const int group = op.shards - start < GROUP ? op.shards - start : GROUP;
+    const int group = static_cast<int>(std::min<std::int64_t>(op.shards - start, GROUP));
     Shards shards{op.entries, {}, op.search + start, op.histogram + start * BINS};
     for (int s = 0; s < group; s++) shards.keep[s] = op.keep[start + s];
     const T* source = static_cast<const T*>(op.deltas) + start * op.entries;
@@ -101,7 +96,7 @@ cudaError_t run(const Arguments& op) {
     const dim3 grid(static_cast<unsigned>(useful < most ? useful : most), group);
     // A guess takes one pass, or two where keys have too many bits for one; a refuted one is followed by a full search.
     int passes = (Key<T>::BITS + DIGIT - 1) / DIGIT;
-    if (op.sampled) {
+    if (op.entries >= op.sampled_from) {
       passes += 1;
       const cudaError_t status = launch(count<T, COUNT, true>, grid, dim3(TIES_THREADS), 0, op.stream, source, shards);
       if (status != cudaSuccess) return status;
@@ -126,36 +121,24 @@ cudaError_t run(const Arguments& op) {
 
 // 16 bytes at a time where every shard starts on 16 bytes.
 template <typename T>
-cudaError_t run_aligned(const Arguments& op) {
+cudaError_t run_aligned(const Merging& op) {
   constexpr int COUNT = 16 / sizeof(T);
   return op.entries % COUNT == 0 && is_aligned(op.deltas) && is_aligned(op.merged) ? run<T, COUNT>(op) : run<T, 1>(op);
 }
 
 }  // namespace
 
-extern "C" std::size_t corrigenda_ties_merge_scratch_bytes(std::int64_t shards) {
-  return shards * (sizeof(Search) + BINS * sizeof(std::uint32_t));
+extern "C" std::size_t corrigenda_ties_merge_scratch_bytes(const TiesMergeArguments& arguments) {
+  return arguments.shards * (sizeof(Search) + BINS * sizeof(std::uint32_t));
 }
 
-extern "C" cudaError_t corrigenda_ties_merge(const void* deltas, const float* weights, const std::int64_t* keep,
-                                             std::int64_t shards, std::int64_t entries, int dtype,
-                                             std::int64_t sampled_from, void* merged, void* scratch,
-                                             cudaStream_t stream) {
-  if (entries == 0) return cudaSuccess;
-  const cudaError_t status = cudaMemsetAsync(scratch, 0, corrigenda_ties_merge_scratch_bytes(shards), stream);
+extern "C" cudaError_t corrigenda_ties_merge(const TiesMergeArguments& arguments, cudaStream_t stream) {
+  if (arguments.entries == 0) return cudaSuccess;
+  auto* search = static_cast<Search*>(arguments.scratch);
+  const cudaError_t status = cudaMemsetAsync(search, 0, corrigenda_ties_merge_scratch_bytes(arguments), stream);
   if (status != cudaSuccess) return status;
-  Search* search = static_cast<Search*>(scratch);
-  const Arguments op{deltas,
-                     weights,
-                     keep,
-                     static_cast<int>(shards),
-                     entries,
-                     search,
-                     reinterpret_cast<std::uint32_t*>(search + shards),
-                     entries >= sampled_from,
-                     merged,
-                     stream};
-  switch (dtype) {
+  const Merging op{arguments, search, reinterpret_cast<std::uint32_t*>(search + arguments.shards), stream};
+  switch (arguments.deltas_dtype) {
     case FLOAT32: return run_aligned<float>(op);
     case BFLOAT16: return run_aligned<__nv_bfloat16>(op);
     case FLOAT16: return run_aligned<__half>(op);

@@ -13,20 +13,9 @@ constexpr int ROWS_PER_BLOCK = THREADS / LANES;
 // Blocks of one query: each fills the query's table anew, so with many queries there are few.
 constexpr std::int64_t MOST_BLOCKS = 128, LEAST_BLOCKS = 4, BLOCKS_IN_ALL = 1024;
 
-struct Arguments {
-  const std::int32_t* query;         // [batch, query_length]
-  const std::int32_t* stored;        // [rows, stored_length]
-  const std::int32_t* rarity;        // [vocabulary]
-  std::int64_t batch, query_length, rows, stored_length, vocabulary;
-  float extra_weight;
-  const std::int32_t* valid;         // [1] or null, as the next two
-  const std::int32_t* query_group;   // [batch]
-  const std::int32_t* stored_group;  // [rows]
-  unsigned long long* best;          // [batch, blocks, 2] scratch
-  unsigned* finished;                // [batch] scratch, zero
-  std::int32_t* index;               // [batch]
-  float* score;                      // [batch]
-  float* runner_up;                  // [batch]
+struct Search : TokenOverlapArguments {
+  unsigned long long* best;  // [batch, blocks, 2] scratch
+  unsigned* finished;        // [batch] scratch, zero
 };
 
 // The two best rows, each as one number: the score's bits (never negative, so they order as it does) and, for equal
@@ -67,7 +56,7 @@ __device__ __forceinline__ float tversky(int shared, int own, int rest, float ex
   return mass > 0 ? __fdiv_rn(static_cast<float>(shared), mass) : 0.0f;
 }
 
-__global__ __launch_bounds__(THREADS) void score_rows(Arguments arguments) {
+__global__ __launch_bounds__(THREADS) void score_rows(Search arguments) {
   DYNAMIC_SHARED(unsigned, asked);  // [vocabulary / 32], one bit a token
   SHARED_ARRAY(int, query_mass, 1);
   SHARED_ARRAY(Best, warp_best, THREADS / WARP_SIZE);
@@ -142,29 +131,21 @@ std::int64_t blocks_per_query(std::int64_t batch, std::int64_t rows) {
 
 }  // namespace
 
-extern "C" std::size_t corrigenda_token_overlap_scratch_bytes(std::int64_t batch, std::int64_t rows) {
-  const std::size_t a_query = blocks_per_query(batch, rows) * 2 * sizeof(unsigned long long) + sizeof(unsigned);
-  return batch * a_query;
+extern "C" std::size_t corrigenda_token_overlap_scratch_bytes(const TokenOverlapArguments& arguments) {
+  const std::int64_t blocks = blocks_per_query(arguments.batch, arguments.rows);
+  return arguments.batch * (blocks * 2 * sizeof(unsigned long long) + sizeof(unsigned));
 }
 
-extern "C" cudaError_t corrigenda_token_overlap(const std::int32_t* query, const std::int32_t* stored,
-                                                const std::int32_t* rarity, std::int64_t batch,
-                                                std::int64_t query_length, std::int64_t rows,
-                                                std::int64_t stored_length, std::int64_t vocabulary,
-                                                float extra_weight, const std::int32_t* valid,
-                                                const std::int32_t* query_group, const std::int32_t* stored_group,
-                                                std::int32_t* index, float* score, float* runner_up, void* scratch,
-                                                cudaStream_t stream) {
+extern "C" cudaError_t corrigenda_token_overlap(const TokenOverlapArguments& arguments, cudaStream_t stream) {
   constexpr std::int64_t MOST_QUERIES = 65535;  // of one grid
-  if (vocabulary > TOKEN_OVERLAP_WIDEST || batch > MOST_QUERIES) return cudaErrorInvalidValue;
+  const std::int64_t batch = arguments.batch;
+  if (arguments.vocabulary > TOKEN_OVERLAP_WIDEST || batch > MOST_QUERIES) return cudaErrorInvalidValue;
   if (batch == 0) return cudaSuccess;
-  const std::int64_t blocks = blocks_per_query(batch, rows);
-  auto* best = static_cast<unsigned long long*>(scratch);
+  const std::int64_t blocks = blocks_per_query(batch, arguments.rows);
+  auto* best = static_cast<unsigned long long*>(arguments.scratch);
   auto* finished = reinterpret_cast<unsigned*>(best + batch * blocks * 2);
   const cudaError_t status = cudaMemsetAsync(finished, 0, batch * sizeof(unsigned), stream);
   if (status != cudaSuccess) return status;
-  const Arguments arguments{query, stored, rarity, batch, query_length, rows, stored_length, vocabulary,
-                            extra_weight, valid, query_group, stored_group, best, finished, index, score, runner_up};
   return launch(score_rows, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(batch)), dim3(THREADS),
-                ceil_div(vocabulary, 32) * 4, stream, arguments);
+                ceil_div(arguments.vocabulary, 32) * 4, stream, Search{arguments, best, finished});
 }

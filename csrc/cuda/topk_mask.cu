@@ -40,7 +40,7 @@ constexpr int POOL_TOKENS = POOL_THREADS / POOL_LANES;
 
 // pooled[b, columns of this block] = the centred mean over the tokens of sequence b; no atomics, so always the same.
 template <typename T>
-__global__ __launch_bounds__(POOL_THREADS) void pool_tokens(FingerprintArguments arguments) {
+__global__ __launch_bounds__(POOL_THREADS) void pool_tokens(Fingerprint arguments) {
   constexpr int COLUMNS = VECTOR_WIDTH<T>;  // of a thread
   constexpr int WARPS = POOL_THREADS / WARP_SIZE;
   using Sums = float[POOL_LANES][COLUMNS + 1];  // the last column is the mass
@@ -90,7 +90,7 @@ struct Pooled {};
 
 // The centred mean of COUNT columns of sequence blockIdx.x.
 template <typename T, int COUNT>
-__device__ __forceinline__ void centred_mean(const FingerprintArguments& arguments, int first, float (&mean)[COUNT]) {
+__device__ __forceinline__ void centred_mean(const Fingerprint& arguments, int first, float (&mean)[COUNT]) {
   const int width = static_cast<int>(arguments.width);
   if constexpr (std::is_same_v<T, Pooled>) {
     const float* row = arguments.pooled + blockIdx.x * pooled_stride(width);
@@ -124,7 +124,7 @@ __device__ __forceinline__ void centred_mean(const FingerprintArguments& argumen
 
 // One block a sequence, COUNT neighbouring columns a thread: the mask of the k largest magnitudes.
 template <typename T, int COUNT>
-__global__ __launch_bounds__(1024) void select_mask(FingerprintArguments arguments) {
+__global__ __launch_bounds__(1024) void select_mask(Fingerprint arguments) {
   DYNAMIC_SHARED(std::uint32_t, mask);  // [words]
   SHARED_ARRAY(RadixScratch, scratch, 1);
   const int width = static_cast<int>(arguments.width);
@@ -190,7 +190,7 @@ bool pools_apart(std::int64_t tokens, std::int64_t batch, std::int64_t width) {
 }
 
 template <typename T, int COUNT>
-cudaError_t launch_select(const FingerprintArguments& arguments, cudaStream_t stream) {
+cudaError_t launch_select(const Fingerprint& arguments, cudaStream_t stream) {
   const std::int64_t threads = ceil_div(ceil_div(arguments.width, COUNT), WARP_SIZE) * WARP_SIZE;
   const dim3 grid(static_cast<unsigned>(arguments.batch));
   const dim3 block(static_cast<unsigned>(threads < 256 ? 256 : threads));  // 256 also for the histogram's sake
@@ -202,13 +202,13 @@ cudaError_t launch_select(const FingerprintArguments& arguments, cudaStream_t st
 }
 
 template <typename T>
-cudaError_t launch_narrow(const FingerprintArguments& arguments, cudaStream_t stream) {
+cudaError_t launch_narrow(const Fingerprint& arguments, cudaStream_t stream) {
   if (arguments.width <= 4 * 1024) return launch_select<T, 4>(arguments, stream);
   return launch_select<T, 16>(arguments, stream);
 }
 
 template <typename T>
-cudaError_t launch_typed(const FingerprintArguments& arguments, cudaStream_t stream) {
+cudaError_t launch_typed(const Fingerprint& arguments, cudaStream_t stream) {
   if (!pools_apart(arguments.tokens, arguments.batch, arguments.width)) return launch_narrow<T>(arguments, stream);
   const std::int64_t tiles = ceil_div(arguments.width, POOL_LANES * VECTOR_WIDTH<T>);
   const dim3 grid(static_cast<unsigned>(arguments.batch), static_cast<unsigned>(tiles));
@@ -220,31 +220,25 @@ cudaError_t launch_typed(const FingerprintArguments& arguments, cudaStream_t str
 
 }  // namespace
 
-std::size_t fingerprint_scratch_bytes(std::int64_t tokens, std::int64_t batch, std::int64_t width) {
-  return pools_apart(tokens, batch, width) ? batch * pooled_stride(width) * sizeof(float) : 0;
+std::size_t fingerprint_scratch_bytes(const FeatureArguments& arguments) {
+  if (!pools_apart(arguments.tokens, arguments.batch, arguments.width)) return 0;
+  return arguments.batch * pooled_stride(arguments.width) * sizeof(float);
 }
 
-cudaError_t launch_fingerprint(const FingerprintArguments& arguments, cudaStream_t stream) {
+cudaError_t launch_fingerprint(const Fingerprint& arguments, cudaStream_t stream) {
   if (arguments.width > TOPK_MASK_WIDEST) return cudaErrorInvalidValue;
   if (arguments.batch == 0) return cudaSuccess;
-  if (arguments.dtype == FLOAT32) return launch_typed<float>(arguments, stream);
-  if (arguments.dtype == BFLOAT16) return launch_typed<__nv_bfloat16>(arguments, stream);
-  if (arguments.dtype == FLOAT16) return launch_typed<__half>(arguments, stream);
+  if (arguments.x_dtype == FLOAT32) return launch_typed<float>(arguments, stream);
+  if (arguments.x_dtype == BFLOAT16) return launch_typed<__nv_bfloat16>(arguments, stream);
+  if (arguments.x_dtype == FLOAT16) return launch_typed<__half>(arguments, stream);
   return cudaErrorInvalidValue;
 }
 
-extern "C" std::size_t corrigenda_topk_mask_scratch_bytes(std::int64_t tokens, std::int64_t batch,
-                                                          std::int64_t width) {
-  return fingerprint_scratch_bytes(tokens, batch, width);
+extern "C" std::size_t corrigenda_topk_mask_scratch_bytes(const TopkMaskArguments& arguments) {
+  return fingerprint_scratch_bytes(arguments);
 }
 
-extern "C" cudaError_t corrigenda_topk_mask(const void* x, int dtype, const std::int32_t* offsets,
-                                            std::int64_t tokens, std::int64_t batch, std::int64_t width,
-                                            std::int64_t k, const float* weight, const float* background,
-                                            const std::int64_t* permutation, std::int32_t* masks, void* scratch,
-                                            cudaStream_t stream) {
-  const FingerprintArguments arguments{x, dtype, offsets, tokens, batch, width, k, weight, background, permutation,
-                                       static_cast<float*>(scratch), reinterpret_cast<std::uint32_t*>(masks),
-                                       nullptr, nullptr};
-  return launch_fingerprint(arguments, stream);
+extern "C" cudaError_t corrigenda_topk_mask(const TopkMaskArguments& arguments, cudaStream_t stream) {
+  auto* pooled = static_cast<float*>(arguments.scratch);
+  return launch_fingerprint({arguments, pooled, arguments.masks, nullptr, nullptr}, stream);
 }

@@ -1,3 +1,4 @@
+// Runs the threads of a block as fibers of one CPU thread, in an order that a seed shuffles, up to each barrier.
 #include "fibers.h"
 
 #include <setjmp.h>

@@ -1,3 +1,4 @@
+// associative_read and its gradients on CPU tensors.
 #include <algorithm>
 #include <vector>
 
@@ -99,14 +100,6 @@ void associative_read_(Tensor y, Tensor x, Tensor first, Tensor keys, Tensor val
                               [&](int64_t begin, int64_t end) { kernels().associative_read(op, begin, end); });
 }
 
-Tensor associative_read(Tensor y, Tensor x, Tensor first, Tensor keys, Tensor values, Tensor pages, Tensor rows,
-                        Tensor route, Tensor background, double beta, std::optional<Tensor> scales) {
-  Tensor out = torch::stable::new_empty(y, y.sizes());
-  torch::stable::copy_(out, y);
-  associative_read_(out, x, first, keys, values, pages, rows, route, background, beta, scales);
-  return out;
-}
-
 // Which runs read each page.
 struct PageOwners {
   std::vector<int32_t> begin, owners, places;
@@ -175,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> associative_read_backward(Tensor grad, Tensor
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(corrigenda_native, CPU, m) {
-  m.impl("associative_read", TORCH_BOX(&associative_read));
+  m.impl("associative_read", TORCH_BOX(&OnCopy<&associative_read_>::run));
   m.impl("associative_read_", TORCH_BOX(&associative_read_));
   m.impl("associative_read_backward", TORCH_BOX(&associative_read_backward));
 }

@@ -1,3 +1,4 @@
+// delta_linear on CPU tensors: a product, distances by the kernel, scores here.
 #include <algorithm>
 #include <tuple>
 

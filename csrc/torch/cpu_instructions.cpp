@@ -1,3 +1,4 @@
+// Which instruction set the CPU kernels use, and choosing one.
 #include <string>
 
 #include "../cpu/kernels.h"

@@ -1,3 +1,4 @@
+// label_losses on CPU tensors: which labels and rows of the weight a thread takes at a time.
 #include <algorithm>
 #include <tuple>
 

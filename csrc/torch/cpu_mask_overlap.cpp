@@ -1,3 +1,4 @@
+// mask_overlap on CPU tensors.
 #include "cpu_search.h"
 
 namespace corrigenda {

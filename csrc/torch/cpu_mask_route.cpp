@@ -1,3 +1,4 @@
+// mask_route on CPU tensors: the masks of topk_mask, searched as in mask_overlap, in one call.
 #include "cpu_masks.h"
 #include "cpu_search.h"
 

@@ -1,3 +1,4 @@
+// masked_linear and its gradients on CPU tensors.
 #include "cpu_masked_linear.h"
 
 #include "../cpu/kernels.h"
@@ -46,13 +47,6 @@ void masked_linear_(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor rout
 
 namespace {
 
-Tensor masked_linear(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) {
-  Tensor out = torch::stable::new_empty(y, y.sizes());
-  torch::stable::copy_(out, y);
-  masked_linear_(out, x, memory, masks, route);
-  return out;
-}
-
 std::tuple<Tensor, Tensor> masked_linear_backward(Tensor grad, Tensor x, Tensor memory, Tensor masks, Tensor route,
                                                   std::vector<bool> needed) {
   const SortedRoutes routes(route, masks.size(0));
@@ -89,7 +83,7 @@ std::tuple<Tensor, Tensor> masked_linear_backward(Tensor grad, Tensor x, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(corrigenda_native, CPU, m) {
-  m.impl("masked_linear", TORCH_BOX(&masked_linear));
+  m.impl("masked_linear", TORCH_BOX(&OnCopy<&masked_linear_>::run));
   m.impl("masked_linear_", TORCH_BOX(&masked_linear_));
   m.impl("masked_linear_backward", TORCH_BOX(&masked_linear_backward));
 }

@@ -1,3 +1,4 @@
+// masked_sgd_ on CPU tensors: torch multiplies a block of rows of the gradient, the kernel steps them.
 #include <algorithm>
 
 #include "../cpu/kernels.h"

@@ -16,4 +16,18 @@ inline Type type(const Tensor& tensor) {
   }
 }
 
+// The functional form of an op that adds to its first argument: `in_place`, on a contiguous copy of it.
+template <auto in_place>
+struct OnCopy;
+
+template <class... Others, void (*in_place)(Tensor, Others...)>
+struct OnCopy<in_place> {
+  static Tensor run(Tensor y, Others... others) {
+    Tensor out = torch::stable::new_empty(y, y.sizes());
+    torch::stable::copy_(out, y);
+    in_place(out, others...);
+    return out;
+  }
+};
+
 }  // namespace corrigenda

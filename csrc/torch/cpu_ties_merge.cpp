@@ -1,3 +1,4 @@
+// ties_merge on CPU tensors: where the search for each shard's threshold looks, then the merge.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

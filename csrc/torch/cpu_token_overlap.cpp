@@ -1,3 +1,4 @@
+// token_overlap on CPU tensors.
 #include "cpu_search.h"
 
 namespace corrigenda {

@@ -1,3 +1,4 @@
+// topk_mask on CPU tensors.
 #include "cpu_masks.h"
 
 namespace corrigenda {

@@ -5,6 +5,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <vector>
+
 #include "../cuda/interface.h"
 #include "tensors.h"
 
@@ -42,13 +44,54 @@ inline int dtype_code(const Tensor& tensor) {
   }
 }
 
-// Memory for one call, from torch's allocator, on the device of `like`.
-inline Tensor scratch(const Tensor& like, std::size_t bytes) {
-  return torch::stable::new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+// Start an op on the device of `like`.
+template <class Arguments>
+void start(const char* op, const Arguments& arguments, cudaError_t (*launcher)(const Arguments&, cudaStream_t),
+           const Tensor& like) {
+  const OnDeviceOf device(like);
+  const cudaError_t status = launcher(arguments, device.stream());
+  STD_TORCH_CHECK(status == cudaSuccess, op, " did not start on the GPU: ", cudaGetErrorString(status));
 }
 
-inline void check_launch(cudaError_t status, const char* op) {
-  STD_TORCH_CHECK(status == cudaSuccess, op, " did not start on the GPU: ", cudaGetErrorString(status));
+// The same, of `arguments` that still lack their scratch; it comes from torch's allocator.
+template <class Arguments>
+void start(const char* op, Arguments& arguments, std::size_t (*scratch_bytes)(const Arguments&),
+           cudaError_t (*launcher)(const Arguments&, cudaStream_t), const Tensor& like) {
+  const auto bytes = static_cast<int64_t>(scratch_bytes(arguments));
+  Tensor scratch = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+  arguments.scratch = scratch.mutable_data_ptr();
+  start(op, arguments, launcher, like);
+}
+
+// As `data`, of a tensor that is written.
+template <class T>
+T* mutable_data(Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Tensors on the device of `like`, to be written in full.
+inline Tensor output_of(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+inline Tensor output_like(const Tensor& like) { return torch::stable::new_empty(like, like.sizes()); }
+
+// A gradient by `like`, or one of no size where it is not wanted, and where the kernels write it.
+struct Gradient {
+  Tensor tensor;
+  void* data;
+
+  Gradient(const Tensor& like, bool needed)
+      : tensor(needed ? output_like(like) : torch::stable::new_empty(like, std::vector<int64_t>(like.dim(), 0))),
+        data(needed ? tensor.mutable_data_ptr() : nullptr) {}
+};
+
+// Run `op(y, out)` with out = y, also where y is a view whose rows or columns lie apart.
+template <class Op>
+void in_place(Tensor& y, const Op& op) {
+  Tensor dense = torch::stable::contiguous(y);
+  op(dense, dense);
+  if (!y.is_contiguous()) torch::stable::copy_(y, dense);
 }
 
 }  // namespace corrigenda

@@ -113,13 +113,19 @@ def _source(name: str | Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _loading(name: str | Path) -> Iterator[None]:
     """Within: no progress bars, and errors that a user can read."""
+    with no_progress_bars(), readable_errors(name):
+        yield
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Within: transformers shows none."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with readable_errors(name):
-            yield
+        yield
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -64,6 +64,10 @@ def serve(
     ] = False,
     max_tenants: Annotated[int | None, typer.Option(metavar="N", help="How many tenants there may be: 64.")] = None,
     max_folders: Annotated[int | None, typer.Option(metavar="N", help="How many folders are served: 256.")] = None,
+    signed_by: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Public SSH keys: only folders that one of them signed are served."),
+    ] = None,
     stack: Annotated[str, typer.Option(metavar="S", help="Whose server: `transformers` or `vllm`.")] = "transformers",
 ) -> None:
     """Serve a model with edits: an OpenAI-compatible server, whose every request is answered by its own edit.
@@ -91,6 +95,7 @@ def serve(
         "tenant_header_only": tenant_header_only,
         "hosts": edits_host,
         "origins": edits_origin,
+        "signed_by": None if signed_by is None else str(signed_by),
     }
     keys = {"changing": edits_api_key or [], "reading": edits_read_key or []}
     launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [], keys)

@@ -15,17 +15,32 @@ from .options import Author, Device, Dtype, JsonFlag, RecordedModel, Store, Thre
 
 
 @app.command()
-def verify(folder: Store, json: JsonFlag = False) -> None:
+def verify(
+    folder: Store,
+    json: JsonFlag = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Public SSH keys, one a line: one of them must have signed all there is."),
+    ] = None,
+) -> None:
     """Check a folder, everything against everything; the exit status is 0 only if all of it holds.
 
     Every entry against its chain of checksums, every tensor against its own, records against the method and the model's
-    widths, the head against the ledger, the file's structure. Nothing is changed.
+    widths, the head against the ledger, the file's structure. Nothing is changed. Checksums find damage; who may write
+    the folder can make them anew, but for `--key`.
     """
     from ..store.check import problems
+    from ..store.signing import check_signed
     from ..store.store import check_format
 
     check_format(folder)
     found = problems(folder)
+    if key is not None and not found:
+        with opened(folder) as store:
+            try:
+                check_signed(store, key)
+            except CorrigendaError as error:
+                found.append(str(error))
     if json:
         print_json({"holds": not found, "problems": found})
     elif not found:
@@ -40,6 +55,25 @@ def verify(folder: Store, json: JsonFlag = False) -> None:
             fail(problem)
     if found:
         raise typer.Exit(1)
+
+
+@app.command()
+def sign(
+    folder: Store,
+    key: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="A private SSH key; or a public one, whose private key an agent holds."),
+    ],
+) -> None:
+    """Sign a folder as it is: who has your public key can tell that its edits are those that you signed.
+
+    Every later change, an undo too, is to be signed again. `ssh-keygen` makes the signature, in `signature.json`.
+    """
+    from ..store.signing import sign as signed
+
+    with opened(folder, write=True) as store:
+        count = signed(store, key)
+    say(f"Signed all {count} entries of {folder}.")
 
 
 @app.command()

@@ -40,6 +40,8 @@ class Method:
     """The shape of each tensor of a record, in letters: "D" and "d" are the layer's widths, "k" is `top_k`."""
     names_edits: ClassVar[bool] = True
     """Whether a route is an edit, by its place; else it is a memory that several share."""
+    keeps_unsolved: ClassVar[bool] = False
+    """Whether an edit that does not hold is written all the same, where the user does not say."""
     memory: Memory
     router: EditRouter
 
@@ -123,9 +125,9 @@ class Method:
         features = self.prompt_features(self.router_layer, prompts)
         return self.router.from_features(torch.stack([prompt.pooled for prompt in features]))
 
-    def fingerprints(self, prompts: Sequence[str]) -> list[Tensor]:
-        """int32 `[n]` each: what the router would know edits with these prompts by."""
-        return self.router.fingerprints_of(self.as_routed(prompts))
+    def fingerprints(self, edits: Sequence[Edit]) -> list[Tensor]:
+        """int32 `[n]` each: what the router would know these edits by."""
+        return self.router.fingerprints_of(self.as_routed([edit.prompt for edit in edits]), edits)
 
     def make_known(self, records: Sequence[Record]) -> None:
         """Let the router know the edits of these records."""

@@ -82,6 +82,7 @@ def header_of(edited: StoredEdits) -> dict[str, Any]:
             "layers": len(edited.decoder),
             "widths": list(edited.decoder.widths(edited.config.layer)),
             "tokenizer": tokenizer_digest(edited.tokenizer),
+            "vocabulary": edited.model.get_input_embeddings().num_embeddings,
         },
         "versions": {name: version(name) for name in ("corrigenda", "torch", "transformers")},
     }

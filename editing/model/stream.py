@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ..edits.edit import Edit
 from ..edits.identifiers import DistinctIds
+from ..shown import name
 from ..store.history import normalised_prompt
 from .view import MemoryView
 
@@ -24,12 +25,14 @@ def named(edits: Sequence[Edit], view: MemoryView) -> tuple[list[Edit], list[str
     )
     found, sentences = [], []
     for number, edit in enumerate(edits, start=len(history.edits) + len(history.declined)):
+        if edit.id is not None:
+            name("id", edit.id)
         if edit.id is None:
             edit = replace(edit, id=ids.first(f"edit-{n:05d}" for n in itertools.count(number)))
         elif edit.id in ids or view.holds(history.find(edit.id, wanted=True)):
-            name = ids.another(edit.id)
-            sentences.append(f'Edit "{edit.id}" is written as "{name}": that id is another edit\'s.')
-            edit = replace(edit, id=name)
+            another = ids.another(edit.id)
+            sentences.append(f'Edit "{edit.id}" is written as "{another}": that id is another edit\'s.')
+            edit = replace(edit, id=another)
         else:
             ids.own(edit.id)
         found.append(edit)

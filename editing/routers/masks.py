@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...kernels import ops
 from ...kernels.reference import unpack_mask
+from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..profiling import scope
 from .context import RoutingContext
@@ -81,7 +82,7 @@ class MaskRouter(EditRouter):
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(fingerprints)).to(self.device)
 
-    def fingerprints_of(self, prompts: Tensor) -> list[Tensor]:
+    def fingerprints_of(self, prompts: Tensor, edits: Sequence[Edit] | None = None) -> list[Tensor]:
         return list(prompts)
 
     def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import CorrigendaError
 
 if TYPE_CHECKING:
+    from ..edits.edit import Edit
     from .context import RoutingContext
 
 
@@ -105,9 +106,16 @@ class EditRouter:
 
     # Edits
 
-    def fingerprints_of(self, prompts: Any) -> list[Tensor]:
-        """int32 `[n]` each: what edits with these prompts are known by, as their records keep it."""
+    def fingerprints_of(self, prompts: Any, edits: Sequence[Edit] | None = None) -> list[Tensor]:
+        """int32 `[n]` each: what edits with these prompts are known by, as their records keep it.
+
+        edits: the edits themselves, for a router that looks at their subjects and protected questions too.
+        """
         raise NotImplementedError
+
+    def fact_of(self, fingerprint: Tensor) -> tuple[int, ...]:
+        """What of a fingerprint is alike in edits of one fact, whatever else they say."""
+        return tuple(fingerprint.tolist())
 
     def fits(self, fingerprint: Tensor) -> bool:
         """Whether int32 `[n]` could be the fingerprint of an edit here."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ops
+from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from .router import EditRouter
 
@@ -67,8 +68,7 @@ class TokenRouter(EditRouter):
 
     def fingerprint(self, text: str) -> list[int]:
         """The distinct token ids of a text: lower case and after a space, so that a name is cut alike everywhere."""
-        ids = self.tokenizer(" " + " ".join(text.lower().split()), add_special_tokens=False)["input_ids"]
-        return sorted(set(ids))
+        return sorted(set(self.tokenizer(_spaced(text), add_special_tokens=False)["input_ids"]))
 
     def known_by(self, text: str) -> list[int]:
         """The token ids by which an edit with this prompt is stored."""
@@ -85,7 +85,7 @@ class TokenRouter(EditRouter):
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         return _padded([fingerprint.tolist() for fingerprint in fingerprints], self.device)
 
-    def fingerprints_of(self, prompts: Sequence[str]) -> list[Tensor]:
+    def fingerprints_of(self, prompts: Sequence[str], edits: Sequence[Edit] | None = None) -> list[Tensor]:
         return [torch.tensor(self.known_by(prompt), dtype=torch.int32, device="cpu") for prompt in prompts]
 
     def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:
@@ -129,6 +129,12 @@ class TokenRouter(EditRouter):
         return len(self._frequency)
 
     @property
+    def rarity(self) -> Tensor:
+        """int32 `[vocabulary]`: what each token weighs beside the edits stored so far."""
+        self._prepare()
+        return self._rarity
+
+    @property
     def stored(self) -> Tensor:
         """int32 `[edits, longest]`: each edit's token ids, -1 where they end."""
         return self._stored[: self.size]
@@ -149,7 +155,8 @@ class TokenRouter(EditRouter):
         return score - self.rival_weight * runner_up
 
     def queries(self, requests: Sequence[str]) -> list[list[int]]:
-        return [self.fingerprint(text) for text in requests]
+        cut = self.tokenizer([_spaced(text) for text in requests], add_special_tokens=False) if requests else None
+        return [] if cut is None else [sorted(set(ids)) for ids in cut["input_ids"]]
 
     def nearest(self, queries: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         self._prepare()
@@ -197,6 +204,10 @@ class TokenRouter(EditRouter):
         longest = int((self.stored >= 0).sum(1).max()) if self.size else 0
         width = max(_WIDTH, _WIDTH * math.ceil(longest / _WIDTH))
         return {"router.tokens": self.stored[:, :width].clone(), **self.ground()}
+
+
+def _spaced(text: str) -> str:
+    return " " + " ".join(text.lower().split())
 
 
 def _rows(padded: Tensor) -> list[list[int]]:

@@ -60,6 +60,16 @@ def same_facts(
     return found
 
 
+def superseding(newer: str, older: str) -> str:
+    """What a user is told of an edit that takes the place of another, by their ids."""
+    return f'Edit "{newer}" supersedes "{older}", which is about the same fact.'
+
+
+def left_out(edit: str, rival: str, stands: str = "stays") -> str:
+    """What a user is told of an edit that is left out for another, by their ids."""
+    return f'Edit "{edit}" is left out: "{rival}", which is about the same fact, {stands}.'
+
+
 def rewrites(edit: Edit | StoredEdit, like: StoredEdit) -> bool:
     """Whether an edit gives another target to the fact of a stored one that a router takes it for."""
     return like.target != edit.target and _numbers(like.prompt) == _numbers(edit.prompt)
@@ -72,5 +82,5 @@ def _numbers(prompt: str) -> list[str]:
 
 def _nearest(method: Method, batch: Sequence[Edit]) -> list[tuple[int, float]]:
     """The place and score of each edit's best match."""
-    nearest, score, _ = method.router.nearest_stored(method.fingerprints([edit.prompt for edit in batch]))
+    nearest, score, _ = method.router.nearest_stored(method.fingerprints(batch))
     return list(zip(nearest.tolist(), score.tolist()))

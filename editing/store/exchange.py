@@ -11,7 +11,7 @@ from ..errors import CorrigendaError
 from ..methods.config import EditingConfig
 from ..shown import LONGEST_NAME, shown, shown_json
 from .check import check_record
-from .conflicts import rewrites
+from .conflicts import left_out, rewrites, superseding
 from .files import write_whole
 from .history import APPLIED, LOST, History, StoredEdit, normalised_prompt
 from .ledger import New
@@ -23,7 +23,7 @@ class Merged(NamedTuple):
 
     added       edits that came in, by their ids here
     same        edits of the other store that are in effect here too
-    out         the same edit is here, but was undone or superseded, and stays so: by its id here, that status
+    out         the same edit is here, but undone, unsolved or superseded, and stays so: by its id here, that status
     superseded  edits that were here, and for which one of `added` stands now
     kept        edits of the other store that were left out, with the edit that is here and for which that was done
     renamed     ids of the other store with the new one here
@@ -88,6 +88,20 @@ def export(store: EditStore, file: Path, everything: bool = False) -> int:
     return len(rows)
 
 
+class _Case(NamedTuple):
+    """What a merge does with one edit of the other store.
+
+    what   "same": it is in effect here; "out": it is here, and stays out; "kept": one of its fact stays; or "added"
+    like   the edit here that it is, or that stays; None for an added one
+    facts  numbers of all edits here that are about the same fact
+    """
+
+    what: str
+    stored: StoredEdit
+    like: StoredEdit | None = None
+    facts: frozenset[int] = frozenset()
+
+
 def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", author: str | None = None) -> Merged:
     """Add the edits that are in effect in another store of the same model and configuration, in one transaction.
 
@@ -98,16 +112,41 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     it is.
     """
     check_mergeable(into, other)
-    history = into.history
-    present = {stored.id for stored in history.edits.values()}
-    applied = set(history.applied())
-    statuses = history.statuses()
+    history, applied, statuses = into.history, set(into.history.applied()), into.history.statuses()
+    names = _Names(history, other)
+    merged = Merged([], [], {}, [], {}, {})
+    chosen: list[tuple[StoredEdit, str, list[int]]] = []
+    for case in _cases(into, other, on_conflict):
+        stored, like = case.stored, case.like
+        if case.what == "same":
+            merged.same.append(stored.id)
+        elif case.what == "out":
+            merged.out[like.id] = statuses[like.seq]
+            into.notices.append(_still_out(into, like))
+        elif case.what == "kept":
+            merged.kept[stored.id] = like.id
+            into.notices.append(left_out(stored.id, like.id))
+        else:
+            name = names.new(stored.id)
+            if name != stored.id:
+                merged.renamed[stored.id] = name
+            for seq in sorted(case.facts & applied):
+                merged.superseded.append(history.edits[seq].id)
+                into.notices.append(superseding(name, history.edits[seq].id))
+            merged.added.append(name)
+            chosen.append((stored, name, sorted(case.facts)))
+    if chosen:
+        into.append(_entries(into, other, chosen, into.stamp(author)))
+    return merged
+
+
+def _cases(into: EditStore, other: EditStore, on_conflict: str) -> Iterator[_Case]:
+    """Of each edit in effect in the other store, what a merge does with it; raises for one that cannot be merged."""
+    history, applied, statuses = into.history, set(into.history.applied()), into.history.statuses()
     by_fingerprint: dict[str, list[StoredEdit]] = {}
     for mine in in_effect(history):
         if mine.fingerprint:  # WISE without replay knows no edit by one
             by_fingerprint.setdefault(mine.fingerprint, []).append(mine)
-    merged = Merged([], [], {}, [], {}, {})
-    chosen: list[tuple[StoredEdit, str, list[int]]] = []
     for stored in in_effect(other.history):
         if stored.inherited:
             raise CorrigendaError(
@@ -116,43 +155,37 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
             )
         facts = set(history.same_prompt(stored.prompt))
         same = [seq for seq in facts if statuses[seq] != LOST and _same(history.edits[seq], stored)]
-        if not applied.isdisjoint(same):
-            merged.same.append(stored.id)
-            continue
         if same:
-            last = max(same)
-            merged.out[history.edits[last].id] = statuses[last]
-            into.notices.append(_still_out(into, history.edits[last]))
+            what = "out" if applied.isdisjoint(same) else "same"
+            yield _Case(what, stored, history.edits[max(same)])
             continue
         check_record(other.ledger, other.history, stored)
         facts.update(like.seq for like in by_fingerprint.get(stored.fingerprint, ()) if rewrites(stored, like))
         rivals = facts & applied
         if rivals and on_conflict == "keep":
-            merged.kept[stored.id] = history.edits[max(rivals)].id
-            into.notices.append(
-                f'Edit "{stored.id}" is left out: "{merged.kept[stored.id]}", which is about the same fact, stays.'
-            )
+            yield _Case("kept", stored, history.edits[max(rivals)])
             continue
-        for seq in list(facts):
-            facts.update(history.edits[seq].supersedes)
-        name = shown(stored.id)  # in folders of earlier versions an id may hold anything
-        if name in present:
-            name = f"{name}-{shown(other.header['id'][:8])}"
-            while name in present:
+        earlier = [seq for fact in facts for seq in history.edits[fact].supersedes]
+        yield _Case("added", stored, facts=frozenset(facts.union(earlier)))
+
+
+class _Names:
+    """Ids for edits of another store: their own, where none here has it."""
+
+    def __init__(self, history: History, other: EditStore) -> None:
+        self._taken = {stored.id for stored in history.edits.values()}
+        self._store = shown(other.header["id"][:8])
+
+    def new(self, name: str) -> str:
+        name = shown(name)  # in folders of earlier versions an id may hold anything
+        if name in self._taken:
+            name = f"{name}-{self._store}"
+            while name in self._taken:
                 name += "+"
         if len(name) > LONGEST_NAME:
             name = f"{name[: LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        if name != stored.id:
-            merged.renamed[stored.id] = name
-        present.add(name)
-        for seq in sorted(rivals):
-            merged.superseded.append(history.edits[seq].id)
-            into.notices.append(f'Edit "{name}" supersedes "{history.edits[seq].id}", which is about the same fact.')
-        merged.added.append(name)
-        chosen.append((stored, name, sorted(facts)))
-    if chosen:
-        into.append(_entries(into, other, chosen, into.stamp(author)))
-    return merged
+        self._taken.add(name)
+        return name
 
 
 def check_mergeable(into: EditStore, other: EditStore) -> None:
@@ -216,6 +249,8 @@ def _still_out(store: EditStore, stored: StoredEdit) -> str:
     name = f'Edit "{stored.id}" is there, but'
     if stored.dropped:
         return f"{name} was undone, and its tensors are no longer kept: write it anew to have it again."
+    if stored.unsolved:
+        return f"{name} does not hold, and a merge leaves it out: `corrigenda redo {where}{stored.id}` puts it in."
     if not stored.wanted:
         return f"{name} was undone, and a merge leaves it so: `corrigenda redo {where}{stored.id}` puts it in again."
     later = store.history.edits[store.history.superseded_by()[stored.seq]].id

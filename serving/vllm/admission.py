@@ -8,20 +8,20 @@ from collections import OrderedDict
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
-from vllm.logger import init_logger
 from vllm.sampling_params import BeamSearchParams
 
 from ...editing.backbone.loading import load_tokenizer
 from ...editing.shown import shown
 from ..access import tenant_of
 from ..catalogue import Admission, Catalogue
-from ..endpoints import current_request
+from ..edit_header import current_request
 from ..errors import ServingError
+from ..log import logger_of
 from ..metrics import Metrics
 from ..settings import ServingSettings
 from .keys import CONFIG, settings_in
 
-logger = init_logger("vllm.corrigenda")
+logger = logger_of("vllm.corrigenda")
 
 _REMEMBERED = 100_000
 """Decisions kept for those who ask later, and for knowing which edits are still read."""

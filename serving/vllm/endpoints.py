@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..access import listens_locally
-from ..endpoints import EditHeader, edits_router
+from ..edit_header import EditHeader
+from ..endpoints import edits_router
 from ..errors import ServingError
 from .live import AsyncEdits
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +14,14 @@ from ...editing.errors import CorrigendaError
 from ...editing.model import saving
 from ...editing.routers.context import RoutingContext
 from ..errors import ServingError
+from ..log import logger_of
 from ..memory import ServedMemory, edit_key
 from ..settings import ServingSettings
 from ..slots import Slots
 from ..stores import open_store, served_config
 from .keys import LAYER, edit_of, settings_in
 
-logger = logging.getLogger("vllm.corrigenda")
+logger = logger_of("vllm.corrigenda")
 
 
 class RequestInfo(NamedTuple):

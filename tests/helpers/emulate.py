@@ -1,8 +1,10 @@
 """The CUDA kernels on the CPU: every csrc/cuda/*.cu built by g++ against csrc/emulate, and called through ctypes."""
 
 import ctypes
+import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +14,7 @@ import torch
 
 CSRC = Path(__file__).parents[2] / "csrc"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+NUMBERS = {"int": ctypes.c_int, "bool": ctypes.c_bool, "float": ctypes.c_float, "std::int64_t": ctypes.c_int64}
 SEEDS = (0, 1, 2, 3)  # 0 is the plain order, one thread after the other; the others shuffle warps and lanes
 FLAGS = ("-std=c++17", "-fPIC", "-pthread", "-DCORRIGENDA_EMULATE", "-Wall", "-Wno-unknown-pragmas")
 
@@ -62,27 +65,42 @@ def library(*flags):
     return ctypes.CDLL(str(build(sorted(CSRC.glob("cuda/*.cu")), *flags)))
 
 
-def _argument(value):
-    if value is None or isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(None if value is None else value.data_ptr())
-    if isinstance(value, torch.dtype):
-        return ctypes.c_int(DTYPES[value])
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return ctypes.c_int64(value)
+@functools.cache
+def arguments_of():
+    """{launcher: the ctypes structure that it takes}, as the headers of csrc/cuda declare them."""
+    text = re.sub(r"//.*", "", "\n".join(path.read_text() for path in sorted(CSRC.glob("cuda/*.h"))))
+    declared = {name: rest for name, *rest in re.findall(r"struct (\w+)(?: : (\w+))? \{([^}]*)\};", text)}
+
+    @functools.cache
+    def structure(name):
+        base, body = declared[name]
+        fields = []
+        for line in filter(None, map(str.strip, body.split(";"))):
+            kind, names = re.fullmatch(r"(?:const )?([\w: ]+?\*?) ((?:\w+, )*\w+)", line).groups()
+            fields += [(field, ctypes.c_void_p if kind.endswith("*") else NUMBERS[kind]) for field in names.split(", ")]
+        return type(name, (structure(base) if base else ctypes.Structure,), {"_fields_": fields})
+
+    launchers = re.findall(r"cudaError_t corrigenda_(\w+)\(const (\w+)& arguments", text)
+    return {launcher: structure(name) for launcher, name in launchers}
 
 
-def call(kernels, name, *arguments):
-    """Launch `corrigenda_<name>`: tensors go as pointers, dtypes as codes, ints as int64, floats as float32.
+def launch(kernels, name, **given):
+    """Run `corrigenda_<name>` on the fields of its structure: tensors (None for null) and numbers.
 
-    The stream, which every launcher takes last, is added.
+    Codes of formats follow from the tensors, and scratch is made here, of a byte that no kernel may rely on.
     """
-    status = getattr(kernels, f"corrigenda_{name}")(*map(_argument, arguments), ctypes.c_void_p(None))
+    arguments = arguments_of()[name]()
+    fields = {field for part in type(arguments).__mro__ for field, _ in getattr(part, "_fields_", ())}
+    own = {field for field in fields if field == "scratch" or field.endswith("_dtype")}
+    assert fields - own == given.keys(), f"{name} takes {sorted(fields - own)}"
+    for field, value in given.items():
+        setattr(arguments, field, value.data_ptr() if isinstance(value, torch.Tensor) else value)
+        if f"{field}_dtype" in own and value is not None:
+            setattr(arguments, f"{field}_dtype", DTYPES[value.dtype])
+    if "scratch" in own:
+        size_of = getattr(kernels, f"corrigenda_{name}_scratch_bytes")
+        size_of.restype = ctypes.c_size_t
+        scratch = torch.full((max(size_of(ctypes.byref(arguments)), 1),), 0xA5, dtype=torch.uint8)
+        arguments.scratch = scratch.data_ptr()
+    status = getattr(kernels, f"corrigenda_{name}")(ctypes.byref(arguments), ctypes.c_void_p(None))
     assert status == 0, f"{name} was refused with CUDA error {status}"
-
-
-def scratch(kernels, name, *sizes):
-    """The scratch memory that `corrigenda_<name>` asks for, filled with a byte that no kernel may rely on."""
-    size_of = getattr(kernels, f"corrigenda_{name}_scratch_bytes")
-    size_of.restype = ctypes.c_size_t
-    return torch.full((max(size_of(*map(_argument, sizes)), 1),), 0xA5, dtype=torch.uint8)

@@ -1,0 +1,88 @@
+"""Which stored edits a request could be about: an inverted index over prompts' tokens and subjects' words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from .subject import words
+
+_EXTRA = 0.1
+"""What a query's own tokens weigh in the score: as in `TokenRouter`."""
+
+
+class CandidateIndex:
+    """Finds the edits that share their rare tokens, or the weightiest word of their subject, with a request.
+
+    prompts   the token ids of each edit's prompt
+    subjects  each edit's normalised subject, "" where it has none
+    passages  whether its prompt is a passage
+    rarity    int `[vocabulary]`: what a token weighs
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        subjects: Sequence[str],
+        passages: Sequence[bool],
+        rarity: np.ndarray,
+        weight: Callable[[str], float],
+    ) -> None:
+        self.rarity = rarity
+        self._rarities = rarity.tolist()
+        self.passages = any(passages)
+        lengths = np.fromiter(map(len, prompts), dtype=np.int64, count=len(prompts))
+        tokens = np.fromiter((token for row in prompts for token in row), dtype=np.int64, count=int(lengths.sum()))
+        edits: np.ndarray = np.repeat(np.arange(len(prompts)), lengths)
+        order: np.ndarray = np.argsort(tokens, kind="stable")
+        self._edits = edits[order]
+        self._starts: np.ndarray = np.asarray(np.searchsorted(tokens[order], np.arange(len(rarity) + 1)))
+        self.own = np.bincount(edits, weights=rarity[tokens], minlength=len(prompts))
+        self._by_word: dict[str, list[int]] = {}
+        for edit, subject in enumerate(subjects):
+            for key in _keys(subject, weight):
+                self._by_word.setdefault(key, []).append(edit)
+
+    def shared(self, tokens: np.ndarray) -> np.ndarray:
+        """float64 `[edits]`: the weight of these distinct tokens that each edit has too."""
+        starts, ends = self._starts[tokens], self._starts[tokens + 1]
+        postings = [self._edits[start:end] for start, end in zip(starts, ends)]
+        weights: np.ndarray = np.repeat(self.rarity[tokens], ends - starts).astype(np.float64)
+        edits = np.concatenate(postings) if postings else np.zeros(0, dtype=np.int64)
+        return np.bincount(edits, weights=weights, minlength=len(self.own))
+
+    def score(self, edit: int, own: set[int], tokens: Sequence[int]) -> float:
+        """The token score of an edit, whose tokens are `own`, for distinct token ids (see `TokenRouter`)."""
+        rarity = self._rarities
+        asked = shared = 0
+        for token in tokens:
+            asked += rarity[token]
+            shared += rarity[token] if token in own else 0
+        whole = self.own[edit] + _EXTRA * (asked - shared)
+        return shared / whole if whole > 0 else 0.0
+
+    def of_request(self, tokens: Sequence[int], texts: Sequence[str], floor: float) -> list[int]:
+        """The edits that some part of a request could be about.
+
+        tokens: the distinct token ids of all its parts; texts: the parts, normalised. No part can share more with an
+        edit than all do, so what stays below `floor` here needs no second look.
+        """
+        bound = self.shared(np.asarray(tokens, dtype=np.int64)) >= floor * np.maximum(self.own, 1)
+        found = set(np.flatnonzero(bound).tolist())
+        for text in texts:
+            there = words(text)
+            for key in {*there, *map("".join, pairwise(there))}:
+                found.update(self._by_word.get(key, ()))
+        return sorted(found)
+
+
+def _keys(subject: str, weight: Callable[[str], float]) -> list[str]:
+    """By which word a subject is found; in a script without spaces, by its first two characters."""
+    found = words(subject)
+    if not found:
+        return []
+    if len(found) > 1 and all(len(word) == 1 for word in found[:2]):
+        return [found[0] + found[1]]
+    return [max(found, key=lambda word: (weight(word), len(word)))]

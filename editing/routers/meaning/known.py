@@ -1,0 +1,92 @@
+"""What is kept of an edit so that requests can be compared with it: one row of int32, stored with the edit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import CorrigendaError
+
+_MARK = 0x4D01
+_HEAD = 5
+
+
+class Known(NamedTuple):
+    """An edit as the router knows it.
+
+    tokens     distinct token ids of the prompt, ascending
+    subject    normalised; "" where none is known
+    masked     the prompt's question without its frame, `STAND_IN` for the subject; "" where the prompt is a passage
+    whole      the same with the subject, or the whole passage
+    vectors    int8 `[2 + protected, width]`: of `masked`, of `whole`, and of each protected question, masked; none of
+               a passage
+    """
+
+    tokens: list[int]
+    subject: str
+    masked: str
+    whole: str
+    vectors: np.ndarray
+
+    @property
+    def is_passage(self) -> bool:
+        """Whether the prompt is no single question: only a request with nearly all its words can ask for it."""
+        return not self.masked
+
+
+def packed(known: Known) -> Tensor:
+    """As int32 `[n]`."""
+    text = json.dumps([known.subject, known.masked, known.whole], ensure_ascii=False).encode()
+    count, width = known.vectors.shape
+    body = text + bytes(-len(text) % 4) + known.vectors.tobytes() + bytes(-known.vectors.size % 4)
+    head = [_MARK, len(known.tokens), len(text), count, width, *known.tokens]
+    return torch.from_numpy(np.concatenate([np.array(head, dtype="<i4"), np.frombuffer(body, dtype="<i4")]).copy())
+
+
+def unpacked(row: Tensor | Sequence[int], vocabulary: int, width: int) -> Known:
+    """What `packed` made; behind it may stand filling. Raises where it is not that, or of another encoder's width."""
+    words = np.asarray(row.cpu() if isinstance(row, Tensor) else row, dtype="<i4")
+    fault = CorrigendaError("its fingerprint is not one of this router's")
+    if len(words) < _HEAD or words[0] != _MARK:
+        raise fault
+    tokens, size, count, found = (int(word) for word in words[1:_HEAD])
+    text_end = _HEAD + tokens + -(-size // 4)
+    end = text_end + -(-count * found // 4)
+    if min(tokens, size, count) < 0 or found != width or count == 1 or end > len(words):
+        raise fault
+    ids = words[_HEAD : _HEAD + tokens].tolist()
+    if ids != sorted(set(ids)) or (ids and not 0 <= ids[0] <= ids[-1] < vocabulary):
+        raise fault
+    try:
+        texts = json.loads(words[_HEAD + tokens : text_end].tobytes()[:size])
+    except (ValueError, RecursionError):
+        raise fault from None
+    if not isinstance(texts, list) or len(texts) != 3 or not all(isinstance(text, str) for text in texts):
+        raise fault
+    if bool(texts[1]) != bool(count):
+        raise fault
+    vectors = np.frombuffer(words[text_end:end].tobytes(), dtype=np.int8)[: count * found].reshape(count, found)
+    subject, masked, whole = texts
+    return Known(ids, subject, masked, whole, vectors)
+
+
+def tokens_in(row: Tensor) -> tuple[int, ...]:
+    """The prompt's token ids in what `packed` made."""
+    return tuple(row[_HEAD : _HEAD + int(row[1])].tolist())
+
+
+def as_int8(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors in 127ths of their largest entry: cosines keep three digits."""
+    largest = np.maximum(np.abs(vectors).max(axis=-1, keepdims=True), 1e-12)
+    return np.rint(vectors * (127 / largest)).astype(np.int8)
+
+
+def as_unit(vectors: np.ndarray) -> np.ndarray:
+    """The unit vectors that `as_int8` was given, nearly."""
+    vectors = vectors.astype(np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,380 @@
+"""Routes by what is asked, and not only by whom: sentences apart, candidates by rare tokens, then a fitted rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...edits.edit import Edit
+from ...errors import CorrigendaError
+from ..router import EditRouter
+from ..tokens import TokenRouter
+from .candidates import CandidateIndex
+from .decoys import Decoys, Profile
+from .encoder import PACKAGED_ENCODER, Encoder, load_encoder
+from .ground import ground_of, read_ground
+from .known import Known, as_int8, as_unit, packed, tokens_in, unpacked
+from .rule import Asked, Held, evidence, fitted_rule
+from .sentences import Part, parts_of
+from .subject import FUNCTION_WORDS, guessed, locate, normalised, words
+from .wording import asks_whether, core
+
+_TOKENS = 0.33
+_SHARE = 0.4
+"""A part and an edit are compared from this token score on, or from this share of the edit's subject on."""
+
+_BOUND = 0.33
+_COVERED = 0.6
+"""What share of a prompt's words, by weight, its question must hold to stand for it: "Who is he?" cannot."""
+
+_PASSAGE = 0.75
+"""The token score from which a passage's like is taken for it."""
+
+_MOST = 24
+"""Edits that one part is compared with at most: those with the largest token score and cosine together."""
+
+
+class Match(NamedTuple):
+    """How a request meets an edit: how surely it asks what the edit answers, 0 to 1, and by which of its parts."""
+
+    score: float
+    part: str
+    protected: bool = False
+
+
+class _Pair(NamedTuple):
+    """A part of a request, beside an edit that it could be about."""
+
+    part: Part
+    known: Known
+    tokens: float
+    share: float
+    masked: str
+    whole: str
+
+
+class MeaningRouter(EditRouter):
+    """Which edit a request asks for, or none.
+
+    Each sentence or line that asks something is compared with the edits that share its rare tokens or name their
+    subject. Of such a pair the subject is put aside, and what is left is compared by a sentence encoder: with the
+    edit's own question, and with decoys, other questions that one could ask of a subject. A rule that is fitted to all
+    this says how surely the one asks for the other; from `threshold` on (.5 as "auto") the surest edit is routed.
+
+    What is denied ("who does not lead X"), compared ("is X larger than Y") or asked for as yes or no gets no edit, nor
+    does a statement that is not the last part of a request. An edit never answers its own protected questions.
+    """
+
+    needs_features = False
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        background: Sequence[str],
+        *,
+        encoder: str = PACKAGED_ENCODER,
+        decoys: Sequence[str] = (),
+        threshold: float | str = "auto",
+    ) -> None:
+        super().__init__(threshold, 0.5, 0.5, 0.0, "cpu")
+        self.encoder: Encoder = load_encoder(encoder)
+        self.decoys = _decoys(encoder, tuple(decoys))
+        self.own_decoys = tuple(decoys)
+        self.tokens = TokenRouter(tokenizer, background)
+        self._known: list[Known] = []
+        self._gone: list[Known] = []
+        self._index: CandidateIndex | None = None
+        self._gone_index: CandidateIndex | None = None
+
+    # Edits
+
+    def fingerprints_of(self, prompts: Sequence[str], edits: Sequence[Edit] | None = None) -> list[Tensor]:
+        if edits is None:
+            edits = [Edit(prompt, "?") for prompt in prompts]
+        return [packed(known) for known in self._known_by(edits)]
+
+    def _known_by(self, edits: Sequence[Edit]) -> list[Known]:
+        found = [self._texts(edit) for edit in edits]
+        vectors = dict.fromkeys(text for texts in found for text in texts[1:] if text)
+        vectors = dict(zip(vectors, as_int8(self.encoder.encode(list(vectors)).numpy()))) if vectors else {}
+        none: np.ndarray = np.zeros((0, self.encoder.width), dtype=np.int8)
+        return [
+            Known(
+                self.tokens.known_by(edit.prompt),
+                subject,
+                masked,
+                whole,
+                np.stack([vectors[text] for text in (masked, whole, *protected)]) if masked else none,
+            )
+            for edit, (subject, masked, whole, *protected) in zip(edits, found)
+        ]
+
+    def _texts(self, edit: Edit) -> list[str]:
+        """Subject, masked and whole question of an edit, and its protected questions, masked."""
+        parts = parts_of(edit.prompt)
+        asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
+        question = asking[-1].text if asking else ""
+        if self._said(question) < _COVERED * self._said(edit.prompt) or not question:
+            return ["", "", normalised(edit.prompt)]
+        text = normalised(question)
+        subject = normalised(edit.subject) if edit.subject else guessed(question, self._weight)
+        found = locate(subject, text, self._weight)
+        if found.share < _SHARE:
+            subject = guessed(question, self._weight)
+            found = locate(subject, text, self._weight)
+        kept = [*edit.protected, *(locality.prompt for locality in edit.localities)]
+        protected = [core(locate(subject, normalised(kept_text), self._weight).masked) for kept_text in kept]
+        return [subject, core(found.masked), core(text), *protected]
+
+    def _said(self, text: str) -> float:
+        return sum(map(self._weight, words(normalised(text))))
+
+    def _weight(self, word: str) -> float:
+        return 0.1 if word in FUNCTION_WORDS else float(self.encoder.pieces(word))
+
+    def _unpacked(self, fingerprint: Tensor) -> Known:
+        return unpacked(fingerprint, self.tokens.vocabulary, self.encoder.width)
+
+    def fits(self, fingerprint: Tensor) -> bool:
+        try:
+            self._unpacked(fingerprint)
+        except CorrigendaError:
+            return False
+        return True
+
+    def fact_of(self, fingerprint: Tensor) -> tuple[int, ...]:
+        return tokens_in(fingerprint)
+
+    def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(
+            [f.int().cpu() for f in fingerprints], batch_first=True, padding_value=-1
+        )
+
+    def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:
+        known = [self._unpacked(fingerprint) for fingerprint in fingerprints]
+        self._known = [*self._known, *known]  # a new list: views keep the old one
+        self.tokens.add_fingerprints([torch.tensor(one.tokens, dtype=torch.int32, device="cpu") for one in known])
+        self._changed()
+
+    def _changed(self) -> None:
+        self.size = len(self._known)
+        self._index = self._gone_index = None
+
+    def remove(self, edits: set[int]) -> None:
+        self.tokens.remove(edits)
+        self._known = [one for place, one in enumerate(self._known) if place not in edits]
+        self.withdrawn = None
+        self._gone = []
+        self._changed()
+
+    def reserve(self, edits: int, tokens: int) -> None:
+        self.tokens.reserve(edits, tokens)
+
+    def withdraw(
+        self, ids: Sequence[str], fingerprints: Sequence[Tensor], undone: Sequence[int], written: Sequence[int]
+    ) -> None:
+        super().withdraw(ids, fingerprints, undone, written)
+        self._gone = [self._unpacked(fingerprint) for fingerprint in fingerprints]
+        self._gone_index = None
+
+    # Requests
+
+    def queries(self, requests: Sequence[str]) -> list[str]:
+        return list(requests)
+
+    @property
+    def threshold(self) -> float:
+        return self.floor if self.threshold_setting == "auto" else float(self.threshold_setting)
+
+    def nearest(self, queries: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        self._prepare()
+        found = []
+        for matches in self._matches(queries, self._known, self._index):
+            best = sorted(((match.score, -place) for place, match in matches.items()), reverse=True)[:2]
+            best += [(0.0, 1)] * (2 - len(best))
+            found.append((-best[0][1], best[0][0], best[1][0]))
+        place, score, runner_up = zip(*found) if found else ((), (), ())
+        return (
+            torch.tensor(place, dtype=torch.int32, device="cpu"),
+            torch.tensor(score, dtype=torch.float32, device="cpu"),
+            torch.tensor(runner_up, dtype=torch.float32, device="cpu"),
+        )
+
+    def nearest_stored(self, fingerprints: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """By tokens: of edits of one subject many ask nearly the same, and only the same words are the same fact."""
+        return self.tokens.nearest([list(self.fact_of(fingerprint)) for fingerprint in fingerprints])
+
+    def nearest_withdrawn(self, queries: Sequence[str]) -> tuple[Tensor, Tensor]:
+        self._prepare()
+        if self._gone_index is None:
+            self._gone_index = self._index_of(self._gone)
+        found = []
+        for matches in self._matches(queries, self._gone, self._gone_index):
+            found.append(max(((match.score, -place) for place, match in matches.items()), default=(0.0, 0)))
+        return (
+            torch.tensor([-place for _, place in found], dtype=torch.int32, device="cpu"),
+            torch.tensor([score for score, _ in found], dtype=torch.float32, device="cpu"),
+        )
+
+    def scores(self, queries: Sequence[str]) -> Tensor:
+        self._prepare()
+        scores = torch.zeros(self.size, dtype=torch.float32, device="cpu")
+        (matches,) = self._matches(queries, self._known, self._index)
+        for place, match in matches.items():
+            scores[place] = match.score
+        return scores
+
+    def _prepare(self) -> None:
+        self.tokens._prepare()
+        if self._index is None:
+            self._index = self._index_of(self._known)
+
+    def _index_of(self, known: Sequence[Known]) -> CandidateIndex:
+        return CandidateIndex(
+            [one.tokens for one in known],
+            [one.subject for one in known],
+            [one.is_passage for one in known],
+            self.tokens.rarity.numpy().astype(np.int64),
+            self._weight,
+        )
+
+    def _matches(
+        self, requests: Sequence[str], known: Sequence[Known], index: CandidateIndex
+    ) -> list[dict[int, Match]]:
+        """By request, the edits that it could be about, by place."""
+        found, pairs, rows, vectors = self._compared(requests, known, index)
+        if not pairs:
+            return found
+        for (number, place, pair), score in zip(pairs, fitted_rule()(rows).tolist()):
+            kept = _closer_to_protected(pair.known, vectors[pair.masked])
+            refused = kept or (asks_whether(pair.masked) and not asks_whether(pair.known.masked))
+            _keep(found[number], place, Match(0.0 if refused else score, pair.part.text, kept))
+        return found
+
+    def _compared(
+        self, requests: Sequence[str], known: Sequence[Known], index: CandidateIndex
+    ) -> tuple[list[dict[int, Match]], list[tuple[int, int, _Pair]], np.ndarray, dict[str, np.ndarray]]:
+        """What needs no rule, by request and place; and the pairs that do (with both), their evidence and vectors."""
+        found: list[dict[int, Match]] = [{} for _ in requests]
+        pairs: list[tuple[int, int, _Pair]] = []
+        for number, request in enumerate(requests):
+            for place, pair in self._pairs(request, known, index):
+                if pair.known.is_passage:
+                    _keep(found[number], place, Match(pair.tokens, request))
+                elif pair.whole == pair.known.whole:
+                    _keep(found[number], place, Match(1.0, pair.part.text))
+                else:
+                    pairs.append((number, place, pair))
+        texts = list(dict.fromkeys(text for _, _, pair in pairs for text in (pair.masked, pair.whole)))
+        vectors = dict(zip(texts, self.encoder.encode(texts).numpy()))
+        pairs = _limited(pairs, vectors)
+        profiles = {pair.masked: Profile(self.decoys, vectors[pair.masked]) for _, _, pair in pairs}
+        rows = [
+            evidence(
+                Asked(pair.part, pair.masked, profiles[pair.masked], vectors[pair.whole]),
+                self._held(pair.known),
+                pair.tokens,
+                pair.share,
+                self._weight,
+            )
+            for _, _, pair in pairs
+        ]
+        return found, pairs, np.array(rows), vectors
+
+    def _pairs(self, request: str, known: Sequence[Known], index: CandidateIndex) -> list[tuple[int, _Pair]]:
+        """The parts of a request that ask something, each with the edits that it could be about."""
+        parts = parts_of(request)
+        asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
+        rows = self.tokens.queries([part.text for part in asking])
+        if index.passages:
+            rows.append(self.tokens.fingerprint(request))
+        texts = [normalised(part.text) for part in asking]
+        pairs = []
+        for place in index.of_request(sorted(set().union(*map(set, rows))), texts, _BOUND):
+            one = known[place]
+            own = set(one.tokens)
+            if one.is_passage:
+                score = index.score(place, own, rows[-1])
+                if score >= _PASSAGE:
+                    pairs.append((place, _Pair(Part(request, True, True, 0, False), one, score, 1.0, "", "")))
+                continue
+            for part, row, text in zip(asking, rows, texts):
+                score = index.score(place, own, row)
+                found = locate(one.subject, text, self._weight)
+                if score >= _TOKENS or found.share >= _SHARE:
+                    pairs.append((place, _Pair(part, one, score, found.share, core(found.masked), core(text))))
+        return pairs
+
+    def _held(self, known: Known) -> Held:
+        return _held(self.decoys, known.masked, known.vectors[:2].tobytes())
+
+    # What is saved
+
+    def view(self) -> MeaningRouter:
+        view = super().view()
+        view.tokens = self.tokens.view()
+        return view
+
+    def ground(self) -> dict[str, Tensor]:
+        return {**self.tokens.ground(), **ground_of(self.encoder, self.decoys.digest, self.own_decoys)}
+
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        own = read_ground(tensors, self.encoder)
+        self.tokens.load_ground(tensors)
+        if own != self.own_decoys:
+            self.own_decoys, self.decoys = own, _decoys(self.encoder.name, own)
+        self._known, self._gone = [], []
+        self.withdrawn = None
+        self._changed()
+
+    def state(self) -> dict[str, Tensor]:
+        none = torch.zeros(0, 0, dtype=torch.int32, device="cpu")
+        rows = self.rows_of([packed(known) for known in self._known]) if self._known else none
+        return {"router.known": rows, **self.ground()}
+
+
+def _keep(matches: dict[int, Match], place: int, match: Match) -> None:
+    if place not in matches or match.score > matches[place].score:
+        matches[place] = match
+
+
+def _closer_to_protected(known: Known, vector: np.ndarray) -> bool:
+    if len(known.vectors) <= 2:
+        return False
+    near = as_unit(known.vectors) @ vector
+    return bool(near[2:].max() >= near[0])
+
+
+def _limited(pairs: Sequence[tuple[int, int, _Pair]], vectors: dict[str, np.ndarray]) -> list[tuple[int, int, _Pair]]:
+    """Of the pairs of one part at most `_MOST`."""
+    by_part: dict[tuple[int, str], list[tuple[int, int, _Pair]]] = {}
+    for one in pairs:
+        by_part.setdefault((one[0], one[2].part.text), []).append(one)
+    kept = []
+    for of_part in by_part.values():
+        if len(of_part) > _MOST:
+            of_part.sort(key=lambda one: -_promise(one[2], vectors))
+        kept += of_part[:_MOST]
+    return kept
+
+
+def _promise(pair: _Pair, vectors: dict[str, np.ndarray]) -> float:
+    return pair.tokens + float(as_unit(pair.known.vectors[0]) @ vectors[pair.masked])
+
+
+@lru_cache(maxsize=4096)
+def _held(decoys: Decoys, masked: str, vectors: bytes) -> Held:
+    """What comparing with an edit takes, from its two vectors."""
+    own, whole = as_unit(np.frombuffer(vectors, dtype=np.int8).reshape(2, -1))
+    profile = Profile(decoys, own)
+    return Held(masked, profile, whole, profile.own(), profile.projected_own())
+
+
+@lru_cache(maxsize=4)
+def _decoys(encoder: str, own: tuple[str, ...]) -> Decoys:
+    return Decoys(load_encoder(encoder), own)

@@ -1,0 +1,120 @@
+"""From what a part of a request and an edit have in common to how surely the part asks what the edit answers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from math import log1p
+from typing import NamedTuple
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from .decoys import SHIPPED, Profile
+from .sentences import Part
+from .subject import content_words
+from .wording import answer_kind, is_compared, is_negated, is_yes_no
+
+EVIDENCE = (
+    *("tokens", "subject", "whole_subject", "cosine", "wording_margin", "relation_margin", "task_margin"),
+    *("mention_margin", "relations_alike", "words_more", "words_fewer", "words_shared", "weight_more", "other_answer"),
+    *("same_answer", "negated", "compared", "yes_no", "asks", "open", "question_later", "parts_after", "length"),
+    *("cosine_whole", "cosine_head", "relation_margin_head", "other_margin_head", "relations_alike_head"),
+)
+"""What the rule is given, in order."""
+
+
+class Asked(NamedTuple):
+    """A part of a request with an edit's subject put aside: `masked`, of which `profile` is made."""
+
+    part: Part
+    masked: str
+    profile: Profile
+    whole: np.ndarray
+
+
+class Held(NamedTuple):
+    """The same of an edit, made once."""
+
+    masked: str
+    profile: Profile
+    whole: np.ndarray
+    own: np.ndarray
+    projected_own: np.ndarray
+
+
+def evidence(asked: Asked, held: Held, tokens: float, share: float, weight) -> list[float]:
+    """The evidence for one part and one edit.
+
+    tokens: the token score of the part; share: how much of the subject stands there; weight: what a word weighs.
+    """
+    a, h = asked.profile, held.profile
+    cosine = float(a.vector @ h.vector)
+    projected = float(a.projected @ h.projected)
+    near = np.where(held.own, -1.0, a.relations)
+    near_projected = np.where(held.projected_own, -1.0, a.projected_relations)
+    here, there = set(content_words(asked.masked)), set(content_words(held.masked))
+    wanted, given = answer_kind(asked.masked), answer_kind(held.masked)
+    apart = a.projected_relations - h.projected_relations
+    return [
+        tokens,
+        share,
+        float(share == 1),
+        cosine,
+        cosine - float(np.where(h.relations > 0.7, -1.0, a.relations).max()),
+        cosine - float(near.max()),
+        cosine - a.tasks,
+        cosine - a.mentions,
+        _correlation(a.relations, h.relations),
+        log1p(len(here - there)),
+        log1p(len(there - here)),
+        log1p(len(here & there)),
+        log1p(sum(map(weight, here - there))),
+        float(bool(wanted and given and wanted != given)),
+        float(bool(wanted and wanted == given)),
+        float(is_negated(asked.masked) != is_negated(held.masked)),
+        float(is_compared(asked.masked) and not is_compared(held.masked)),
+        float(is_yes_no(asked.masked) and not is_yes_no(held.masked)),
+        float(asked.part.asks),
+        float(asked.part.open),
+        float(asked.part.later),
+        min(asked.part.from_end, 3) / 3,
+        log1p(len(asked.masked.split())) - log1p(len(held.masked.split())),
+        float(asked.whole @ held.whole),
+        projected,
+        projected - float(near_projected.max()),
+        projected - a.projected_other,
+        float(np.sort(np.abs(apart))[-5:].mean()),
+    ]
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
+
+
+class Rule:
+    """A mean of small networks over the standardised evidence, fitted by `bench/fit_meaning.py`.
+
+    tensors: "rule.mean", "rule.scale" `[evidence]`, "rule.first" `[networks, evidence, hidden]`, "rule.first_bias",
+    "rule.second" `[networks, hidden]`, "rule.second_bias" `[networks]`.
+    """
+
+    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
+        self._mean, self._scale = tensors["rule.mean"], tensors["rule.scale"]
+        self._first, self._first_bias = tensors["rule.first"], tensors["rule.first_bias"]
+        self._second, self._second_bias = tensors["rule.second"], tensors["rule.second_bias"]
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """float32 `[pairs]`: how surely each row of evidence `[pairs, evidence]` is of an edit and its question."""
+        standard = ((rows - self._mean) / self._scale).astype(np.float32)
+        hidden = np.maximum(np.einsum("pe,neh->nph", standard, self._first) + self._first_bias[:, None], 0)
+        logits = np.einsum("nph,nh->np", hidden, self._second) + self._second_bias[:, None]
+        return (1 / (1 + np.exp(-logits))).mean(0)
+
+
+@lru_cache(maxsize=1)
+def fitted_rule() -> Rule:
+    """The rule that ships."""
+    tensors = load_file(str(files("corrigenda.editing") / "data" / SHIPPED))
+    return Rule({name: tensor for name, tensor in tensors.items() if name.startswith("rule.")})

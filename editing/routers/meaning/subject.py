@@ -1,0 +1,176 @@
+"""Whom a text is about: an edit's subject, found again in a request and put aside, so that what is asked remains."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+STAND_IN = "it"
+"""What stands for the subject where it was put aside: the word of the decoys too."""
+
+_WORD = re.compile(r"[^\W_]+")
+_CONNECTORS = frozenset(
+    (
+        *("of", "the", "de", "la", "le", "du", "des", "del", "der", "den", "van", "von", "und", "y", "and", "&"),
+        *("in", "on", "for", "to", "a", "an", "di", "da", "al", "el", "e"),
+    )
+)
+FUNCTION_WORDS = frozenset(
+    (
+        *("a", "an", "the", "of", "in", "on", "at", "to", "for", "from", "by", "with", "and", "or", "is", "are"),
+        *("was", "were", "be", "been", "has", "have", "had", "do", "does", "did", "it", "its", "he", "she"),
+        *("his", "her", "they", "their", "them", "this", "that", "these", "those", "who", "whom", "whose"),
+        *("what", "which", "when", "where", "why", "how", "s", "t", "as", "not", "no", "can", "could", "will"),
+        *("would", "i", "you", "we", "me", "my", "your", "our", "there", "any", "some", "please", "tell", "name"),
+        *("called", "known"),
+    )
+)
+_NO_SPACES = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿က-႟ក-៿]")
+
+
+def normalised(text: str) -> str:
+    """Lower case, one space for any, full-width and ornate forms made plain."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub("[‘’`´]", "'", re.sub("[“”„«»「」『』]", '"', text)).split())
+
+
+def words(text: str) -> list[str]:
+    """The words of a normalised text; where a script knows no spaces, its characters."""
+    found = []
+    for word in _WORD.findall(text):
+        if _NO_SPACES.search(word):
+            found += list(word)
+        else:
+            found.append(word)
+    return found
+
+
+def content_words(text: str) -> list[str]:
+    """The words of a normalised text that say something."""
+    return [word for word in words(text) if word not in FUNCTION_WORDS]
+
+
+class Found(NamedTuple):
+    """A subject in a text: the text with `STAND_IN` for it, and how much of the subject is there, 0 to 1."""
+
+    masked: str
+    share: float
+
+
+def locate(subject: str, text: str, weight: Callable[[str], float]) -> Found:
+    """Find a normalised subject in a normalised text, whole or by the words of it that stand together.
+
+    weight: how much a word says about whom one means. Words that are nearly alike count as one: names are misspelt,
+    bent and put into the genitive.
+    """
+    if not subject:
+        return Found(text, 0.0)
+    place = _whole(subject, text)
+    if place is not None:
+        return Found(_without(text, *place), 1.0)
+    wanted = words(subject)
+    total = sum(weight(word) for word in wanted)
+    spans = _spans(text)
+    matched = [(i, match) for i, (word, _, _) in enumerate(spans) if (match := _match(word, wanted)) is not None]
+    best: tuple[float, int, int] = (0.0, 0, 0)
+    for first in range(len(matched)):
+        seen: set[str] = set()
+        last = first
+        for j in range(first, len(matched)):
+            if matched[j][0] - matched[last][0] > 3:
+                break
+            last = j
+            seen.add(matched[j][1])
+            share = sum(weight(word) for word in seen)
+            if share > best[0] + 1e-9:
+                best = share, matched[first][0], matched[j][0]
+    if not best[0] or total <= 0:
+        return Found(text, 0.0)
+    if all(word in FUNCTION_WORDS for word, _, _ in spans[best[1] : best[2] + 1]):
+        return Found(text, 0.0)
+    return Found(_without(text, spans[best[1]][1], spans[best[2]][2]), min(1.0, best[0] / total))
+
+
+def _whole(subject: str, text: str) -> tuple[int, int] | None:
+    start = text.find(subject)
+    while start >= 0:
+        end = start + len(subject)
+        free_left = start == 0 or not (text[start - 1].isalnum() and subject[0].isalnum())
+        free_right = end == len(text) or not (text[end].isalnum() and subject[-1].isalnum())
+        if (free_left or _NO_SPACES.match(subject[0])) and (free_right or _NO_SPACES.match(subject[-1])):
+            return start, end
+        start = text.find(subject, start + 1)
+    return None
+
+
+def _without(text: str, start: int, end: int) -> str:
+    before, after = text[:start].rstrip(), text[end:]
+    quoted = before[-1:] in ("'", '"')
+    before = re.sub(r"(^|\s)(the|a|an)$", "", before.rstrip(" \"'("))
+    possessive = None if quoted else re.match(r"'s?\s+(?=\w)", after)
+    if possessive is not None:
+        return " ".join(f"{before} its {after[possessive.end() :]}".split())
+    after = re.sub(r"^\s*[\"')]+(?!s\b)", "", after).lstrip()
+    return re.sub(rf"{STAND_IN} ([?!.,])", rf"{STAND_IN}\1", " ".join(f"{before} {STAND_IN} {after}".split()))
+
+
+def _spans(text: str) -> list[tuple[str, int, int]]:
+    spans = []
+    for found in _WORD.finditer(text):
+        if _NO_SPACES.search(found.group()):
+            spans += [(text[i], i, i + 1) for i in range(found.start(), found.end())]
+        else:
+            spans.append((found.group(), found.start(), found.end()))
+    return spans
+
+
+def _match(word: str, wanted: Sequence[str]) -> str | None:
+    if word in wanted:
+        return word
+    if len(word) < 4 or word in FUNCTION_WORDS:
+        return None
+    return _like(word, tuple(wanted))
+
+
+@lru_cache(maxsize=1 << 16)
+def _like(word: str, wanted: tuple[str, ...]) -> str | None:
+    for other in wanted:
+        if len(other) < 4 or word[0] != other[0] or word.isdigit() or other.isdigit():
+            continue
+        if abs(len(word) - len(other)) <= 2 and difflib.SequenceMatcher(None, word, other).ratio() >= 0.83:
+            return other
+    return None
+
+
+def guessed(prompt: str, weight: Callable[[str], float]) -> str:
+    """The subject of a prompt whose record names none, normalised: its weightiest run of names, or ""."""
+    runs: list[list[str]] = []
+    open_run: list[str] = []
+    previous_end, first = 0, True
+    for found in _WORD.finditer(prompt):
+        word = found.group()
+        between = prompt[previous_end : found.start()]
+        if open_run and re.search(r"[,;:?!\"“”()]", between):
+            runs.append(open_run)
+            open_run = []
+        name = (word[0].isupper() and not (first and word.casefold() in FUNCTION_WORDS)) or word.isdigit()
+        if name or (open_run and word.casefold() in _CONNECTORS) or (open_run and between == "'"):
+            open_run.append(prompt[previous_end : found.end()] if open_run else word)
+        elif open_run:
+            runs.append(open_run)
+            open_run = []
+        previous_end, first = found.end(), False
+    runs.append(open_run)
+    best, most = "", 0.0
+    for run in runs:
+        while run and run[-1].strip().casefold() in _CONNECTORS | {"'s", "s"}:
+            run = run[:-1]
+        text = normalised("".join(run))
+        said = sum(weight(word) for word in content_words(text))
+        if said > most and not text.isdigit():
+            best, most = text, said
+    return best

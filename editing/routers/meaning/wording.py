@@ -1,0 +1,82 @@
+"""How a question is put: its frame taken off, the kind of answer it wants, whether it denies or compares."""
+
+from __future__ import annotations
+
+import re
+
+_FRAME = re.compile(
+    r"^\W*((please|kindly|ok|okay|well|so|and|hi|hello|hey|thanks)\b[\s,!:-]*"
+    r"|(question|q|frage|pregunta)\s*[:.]\s*"
+    r"|(can|could|would|will) (you|someone|anyone)( please| kindly| perhaps)? (please |kindly )?(tell|give|say|remind|"
+    r"name|inform|explain|let)( to)?( me| us)?( know)?( again)?( about)?[\s,:-]*"
+    r"|(tell|remind|inform) (me|us)( please)?[\s,:-]+(?!about|a |an |more|something|some )"
+    r"|(i|we) (would like|want|need|would love|'d like|wish) to (know|find out|learn)[\s,:-]*"
+    r"|i'd like to (know|find out|learn)[\s,:-]*"
+    r"|(i|we)('m| am| are|'re)? (wonder|wondering|curious|asking)( to know)?[\s,:-]*"
+    r"|(do|did|does) (you|anyone|anybody|someone) (happen to )?(know|remember|recall)[\s,:-]*"
+    r"|any (idea|clue)[\s,:-]*"
+    r"|answer( (the|this|my)( following)? question)?[\s,:-]+)"
+)
+_TAIL = re.compile(r"[\s,!.:-]*(\b(please|thanks|thank you|do you know|it is|the answer is|answer)\b)?[\s:.!,]*$")
+_NEGATED = re.compile(
+    r"\b(not|never|no longer|nor|neither|without|except|besides|cannot)\b|n't\b|\bother than\b|\bapart from\b"
+)
+_COMPARED = re.compile(r"\b(than|versus|vs|compared?|rather|as \w+ as|the same \w+ as|between|difference)\b|,? or\b")
+_YES_NO = re.compile(
+    r"^\W*(and |so |but )?(is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|isn't|wasn't|aren't|"
+    r"weren't|doesn't|didn't|hasn't)\b"
+)
+_ASKED_FOR = re.compile(r"\b(who|whom|whose|what|where|when|which|why|how)\b")
+_KINDS = (
+    ("number", r"\bhow (many|much)\b|\b(number|amount) of\b|\bpopulation\b"),
+    ("size", r"\bhow (old|tall|high|long|big|large|deep|far|fast|heavy|wide|often|hot|rich|late|early)\b"),
+    (
+        "time",
+        r"\bwhen\b|\b(what|which) (year|date|day|month|century|decade|time|season)\b|"
+        r"\b(year|date) (of|that|when|it|in)\b|\bthe (year|date)\b",
+    ),
+    ("person", r"\bwho|\b(what|which) (person|man|woman|actor|actress|artist|author|king|singer)\b"),
+    (
+        "place",
+        r"\bwhere\b|\b(what|which) (country|city|town|place|state|region|county|continent|nation|location|province|"
+        r"district|area|village)\b|\b(country|city|town|place|location) (of|that|where|in|it)\b",
+    ),
+    ("reason", r"\bwhy\b"),
+    ("manner", r"\bhow\b"),
+)
+_KIND_PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _KINDS)
+
+
+def core(text: str) -> str:
+    """A normalised sentence without the frame that people put around a question."""
+    for _ in range(4):
+        bare = _FRAME.sub("", text, count=1)
+        if bare == text or not bare.strip():
+            break
+        text = bare
+    bare = _TAIL.sub("", text)
+    return bare or text
+
+
+def answer_kind(text: str) -> str:
+    """What kind of answer a normalised sentence asks for, "person", "time", ...; "" where it does not say."""
+    found = [(match.start(), name) for name, pattern in _KIND_PATTERNS if (match := pattern.search(text))]
+    return min(found)[1] if found else ""
+
+
+def is_negated(text: str) -> bool:
+    return _NEGATED.search(text) is not None
+
+
+def is_compared(text: str) -> bool:
+    return _COMPARED.search(text) is not None
+
+
+def is_yes_no(text: str) -> bool:
+    """Whether yes or no would answer it."""
+    return _YES_NO.search(text) is not None
+
+
+def asks_whether(text: str) -> bool:
+    """The same, where it holds no other question ("is it known who leads it?" does)."""
+    return is_yes_no(text) and _ASKED_FOR.search(text) is None
