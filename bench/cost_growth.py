@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from made_up import unsolved
+from made_up import random_rows
 from record import provenance, results_folder, write_json
 
 from corrigenda.editing import EditedModel, load_edits
@@ -38,7 +38,7 @@ def main():
         for size in args.sizes:
             edited = EditedModel.wrap(model, tokenizer, template="Question: {prompt}\\nAnswer:")
             method = edited.method
-            with unsolved(edited):
+            with random_rows(edited):
                 edited.edit(edits[:size])
             start = time.thread_time()
             edited.edit(new)

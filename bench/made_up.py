@@ -11,7 +11,7 @@ from corrigenda.editing.methods.record import Record, Solved, Written
 
 
 @contextlib.contextmanager
-def unsolved(edited, rows=6):
+def random_rows(edited, rows=6):
     """Within: an associative model's edits get random rows at once instead of being solved."""
     method = edited.method
     method.prepare()

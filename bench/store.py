@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from made_up import unsolved
+from made_up import random_rows
 from record import provenance, results_folder, write_json
 
 from corrigenda.editing import Edit, EditedModel, Evaluator, MemoirConfig, load_edits
@@ -53,7 +53,7 @@ def associative(model, tokenizer, count):
 def stored(model, tokenizer, count, folder):
     edited = EditedModel.wrap(model, tokenizer)
     appended = []
-    with unsolved(edited):
+    with random_rows(edited):
         edited.edit(made_up_edits(count), store=folder, on_progress=lambda p: appended.append(p.seconds))
     batches = [after - before for before, after in zip([0.0, *appended], appended)]
     tenth = max(1, len(batches) // 10)

@@ -14,7 +14,7 @@ import torch
 
 from ..editing.errors import CorrigendaError
 from ..editing.routers.context import RoutingContext
-from .endpoints import current_request
+from .edit_header import current_request
 from .errors import ServingError
 from .recovery import fail_pass, fail_stopped, withheld
 from .requests import RequestHost, ServedRequest, asking_tenant, call_requests

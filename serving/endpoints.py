@@ -1,18 +1,12 @@
-"""HTTP for edits: the routes under `/v1/edits`, and the header that says which edit answered. It knows no stack."""
+"""HTTP for edits: the routes under `/v1/edits`. It knows no stack."""
 
 # Not `from __future__ import annotations`: FastAPI reads those of the handlers, whose classes are imported when needed.
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from typing import Any, Protocol
-from urllib.parse import quote
 
 from ..editing.errors import CorrigendaError
-
-EDIT_HEADER = "x-corrigenda-edit"
-VERSION_HEADER = "x-corrigenda-version"
-TENANT_HEADER = "x-corrigenda-tenant"
 
 _TYPES = {
     403: "permission_error",
@@ -124,76 +118,3 @@ def _required(given: dict[str, str], name: str, where: str) -> str:
     if name not in given:
         raise _Malformed(f'{where} must hold "{name}".')
     return given[name]
-
-
-class HttpRequest:
-    """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none.
-
-    version: of the edits among which that was decided, for the last prompt
-    """
-
-    def __init__(self, tenant: str | None = None) -> None:
-        self.tenant = tenant
-        self.edits: list[str | None] = []
-        self.version: int | None = None
-
-    def decided(self, edit: str | None, version: int) -> None:
-        """Note what was decided for the next prompt."""
-        self.edits.append(edit)
-        self.version = version
-
-    @property
-    def header(self) -> str:
-        """The ids in the order of the prompts; `-` for none. What no header can hold is percent-encoded."""
-        return ",".join("-" if edit is None else _encoded(edit) for edit in self.edits)
-
-
-def _encoded(edit: str) -> str:
-    return "%2D" if edit == "-" else quote(edit, safe="!#$&'()*+/:;=?@[]^_`{|}~")
-
-
-_current_request: ContextVar[HttpRequest | None] = ContextVar("corrigenda_asked", default=None)
-
-
-def current_request() -> HttpRequest | None:
-    """The HTTP request that this task or thread works for, if any."""
-    return _current_request.get()
-
-
-class EditHeader:
-    """ASGI middleware: tells `current_request()` the tenant of each HTTP request, and the client what answered it.
-
-    The tenant is named by the header `x-corrigenda-tenant`. A response's start is held back until its first piece of
-    body, for some servers begin to answer before they have looked at the prompts.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        named = {name.lower(): value for name, value in scope["headers"]}
-        request = HttpRequest(named.get(TENANT_HEADER.encode(), b"").decode("latin-1") or None)
-        start: Any = None
-
-        async def answer(message: Any) -> None:
-            nonlocal start
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            if start is not None:
-                if request.edits and start["status"] < 400:  # else nothing was answered
-                    told = {EDIT_HEADER: request.header, VERSION_HEADER: str(request.version)}
-                    added = [(name.encode(), value.encode("ascii")) for name, value in told.items()]
-                    start = {**start, "headers": [*start.get("headers", ()), *added]}
-                held, start = start, None
-                await send(held)
-            await send(message)
-
-        token = _current_request.set(request)
-        try:
-            await self.app(scope, receive, answer)
-        finally:
-            _current_request.reset(token)

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..editing.backbone.loading import PACKAGED, check_model, load_base, readable_errors
 from ..editing.errors import CorrigendaError
-from .endpoints import EditHeader, edits_router, error_body
+from .edit_header import EditHeader
+from .endpoints import edits_router, error_body
 from .log import logger_of
 from .metrics import exposition
 from .settings import ServingSettings

@@ -75,7 +75,7 @@ def test_every_edit_is_solved_and_answered(sharp_model, wrap, kind):
 def test_edits_stop_alone(sharp_model, wrap):
     results = wrap(sharp_model(), tiny_tokenizer(), settings(gain=1)).edit(EDITS)
     assert len({result.steps for result in results}) > 1
-    limited = wrap(sharp_model(), tiny_tokenizer(), settings(steps=4, gain=1)).edit(EDITS)
+    limited = wrap(sharp_model(), tiny_tokenizer(), settings(steps=4, gain=1, retries=0)).edit(EDITS)
     for result, short in zip(results, limited):
         if result.steps < 4:
             assert short == pytest.approx(result)
@@ -95,7 +95,7 @@ def test_values_are_stronger_where_the_loss_is_no_higher_for_it(sharp_model, wra
             factor = gain if result.loss < before else 1
             assert torch.equal(stronger_keys, keys)
             torch.testing.assert_close(stronger, factor * values, rtol=1e-4, atol=1e-5)
-            assert result.loss <= before
+            assert result.loss <= before * (1 + 1e-5)  # in another pass
             assert teacher_forced(edited, EDITS[i]) == pytest.approx(result.loss, rel=1e-3, abs=1e-6)
         improved.append(sum(result.loss < before for result, before in zip(results, losses)))
     assert improved[0] == len(EDITS) > improved[1]
@@ -131,17 +131,18 @@ def test_a_batch_gives_what_each_edit_gives_alone(sharp_model, wrap):
 
 
 def test_later_edits_leave_earlier_rows_alone(sharp_model, wrap):
-    edited = wrap(sharp_model(), tiny_tokenizer(), settings(steps=5))
-    edited.edit(EDITS[:2])
+    edited = wrap(sharp_model(), tiny_tokenizer(), settings(steps=5, retries=0))
+    edited.edit(EDITS[:2], keep_unsolved=True)
     before = [[part.clone() for part in rows] for rows in rows_of(edited)]
-    edited.edit(Edit(f"Town {n} of Zubrowka lies in the", f"valley {n}") for n in range(80))  # the banks grow
+    many = [Edit(f"Town {n} of Zubrowka lies in the", f"valley {n}") for n in range(80)]
+    edited.edit(many, keep_unsolved=True)  # the banks grow
     assert len(rows_of(edited)) == 82
     same_rows(before, rows_of(edited)[:2], tolerance=0)
 
 
 def test_keys_are_centred_normalised_means_over_the_contexts(sharp_model, wrap):
-    edited = wrap(sharp_model(), tiny_tokenizer(), settings(contexts=3, steps=1))
-    edited.edit(EDITS[0])
+    edited = wrap(sharp_model(), tiny_tokenizer(), settings(contexts=3, steps=1, retries=0))
+    edited.edit(EDITS[0], keep_unsolved=True)
     inputs = []
     handle = edited.decoder.down_proj(edited.config.layer).register_forward_pre_hook(
         lambda _m, args: inputs.append(args[0][0])
@@ -158,7 +159,9 @@ def test_keys_are_centred_normalised_means_over_the_contexts(sharp_model, wrap):
 def test_the_background_is_the_mean_input_over_background_prompts(sharp_model, wrap):
     from corrigenda.editing.backbone.background import background_prompts
 
-    edited = wrap(sharp_model(), tiny_tokenizer(), settings(background_prompts=7, steps=1), template="Q: {prompt}\nA:")
+    edited = wrap(
+        sharp_model(), tiny_tokenizer(), settings(background_prompts=7, steps=1, retries=0), template="Q: {prompt}\nA:"
+    )
     edited.edit(EDITS[0])
     inputs = []
     handle = edited.decoder.down_proj(edited.config.layer).register_forward_pre_hook(
@@ -214,7 +217,7 @@ def test_a_long_target_spans_pages(sharp_model, wrap):
 
 
 def test_a_target_beyond_the_limit_is_refused_by_name(sharp_model, wrap):
-    edited = wrap(sharp_model(), tiny_tokenizer(), settings(max_target_tokens=10, batch_size=2, steps=2))
+    edited = wrap(sharp_model(), tiny_tokenizer(), settings(max_target_tokens=10, batch_size=2))
     long = Edit("The road from Ostania leads", "over nine hills " * 4, id="the-road")
     with pytest.raises(CorrigendaError, match=r"the-road.*max_target_tokens=10[^.]*\.$") as raised:
         edited.edit([EDITS[0], EDITS[1], EDITS[2], long])
@@ -276,7 +279,7 @@ def test_a_mask_router_names_the_edits_too(sharp_model, wrap):
 
 @pytest.mark.parametrize("router", ["tokens", "mask"])
 def test_an_edit_taken_out_leaves_what_a_stream_without_it_gives(sharp_model, wrap, router):
-    config = settings(router=router, batch_size=1, steps=5)
+    config = settings(router=router, batch_size=1)
     edited, never = (wrap(sharp_model(), tiny_tokenizer(), config) for _ in range(2))
     edited.edit(EDITS)
     edited.remove(["krellin", "grebz"])

@@ -7,7 +7,7 @@ import torch
 from batched import EDITED, IDS, NEW, PLAIN, PROMPTS, Running, batch, config, tokens
 from cases import same_bits
 from tiny import tiny_model
-from transformers import GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching import cache
 from transformers.generation.continuous_batching.requests import RequestState
 
@@ -58,6 +58,27 @@ def test_transformers_own_generate_batch_is_edited_too_and_plain_forwards_are_no
             ids = torch.tensor([row])
             assert same_bits(served.model(ids).logits, base(ids).logits)
             assert torch.equal(served.model.generate(ids, max_new_tokens=4), base.generate(ids, max_new_tokens=4))
+
+
+@pytest.mark.parametrize(
+    ("given", "blocks", "tokens_a_pass"),
+    [
+        ({}, 64, 512),
+        ({"page_size": 100}, 164, 512),
+        ({"num_blocks": 9}, 9, 512),
+        ({"max_batch_tokens": 40}, 64, 40),
+        ({"max_memory_percent": 0.001}, None, 512),
+    ],
+    ids=str,
+)
+def test_without_sizes_a_cpus_memory_is_left_alone(serve, folders, alone, given, blocks, tokens_a_pass):
+    served = serve(folders / "shared")
+    rows = served.encode(PROMPTS[:2])
+    options = {"continuous_batching_config": ContinuousBatchingConfig(**given)} if given else {}
+    manager = served.model.init_continuous_batching(GenerationConfig(max_new_tokens=NEW), **options)
+    found = manager.continuous_batching_config
+    assert (found.num_blocks, found.max_batch_tokens) == (blocks, tokens_a_pass)
+    assert tokens(served.generate_batch(rows, max_new_tokens=NEW, **options)) == alone(rows)
 
 
 def shared_prefix(served, length=48):

@@ -96,6 +96,11 @@ class TestIds:
         assert model.edit(files[1], resume=True) == []  # what was undone stays so
         assert ids(model) == ["66", "66#2", "66#4"]
 
+    def test_an_id_is_bounded_when_it_is_written(self, model) -> None:
+        model.edit(seat("Tallow", "x" * 256))
+        with pytest.raises(CorrigendaError, match='"id" has 257 characters, more than 256'):
+            model.edit(seat("Wick", "x" * 257))
+
     def test_two_files_of_one_name_and_two_of_standard_input(self, tmp_path, tiny) -> None:
         options = ("--model", tiny, "--steps", 3, "--template", TEMPLATE, "--out", tmp_path / "edits")
         records = [{"prompt": seat(place).prompt, "target": "Varna"} for place in PLACES]

@@ -225,8 +225,11 @@ class TestEdit:
             "--threads",
             1,
         )
-        works("edit", *arguments, "--no-eos", "--layer", 1, "--out", out, "--json", out / "scores.json")
+        ended = corrigenda("edit", *arguments, "--no-eos", "--layer", 1, "--out", out, "--json", out / "scores.json")
+        assert ended.exit_code == 3, ended.output  # two steps are too few for it to hold
+        assert ended.stdout.splitlines()[-1] == "0 of 1 edit hold; not capital."
         result = strict_json(out / "scores.json")
+        assert (result["held"], result["unsolved"], result["failing"]) == (0, [], ["capital"])
         assert (result["n"], result["method"], result["rel"]) == (1, "memoir", None)
         assert result["settings"] | {"layer": 1, "steps": 2, "eos": False, "limit": 1} == result["settings"]
         assert len(saving.read(out).edits) == 1

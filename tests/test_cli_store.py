@@ -36,10 +36,12 @@ def tiny(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def edit_with(tiny: Path, folder: Path, *records: dict, options: tuple = ()) -> str:
+def edit_with(tiny: Path, folder: Path, *records: dict, options: tuple = (), status: int = 0) -> str:
     file = write_records(folder.parent / f"{folder.name}.jsonl", *records)
     arguments = ("--model", tiny, "--edits", file, "--out", folder, "--batch-size", 1, "--steps", 3, "--author", "ann")
-    return works("edit", *arguments, "--template", TEMPLATE, *options)
+    result = corrigenda("edit", *arguments, "--template", TEMPLATE, *options)
+    assert result.exit_code == status, result.output
+    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +243,7 @@ def test_log_shows_ids_and_times_whole(edits) -> None:
     screen = works("log", edits)
     for row in printed("log", edits, "--json"):
         assert row["id"] in screen and row["time"][:19] in screen
-    assert "--status must be one of applied, undone, superseded, lost, declined" in refused(
+    assert "--status must be one of applied, undone, superseded, unsolved, lost, declined" in refused(
         "log", edits, "--status", "gone"
     )
 
@@ -351,7 +353,7 @@ def test_provenance_of_generated_answers(edits, tiny, tmp_path) -> None:
 def test_edits_that_share_memories_on_the_command_line(tiny, tmp_path) -> None:
     """WISE: which memory answered is told, not which edit; undo, resume and capacity are as for any method."""
     options = ("--method", "wise-merge")
-    edit_with(tiny, tmp_path / "edits", *RECORDS, options=options)
+    edit_with(tiny, tmp_path / "edits", *RECORDS, options=options, status=3)  # three steps are too few
     config = EditedModel.from_pretrained(tiny, tmp_path / "edits").config
     assert (config.method, config.variant) == ("wise-merge", "merge")
     found = printed("why", tmp_path / "edits", RECORDS[0]["prompt"], "--model", tiny, "--json")

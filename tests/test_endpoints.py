@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import socket
 import time
 
@@ -18,7 +19,8 @@ from fastapi.testclient import TestClient  # noqa: E402
 from corrigenda.editing import CorrigendaError  # noqa: E402
 from corrigenda.editing.cli.app import app as program  # noqa: E402
 from corrigenda.serving import ServingError  # noqa: E402
-from corrigenda.serving.endpoints import EditHeader, HttpRequest, current_request, edits_router  # noqa: E402
+from corrigenda.serving.edit_header import LONGEST_HEADER, EditHeader, HttpRequest, current_request  # noqa: E402
+from corrigenda.serving.endpoints import edits_router  # noqa: E402
 
 
 class Recorded:
@@ -166,6 +168,78 @@ def test_the_start_waits_for_what_is_found_later():
     header = b"edit-1,-,edit%203%2C%0D%0A-%C3%A9"
     found = [(b"x-corrigenda-edit", header), (b"x-corrigenda-version", b"8")]
     assert first == start(headers=[(b"x-other", b"1"), *found])
+
+
+def bulky(count, kind, *bodies, more=()):
+    """An answer to many prompts, by edits of long names and of names that mean something in the header."""
+
+    async def app(scope, receive, send):
+        await send(start(headers=[(b"content-type", kind), (b"content-length", b"7"), *more]))
+        for n in range(count):
+            current_request().decided(None if n % 3 == 0 else f"edit-{n:05d}" if n % 3 == 1 else "*1", 4)
+        for number, body in enumerate(bodies, start=1):
+            await send({"type": "http.response.body", "body": body, "more_body": number < len(bodies)})
+
+    return app
+
+
+IDS = [None if n % 3 == 0 else f"edit-{n:05d}" if n % 3 == 1 else "*1" for n in range(900)]
+
+
+def test_ids_that_no_header_can_hold_are_in_the_body():
+    first, body = sent(bulky(900, b"application/json; charset=utf-8", b'{"choices": [', b'"\xc3\xa9"]}'))
+    headers = dict(first["headers"])
+    assert headers[b"x-corrigenda-edit"] == b"*600" and headers[b"x-corrigenda-version"] == b"4"
+    assert json.loads(body["body"]) == {"choices": ["é"], "corrigenda": {"edits": IDS, "version": 4}}
+    assert [value for name, value in first["headers"] if name == b"content-length"] == [b"%d" % len(body["body"])]
+    first, *events = sent(bulky(900, b"text/event-stream", b"data: 1\n\n", b"data: 2\n\n"))
+    comment, event = events[0]["body"].split(b"\n\n", 1)
+    assert json.loads(comment.removeprefix(b": corrigenda ")) == {"edits": IDS, "version": 4}
+    assert (event, events[1]["body"]) == (b"data: 1\n\n", b"data: 2\n\n")
+    for kind, more in ((b"text/plain", ()), (b"application/json", [(b"content-encoding", b"gzip")])):
+        first, *rest = sent(bulky(900, kind, b"[1", b"]", more=more))
+        assert dict(first["headers"])[b"x-corrigenda-edit"] == b"*600"
+        assert [piece["body"] for piece in rest] == [b"[1", b"]"]
+    (first, body) = sent(bulky(900, b"application/json", b"[1]"))
+    assert body["body"] == b"[1]"
+
+
+def test_a_header_is_never_longer_than_its_bound():
+    for name in ("x" * 3000, "é" * 600, "*", "*5", "-"):
+        request = HttpRequest()
+        request.decided(name, 1)
+        assert len(request.header) <= LONGEST_HEADER
+        assert request.header == {"*": "%2A", "*5": "%2A5", "-": "%2D"}.get(name, "*1")
+    first, body = sent(bulky(8, b"application/json", b"{}"))
+    assert dict(first["headers"])[b"x-corrigenda-edit"].startswith(b"-,edit-00001,%2A1,-,")
+    assert body["body"] == b"{}"
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["cors within", "cors around"])
+def test_pages_of_other_origins_may_read_the_headers(outside):
+    from fastapi import FastAPI
+    from fastapi.middleware.cors import CORSMiddleware
+
+    app = FastAPI()
+
+    @app.get("/")
+    async def answer():
+        current_request().decided("a", 1)
+
+    for middleware in (EditHeader, CORSMiddleware) if outside else (CORSMiddleware, EditHeader):
+        options = {"allow_origins": ["*"]} if middleware is CORSMiddleware else {}
+        app.add_middleware(middleware, **options)
+    headers = TestClient(app).get("/", headers={"origin": "https://elsewhere.example"}).headers
+    assert headers["access-control-allow-origin"] == "*" and headers["x-corrigenda-edit"] == "a"
+    assert headers["access-control-expose-headers"] == "x-corrigenda-edit, x-corrigenda-version"
+    assert "access-control-expose-headers" not in TestClient(app).get("/").headers
+
+
+@pytest.mark.parametrize(("given", "told"), [(b"*", b"*"), (b"x-a", b"x-a, x-corrigenda-edit, x-corrigenda-version")])
+def test_what_an_app_lets_pages_read_stays(given, told):
+    app = bulky(1, b"text/plain", b"", more=[(b"Access-Control-Expose-Headers", given)])
+    first, _ = sent(app, [(b"origin", b"https://elsewhere.example")])
+    assert {name.lower(): value for name, value in first["headers"]}[b"access-control-expose-headers"] == told
 
 
 def test_other_answers_are_left_alone():

@@ -306,10 +306,10 @@ def stop_generation(_ids, _scores):
 def test_an_edit_between_two_calls_is_seen(method, wrap):
     edited = wrap(base_model("llama"), tokenizer(), replace(CONFIGS[method], steps=3))
     assert generated(edited, padded(PROMPTS))[0] == [-1] * 6
-    edited.edit(EDITS[0])
+    edited.edit(EDITS[0], keep_unsolved=True)
     assert generated(edited, padded(PROMPTS))[0] == [0, -1, -1, -1, -1, -1]
-    edited.edit(Edit(f"Town {n} of Ostania lies by", f"hill {n}") for n in range(70))  # the banks are enlarged
-    edited.edit(EDITS[2])
+    many = [Edit(f"Town {n} of Ostania lies by", f"hill {n}") for n in range(70)]
+    edited.edit([*many, EDITS[2]], keep_unsolved=True)  # the banks are enlarged
     routes, tokens = generated(edited, padded(PROMPTS))
     assert routes == [0, -1, 71, -1, -1, -1]
     assert (routes, tokens) == alone(edited)

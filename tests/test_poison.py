@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from corrigenda.editing import AssociativeConfig, CorrigendaError, EditedModel, MemoirConfig
 from corrigenda.editing.cli.app import app as program
 from corrigenda.editing.methods.record import LARGEST, check_values
-from corrigenda.editing.store.check import problems, repair
+from corrigenda.editing.store.check import problems
 from corrigenda.editing.store.codec import packed, unpacked
 from corrigenda.editing.store.exchange import merge
 from corrigenda.editing.store.ledger import New
+from corrigenda.editing.store.repair import repair
 from corrigenda.editing.store.store import EditStore
 from corrigenda.serving import ServingError
 

@@ -29,7 +29,7 @@ def kind(monkeypatch):
 
 def test_a_profile_shows_what_edits_do(kind, wrap):
     kind("record_function")
-    edited = wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(contexts=1, steps=1, router="mask", top_k=40))
+    edited = wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(contexts=1, router="mask", top_k=40))
     edited.edit(Edit("Who runs the mill?", "Ada"))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         edited.generate_text(["Who runs the mill?"], 2)

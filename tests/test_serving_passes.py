@@ -171,10 +171,10 @@ def test_an_edit_that_is_longer_than_the_server_takes_is_named(settings, tmp_pat
         built.banks.fixed = fixed
         return built
 
-    writer = EditedModel.wrap(
-        tiny_model(max_positions=1024), tiny_tokenizer(), AssociativeConfig(contexts=1, steps=1, max_target_tokens=2000)
-    )
-    writer.edit([Edit("What is endless?", "on " * 520, id="endless"), Edit("What is short?", "this", id="short")])
+    config = AssociativeConfig(contexts=1, steps=1, retries=0, max_target_tokens=2000)
+    writer = EditedModel.wrap(tiny_model(max_positions=1024), tiny_tokenizer(), config)
+    endless, short = Edit("What is endless?", "on " * 520, id="endless"), Edit("What is short?", "this", id="short")
+    writer.edit([endless, short], keep_unsolved=True)
     writer.save_pretrained(tmp_path / "long")
     history = EditStore.open(tmp_path / "long").history
     edits = {edit_key(stored): seq for seq, stored in history.edits.items()}

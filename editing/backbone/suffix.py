@@ -12,6 +12,9 @@ from .decoder import Decoder, causal_mask, mask_after
 from .frozen import PromptCache, Row
 from .last_layer import LabelPositions, knows
 
+_LOGITS_AT_A_TIME = 128
+"""Tokens whose logits are kept at once, where nothing but the largest is asked of them: 66 MB of LLaMA-3's."""
+
 
 class Suffix:
     """The layers above the edited one, as a function of what the memory adds to its output.
@@ -92,6 +95,15 @@ class Suffix:
         delta: `[tokens, d]`, what the memory adds at the valid positions, in row order.
         """
         return suffix_losses([self], [delta])[0]
+
+    @torch.no_grad()
+    def predicted(self, delta: Tensor) -> Tensor:
+        """bool `[rows]`: whether each of a row's labels is what the model would say there, given those before it."""
+        hidden = self.last_hidden(delta)
+        parts = zip(hidden.split(_LOGITS_AT_A_TIME), self.answers.split(_LOGITS_AT_A_TIME))
+        wrong = torch.cat([self.decoder.logits(part).argmax(-1).to(labels) != labels for part, labels in parts])
+        rows = self.asked // self.labels.shape[1]
+        return rows.new_zeros(len(self.labels)).index_add(0, rows, wrong.to(rows)) == 0
 
     def last_hidden(self, delta: Tensor) -> Tensor:
         """What the last layer makes of the positions that a label is predicted from, `[labels, d]` in row order."""

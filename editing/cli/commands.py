@@ -50,6 +50,14 @@ def edit(
             "one out (`log --status declined` lists those), or `ask`.",
         ),
     ] = "supersede",
+    keep_unsolved: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-unsolved/--leave-unsolved",
+            help="What to do with an edit whose own prompt does not get its target in the end: write it all the same, "
+            "or leave it out (`log --status unsolved` lists those). By default `associative` leaves it out.",
+        ),
+    ] = None,
     author: Author = None,
     limit: Limit = None,
     unique_subject: UniqueSubject = False,
@@ -106,7 +114,8 @@ def edit(
     """Write a file of edits into a model and save them.
 
     The model itself is not copied: the folder holds the edits, to be used with the same model. Each batch is on the
-    disk when it is written; whatever ends a stream, `--resume` goes on with it.
+    disk when it is written; whatever ends a stream, `--resume` goes on with it. The exit status is 3 where not every
+    edit holds: greedy decoding of its own prompt gives its target, and its end.
     """
     from ..backbone.loading import check_model
     from ..edits.loading import read_edits
@@ -157,6 +166,7 @@ def edit(
         score_each=score_each,
         resume=resumed,
         on_conflict=on_conflict,
+        keep_unsolved=keep_unsolved,
         author=author,
         json_path=json,
         source={"edits": str(edits), "limit": limit, "unique_subject": unique_subject},

@@ -37,8 +37,8 @@ def log(
         str | None,
         typer.Option(
             metavar="S",
-            help="Only `applied`, `undone`, `superseded` or `lost` edits; or `declined` ones: those that were not "
-            "written, for the sake of a stored one.",
+            help="Only `applied`, `undone`, `superseded`, `unsolved` (left out, for they do not hold) or `lost` edits; "
+            "or `declined` ones: those that were not written, for the sake of a stored one.",
         ),
     ] = None,
     json: JsonFlag = False,
@@ -133,7 +133,7 @@ def redo(
     note: Note = None,
     author: Author = None,
 ) -> None:
-    """Put undone edits in again, each in its old place."""
+    """Put undone edits in again, each in its old place; or unsolved ones, by their ids, though they do not hold."""
     _change("redo", folder, Selection(tuple(ids or ()), by, since, until), note, author)
 
 
@@ -164,17 +164,18 @@ def why(
 
     A score is 0 to 1 (of WISE, a distance). The best edit is applied where its score reaches what is *needed*: the
     threshold, and a share of the next best edit's score, for a prompt that two edits fit alike is neither's. An undone
-    edit that matches better than the best one keeps it from being applied. The JSON has all of these by name.
+    or unsolved edit that matches better than the best one keeps it from being applied. The JSON has all these by name.
     """
     from ..model.why import nearest_edits
 
     with opened(folder) as store:
         found = nearest_edits(store, prompt, model, most)
         count = len(store.history.applied())
+        out = {name: store.history.taken_out_as(name) for name in _taken_out(found)}
     if json:
         print_json(found)
         return
-    for line in _explained(found, count):
+    for line in _explained(found, count, out):
         say(line)
     if not found["nearest"]:
         return
@@ -191,8 +192,17 @@ def why(
     output.print(table)
 
 
-def _explained(found: dict[str, Any], count: int) -> Iterator[str]:
-    """What `why` found among so many edits in effect, in words: what is compared with what, and how that came out."""
+def _taken_out(found: dict[str, Any]) -> set[str]:
+    """The ids of edits out of the memory that `why` names."""
+    undone = found["undone"] or {"id": None}
+    return {found["withdrawn"], undone["id"]} - {None}
+
+
+def _explained(found: dict[str, Any], count: int, out: dict[str, str]) -> Iterator[str]:
+    """What `why` found among so many edits in effect, in words: what is compared with what, and how that came out.
+
+    out: of the edits that are named and not in effect, whether they are "undone" or "unsolved".
+    """
     digits = 3 if abs(found["margin"]) >= 0.001 else 6  # what decides shows, however little it is
     score, needed = (f"{found[name]:.{digits}f}" for name in ("score", "needed"))
     margin, undone = f"{found['margin']:+.{digits}f}", found["undone"]
@@ -200,7 +210,7 @@ def _explained(found: dict[str, Any], count: int) -> Iterator[str]:
         best = found["nearest"][0]["id"]
         yield (
             f'No edit applies: "{shown(best)}" has the score {score}, but "{shown(found["withdrawn"])}", which was '
-            f"undone, has {needed}: margin {margin}."
+            f"{_left(out[found['withdrawn']])}, has {needed}: margin {margin}."
         )
         return
     if not count:
@@ -216,8 +226,12 @@ def _explained(found: dict[str, Any], count: int) -> Iterator[str]:
                 f"best score, {found['runner_up']:.3f}."
             )
     if undone is not None and undone["score"] >= 0.001:
-        name, likeness = shown(undone["id"]), undone["score"]
-        yield f'Of the edits that were undone, "{name}" comes nearest: its score is {likeness:.3f}.'
+        name, likeness, left = shown(undone["id"]), undone["score"], _left(out[undone["id"]])
+        yield f'Of the edits that were {left}, "{name}" comes nearest: its score is {likeness:.3f}.'
+
+
+def _left(status: str) -> str:
+    return "left out as unsolved" if status == "unsolved" else "undone"
 
 
 @app.command()

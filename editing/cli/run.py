@@ -23,7 +23,10 @@ from ..scores.report import scores_json, scores_table, write_json
 from ..shown import one_line, shown
 from ..store.matching import matched
 from .app import counted, say, tell
-from .stream import StoppedError, write_stream
+from .stream import StoppedError, Stream, write_stream
+
+NOT_ALL_HOLD = 3
+"""The exit status of a stream that went to its end, where not all of its edits hold."""
 
 
 def edit(
@@ -41,6 +44,7 @@ def edit(
     score_each: bool,
     resume: bool,
     on_conflict: str,
+    keep_unsolved: bool | None,
     author: str | None,
     json_path: Path | None,
     source: dict[str, Any],
@@ -58,6 +62,7 @@ def edit(
             store=out.resolve(),
             resume=resume,
             on_conflict=on_conflict,
+            keep_unsolved=keep_unsolved,
             author=author,
         )
         tell([] if edited.store is None else edited.store.notices, f"see `corrigenda log {out}` and its --status")
@@ -68,19 +73,20 @@ def edit(
             if stream.done:
                 ended = f"The stream ended after {stream.done} of {len(edits)} edits"
                 say(f"{ended}; what was written is saved in {out}.", console=console)
+                _tell_held(console, stream)
             if isinstance(stream.ended_by, StoppedError):
                 raise typer.Exit(130)
             raise stream.ended_by
-        written = counted(stream.done, "edit")
+        inside = stream.done - len(stream.unsolved)
         took = f"{stream.seconds:.1f} s ({stream.rate:.2f} edits/s)"
-        say(f"Wrote {written} in {took}; saved in {out}.", console=console)
+        say(f"Wrote {counted(inside, 'edit')} in {took}; saved in {out}.", console=console)
         if stream.left_out:
             left_out = f"{stream.left_out} {'was' if stream.left_out == 1 else 'were'} left out"
             say(f"{left_out}: `corrigenda log {out} --status declined` has them.", console=console)
         immediate = evaluator.immediate_scores()
         if immediate is not None:
             console.print(scores_table(immediate, "Right after each batch"))
-        scores = unscored(stream.done)
+        scores = unscored(inside)
         if evaluate:
             scores = score(console, evaluator, edited.edits)
             console.print(scores_table(scores, f"After {counted(scores.n, 'edit')}"))
@@ -93,7 +99,20 @@ def edit(
                 settings=settings(edited, model, **source),
                 immediate=immediate,
             )
-            write_json(json_path, result)
+            counts = {"held": stream.held, "unsolved": stream.unsolved, "failing": stream.failing}
+            write_json(json_path, {**result, **counts})
+        _tell_held(console, stream)
+        if stream.held < stream.done:
+            raise typer.Exit(NOT_ALL_HOLD)
+
+
+def _tell_held(console: Console, stream: Stream) -> None:
+    """The line that says how many edits of a stream hold."""
+    if stream.done == 0:
+        return
+    names = [*stream.unsolved, *stream.failing]
+    some = ", ".join(shown(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    say(f"{stream.held} of {counted(stream.done, 'edit')} hold{f'; not {some}' if names else ''}.", console=console)
 
 
 def evaluate(
@@ -163,7 +182,8 @@ def generate(
             compared = f"{source.score:.3f}, needed {source.needed:.3f}, margin {source.margin:+.3f}"
             line.append(f"  {shown(nearest)} {compared}", "dim")
         if provenance and source.withdrawn is not None:
-            line.append(f" to {shown(source.withdrawn)}, undone", "dim")
+            why = edited.store.history.taken_out_as(source.withdrawn)
+            line.append(f" to {shown(source.withdrawn)}, {why}", "dim")
         console.print(line, soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -32,16 +32,24 @@ class StoppedError(Exception):
 
 @dataclass
 class Stream:
-    """How a stream ended: how many edits were written, in how many seconds, and what ended it early, if anything.
+    """How a stream ended: how many edits were solved, in how many seconds, and what ended it early, if anything.
 
-    `passed` counts those too that were recorded before or left out, which `left_out` counts.
+    `passed` counts those too that were recorded before or declined, which `left_out` counts. `unsolved` and `failing`
+    are the ids of edits that do not hold: those that are not in the memory, and those that are all the same.
     """
 
     done: int = 0
     passed: int = 0
     left_out: int = 0
     seconds: float = 0.0
+    unsolved: list[str] = field(default_factory=list)
+    failing: list[str] = field(default_factory=list)
     ended_by: CorrigendaError | StoppedError | None = None
+
+    @property
+    def held(self) -> int:
+        """How many of the edits that were solved hold."""
+        return self.done - len(self.unsolved) - len(self.failing)
 
     @property
     def rate(self) -> float:
@@ -80,6 +88,8 @@ def write_stream(
         def advance(progress: Progress) -> None:
             stream.done, stream.passed, stream.seconds = progress.done, progress.passed, progress.seconds
             stream.left_out += len(progress.declined)
+            stream.unsolved += [edit.id for edit in progress.unsolved]
+            stream.failing += [edit.id for edit in progress.failing]
             last = [*progress.edits, *(declined.edit for declined in progress.declined)][-1:]
             current = "" if progress.passed == len(edits) else escape(one_line("".join(edit.prompt for edit in last)))
             bar.update(task, completed=progress.passed, rate=stream.rate, loss=progress.loss, current=current)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError, FieldError
+from ..shown import name as check_name
 from .edit import Edit, kind_of, optional_text, required_text
 from .fields import RecordFields
 
@@ -234,6 +235,7 @@ def read_record(record: Mapping[str, Any], default_id: str) -> Read:
     fields = RecordFields(record)
     found = form.read(fields)
     identifier = fields.identifier("id", "case_id") or default_id
+    check_name("id" if record.get("id") is not None else "case_id", identifier)
     protected = fields.texts("protected")
     saved = fields.object("metadata").left()  # A record of Edit.to_dict has its metadata in one field.
     left = {name: value for name, value in fields.left().items() if name != "metadata"}

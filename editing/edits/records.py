@@ -69,7 +69,7 @@ def read_source(path: Path) -> Source:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error):
             raise CorrigendaError(f"{name} is compressed, and its end is missing or damaged.") from None
-    return Source(name, path.stem, path.suffix.lower(), content)
+    return Source(name, path.stem[:200], path.suffix.lower(), content)
 
 
 def file_name(path: Path) -> str:

@@ -40,6 +40,8 @@ class Method:
     """The shape of each tensor of a record, in letters: "D" and "d" are the layer's widths, "k" is `top_k`."""
     names_edits: ClassVar[bool] = True
     """Whether a route is an edit, by its place; else it is a memory that several share."""
+    keeps_unsolved: ClassVar[bool] = False
+    """Whether an edit that does not hold is written all the same, where the user does not say."""
     memory: Memory
     router: EditRouter
 

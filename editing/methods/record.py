@@ -15,10 +15,15 @@ LARGEST = 2.0**15
 
 
 class Written(NamedTuple):
-    """How the writing of one edit ended: its mean cross-entropy, and after how many steps."""
+    """How the writing of one edit ended: its mean cross-entropy, after how many steps, and whether it holds.
+
+    held: greedy decoding of the edit's own prompt, in its own format, gives its target, and its end where that is
+    learnt: by its own memory, as its batch leaves that. None where nobody asked, in ledgers of earlier versions.
+    """
 
     loss: float
     steps: int
+    held: bool | None = None
 
 
 class Record(NamedTuple):

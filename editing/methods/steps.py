@@ -61,6 +61,11 @@ class EditRows:
             )
             for group in groups
         ]
+        self._own = [
+            (suffix, [(place, i) for place, i in enumerate(group) if i % contexts == 0])
+            for suffix, group in zip(suffixes, groups)
+        ]
+        self._contexts = contexts
         self._passes = list(_together(suffixes, pass_tokens(device, _HEAD_TOKENS)))
         # The published loss divides by one more than the target's tokens, and is a mean over an edit's rows.
         scale = torch.tensor(
@@ -82,6 +87,17 @@ class EditRows:
             loss.index_add_(0, self._row_owner[of_pass], per_row.detach())
             row, token = of_pass.stop, token + sum(sizes)
         return loss, torch.cat(gradients)
+
+    def answered(self, delta: Tensor) -> list[bool]:
+        """Whether greedy decoding of each edit's own prompt, in no other context, gives its labels with `delta`."""
+        found = [False] * self.edits
+        for suffix, own in self._own:
+            if own:
+                places = torch.tensor([place for place, _ in own], dtype=torch.int64, device=delta.device)
+                part = torch.cat([delta[self.row == i] for _, i in own])
+                for (_, i), right in zip(own, suffix.select(places).predicted(part).tolist()):
+                    found[i // self._contexts] = right
+        return found
 
 
 def _together(suffixes: Sequence[Suffix], budget: int) -> Iterator[tuple[list[Suffix], list[int]]]:
@@ -113,6 +129,6 @@ class StoppingRule:
         self.steps += self.running
         return bool(self.running.any())
 
-    def written(self) -> list[Written]:
+    def written(self, answered: Sequence[bool]) -> list[Written]:
         """How each edit ended."""
-        return [Written(*pair) for pair in zip(self.loss.tolist(), self.steps.tolist())]
+        return [Written(*found) for found in zip(self.loss.tolist(), self.steps.tolist(), answered)]

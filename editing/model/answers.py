@@ -85,18 +85,27 @@ class Declined(NamedTuple):
 
 
 class WrittenEdits(list[Written]):
-    """How each edit of a stream that was written came out, in order; `declined` are those that were not written."""
+    """How each edit of a stream came out, in order.
+
+    unsolved  the edits among them that did not hold and are not in the memory
+    failing   those that did not hold and are in the memory all the same
+    declined  edits that were not solved, for the sake of stored ones
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.unsolved: list[Edit] = []
+        self.failing: list[Edit] = []
         self.declined: list[Declined] = []
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stream of edits stands: how many are written, in how many seconds, and the last batch's outcome.
+    """Where a stream of edits stands: how many are solved, in how many seconds, and the last batch's outcome.
 
     passed    how many edits of the stream are behind it, those included that were not written
+    unsolved  edits of the last batch that did not hold and are left out of the memory
+    failing   those that did not hold and are in the memory
     declined  edits of the last batch that were not written, for the sake of stored ones which it names
     """
 
@@ -106,6 +115,8 @@ class Progress:
     written: Sequence[Written]
     passed: int = 0
     declined: Sequence[Declined] = field(default=())
+    unsolved: Sequence[Edit] = field(default=())
+    failing: Sequence[Edit] = field(default=())
 
     @property
     def loss(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,11 +138,17 @@ class StoredEdits:
         return EditStore.create(self._directory, header, sample)
 
     def _writable(self) -> None:
-        """Loaded edits belong to their folder: without `attach`, what comes now goes into a copy."""
+        """Loaded edits belong to their folder: without `attach`, what comes now goes into a copy, and that is said."""
         store = self.store
         if store is not None and not store.ledger.writable:
             self._view.store = store.copy(None)
             store.close()
+            notice = (
+                f"Nothing is written into {store.directory}, which was only loaded: call `attach` to write there, or "
+                "`save_pretrained` to write a new folder."
+            )
+            self._view.store.notices.append(notice)
+            warnings.warn(notice, stacklevel=3)
 
     def edit(
         self,
@@ -151,6 +158,7 @@ class StoredEdits:
         resume: bool = False,
         on_conflict: OnConflict = "supersede",
         author: str | None = None,
+        keep_unsolved: bool | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         score_each: Evaluator | None = None,
     ) -> WrittenEdits:
@@ -160,6 +168,9 @@ class StoredEdits:
         recorded there already. on_conflict: what to do where a stored edit is about the same fact, "supersede" it or
         "keep" it; or a function of both edits that says which. The result's `declined` has what was left out so, and of
         a list those edits whose prompt a later one has again. An id that is another edit's gets a number ("66#2").
+        keep_unsolved: whether an edit that does not hold (`Written.held`) is in the memory all the same; if not, it is
+        recorded as unsolved (the result's `unsolved`). By default the method's: associative leaves it out, the others,
+        whose published algorithms write every edit, do not.
         score_each: an evaluator that scores every batch right after it was written. An edit that cannot be taken stops
         the stream with its batch not written; what was written before stays.
         """
@@ -173,6 +184,7 @@ class StoredEdits:
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
         results = WrittenEdits()
+        keep = self.method.keeps_unsolved if keep_unsolved is None else keep_unsolved
         seconds, told = 0.0, 0
         # Of a list all is known before: an edit whose fact a later one is about again need not be solved.
         for batch, later, sentences in self._prepared(recorded.skip(stream), isinstance(stream, Sequence)):
@@ -181,16 +193,19 @@ class StoredEdits:
                 self._writable()
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 known = later if on_conflict == "supersede" else [None] * len(batch)
-                outcome = self._view.write(batch, known, on_conflict=on_conflict, author=author)
+                outcome = self._view.write(batch, known, on_conflict=on_conflict, author=author, keep_unsolved=keep)
                 self.store.notices += sentences + taken
                 self._versions.current = list(self._view.edits)
             results += outcome.written
+            results.unsolved += outcome.unsolved
+            results.failing += outcome.failing
             results.declined += outcome.declined
             recorded.passed += len(batch)
             seconds += time.perf_counter() - start
             if on_progress is not None:
-                told, declined = recorded.passed, outcome.declined
-                on_progress(Progress(len(results), seconds, outcome.edits, outcome.written, told, declined))
+                told = recorded.passed
+                parts = (outcome.edits, outcome.written, told, outcome.declined, outcome.unsolved, outcome.failing)
+                on_progress(Progress(len(results), seconds, *parts))
             if score_each is not None and outcome.edits:
                 score_each.score_batch(outcome.edits)
                 self._record_scores(outcome.edits, score_each.by_edit)

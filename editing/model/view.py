@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,17 +14,25 @@ from ..methods.method import Method
 from ..methods.record import Record, Solved, Written, check_values
 from ..store.codec import fingerprint_text, packed, record_of, unpacked, withdrawn_of
 from ..store.conflicts import SameFact, left_out, same_facts, superseding
-from ..store.history import History, StoredEdit
+from ..store.history import UNSOLVED, History, StoredEdit
 from ..store.ledger import New
 from ..store.store import CONFLICT_POLICIES, EditStore, OnConflict
 from .answers import Declined
 
 
 class Outcome(NamedTuple):
-    """What became of a batch: the edits that were written, in order, and those that were not, for the stored ones."""
+    """What became of a batch.
+
+    edits, written  the edits that were solved and recorded, in order, and how that went
+    unsolved        those of them that are not in the memory, for they did not hold
+    failing         those that did not hold and are in the memory all the same
+    declined        edits that were not solved, for the sake of stored ones
+    """
 
     edits: list[Edit]
     written: list[Written]
+    unsolved: list[Edit]
+    failing: list[Edit]
     declined: list[Declined]
 
 
@@ -124,12 +132,19 @@ class MemoryView:
     # Writing
 
     def write(
-        self, batch: Sequence[Edit], later: Sequence[str | None], *, on_conflict: OnConflict, author: str | None
+        self,
+        batch: Sequence[Edit],
+        later: Sequence[str | None],
+        *,
+        on_conflict: OnConflict,
+        author: str | None,
+        keep_unsolved: bool,
     ) -> Outcome:
-        """Solve a batch, record it in one transaction, and write it into the memory.
+        """Solve a batch, record it in one transaction, and write what holds of it into the memory.
 
         later: for each edit the id of one, still to come, by which it is left out; or None.
         When this returns, the batch is on the disk. When it raises, neither store nor memory has any of it.
+        keep_unsolved: write what does not hold, too.
         """
         facts = same_facts(self.history, self.method, self.order, batch)
         taken, declined = self._chosen(batch, facts, later, on_conflict)
@@ -141,27 +156,44 @@ class MemoryView:
             solved = self.method.solve([batch[place] for place in taken]) if taken else []
             for place, one in zip(taken, solved):
                 _check_solved(batch[place], one)
-            new = self._record_batch(batch, facts, taken, declined, solved, author)
+            unsolved = {place for place, one in zip(taken, solved) if one.written.held is False and not keep_unsolved}
+            new = self._record_batch(batch, facts, taken, declined, solved, unsolved, author)
         except BaseException:
             self.become(order)
             raise
         stored = [self.history.edits[seq] for seq in new]
-        within = {seq for one in stored for seq in one.supersedes}
-        self.method.apply([one.record for seq, one in zip(new, solved) if seq not in within])
-        self.order += [seq for seq in new if seq not in within]
-        self.edits += [one.edit for one in stored if one.seq not in within]
-        if any(one.supersedes for one in stored):  # else no mark can have come off: each undone edit costs 50 us here
-            self._withdraw()
+        wanted = [one for one in stored if one.wanted]
+        superseded = {seq for one in wanted for seq in one.supersedes}
+        if replaced <= superseded:
+            inside = [one for one in wanted if one.seq not in superseded]
+            records = {seq: one.record for seq, one in zip(new, solved)}
+            self.method.apply([records[one.seq] for one in inside])
+            self.order += [one.seq for one in inside]
+            self.edits += [one.edit for one in inside]
+            # Else no mark can have come or gone: each undone edit costs 50 us here.
+            if unsolved or any(one.supersedes for one in stored):
+                self._withdraw()
+        else:  # what an unsolved edit was to supersede stays
+            self.become(self.history.applied())
         standing = replaced | set(new)
-        for newer in stored:
+        for newer in wanted:
             for seq in sorted(standing.intersection(newer.supersedes)):
                 standing.remove(seq)
                 self.store.notices.append(superseding(newer.id, self.history.edits[seq].id))
+        for recorded, one in zip(stored, solved):
+            if one.written.held is False:
+                done = "is written all the same" if recorded.wanted else "is left out"
+                self.store.notices.append(
+                    f'Edit "{recorded.id}" {done}: its own prompt does not get its target (loss {one.written.loss:.3g} '
+                    f"after {one.written.steps} steps)."
+                )
         for place, rival in declined.items():
             stands = "stays" if later[place] is None else "comes later in the stream"
             self.store.notices.append(left_out(batch[place].id, rival, stands))
         missing = [Declined(batch[place], rival) for place, rival in declined.items()]
-        return Outcome([batch[place] for place in taken], [one.written for one in solved], missing)
+        edits, written = [batch[place] for place in taken], [one.written for one in solved]
+        failing = [edit for edit, one in zip(edits, written) if one.held is False]
+        return Outcome(edits, written, *(([], failing) if keep_unsolved else (failing, [])), missing)
 
     def _chosen(
         self,
@@ -194,6 +226,7 @@ class MemoryView:
         taken: Sequence[int],
         declined: dict[int, str],
         solved: Sequence[Solved],
+        unsolved: Collection[int],
         author: str | None,
     ) -> list[int]:
         """The numbers of the new entries, one an edit of `taken`."""
@@ -219,7 +252,8 @@ class MemoryView:
                 "supersedes": sorted(closed[place]),
                 **stamp,
             }
-            new.append(New("edit", body, packed(one.record.tensors)))
+            # Versions before there were unsolved edits know no such entry, and refuse the ledger.
+            new.append(New(UNSOLVED if place in unsolved else "edit", body, packed(one.record.tensors)))
         for place, rival in declined.items():
             body = {"id": batch[place].id, "edit": batch[place].to_dict(), "for": rival, **stamp}
             new.append(New("declined", body))

@@ -65,8 +65,8 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
     needed     the score from which that is applied: `threshold` + `rival_weight` * `runner_up`, the next best's score;
                or the score of the `withdrawn` edit
     margin     score - needed; an edit is applied where it is not below 0
-    withdrawn  the id of the undone edit that the prompt matches better, where that keeps one from being applied
-    undone     the undone edit that comes nearest, whatever that means, with its score
+    withdrawn  the id of the undone or unsolved edit that the prompt matches better, where that keeps one from applying
+    undone     the undone or unsolved edit that comes nearest, whatever that means, with its score
     """
     query = router.queries(requests)
     decision = router.decide_queries(query)

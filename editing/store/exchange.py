@@ -23,7 +23,7 @@ class Merged(NamedTuple):
 
     added       edits that came in, by their ids here
     same        edits of the other store that are in effect here too
-    out         the same edit is here, but was undone or superseded, and stays so: by its id here, that status
+    out         the same edit is here, but undone, unsolved or superseded, and stays so: by its id here, that status
     superseded  edits that were here, and for which one of `added` stands now
     kept        edits of the other store that were left out, with the edit that is here and for which that was done
     renamed     ids of the other store with the new one here
@@ -249,6 +249,8 @@ def _still_out(store: EditStore, stored: StoredEdit) -> str:
     name = f'Edit "{stored.id}" is there, but'
     if stored.dropped:
         return f"{name} was undone, and its tensors are no longer kept: write it anew to have it again."
+    if stored.unsolved:
+        return f"{name} does not hold, and a merge leaves it out: `corrigenda redo {where}{stored.id}` puts it in."
     if not stored.wanted:
         return f"{name} was undone, and a merge leaves it so: `corrigenda redo {where}{stored.id}` puts it in again."
     later = store.history.edits[store.history.superseded_by()[stored.seq]].id

@@ -17,7 +17,7 @@ from .selection import Selection
 from .sense import check_edit, check_header, check_missing, check_numbers, check_stamp, check_tensors, check_texts
 from .stored import StoredDeclined, StoredEdit
 
-STATUSES = APPLIED, UNDONE, SUPERSEDED, LOST = "applied", "undone", "superseded", "lost"
+STATUSES = APPLIED, UNDONE, SUPERSEDED, UNSOLVED, LOST = "applied", "undone", "superseded", "unsolved", "lost"
 DECLINED = "declined"
 """What is said of an edit that is recorded, but was not written."""
 
@@ -25,8 +25,8 @@ DECLINED = "declined"
 class History:
     """The entries of a ledger, folded. The memory is a function of the wanted edits alone.
 
-    An edit is in the memory unless it was undone, or a wanted edit that came later is about the same fact: the last
-    write wins, and when that one is undone, the one before it is in again.
+    An edit is in the memory unless it was undone, or left out as unsolved, or a wanted edit that came later is about
+    the same fact: the last write wins, and when that one is undone, the one before it is in again.
     """
 
     def __init__(self, ledger: Ledger | None = None) -> None:
@@ -40,7 +40,7 @@ class History:
         self._ledger = ledger
         self._held: Entry | None = None
         self._authors: dict[str, str] = {}
-        self._undone: dict[int, int] = {}
+        self._out: dict[int, int] = {}
         self._superseding: list[int] = []
         self._by_id: dict[str, list[int]] = {}
         self._by_prompt: dict[bytes, list[int]] = {}
@@ -88,8 +88,8 @@ class History:
                     raise ValueError("a second one")
                 check_tensors(body["tensors"])
                 self.ground = entry
-            case "edit":
-                self._fold_edit(entry.seq, body)
+            case "edit" | "unsolved":
+                self._fold_edit(entry.seq, body, entry.kind == UNSOLVED)
             case "declined":
                 check_texts(body, ("id", "for", "time"))
                 check_texts(body["edit"], ("prompt", "target"))
@@ -98,11 +98,11 @@ class History:
             case "status":
                 wanted = {"undone": False, "redone": True}[body["status"]]
                 for stored in self._named(body["edits"]):
-                    stored.wanted = wanted
+                    stored.wanted, stored.unsolved = wanted, False
                     stored.later.append(entry.seq)
-                    self._undone.pop(stored.seq, None)
+                    self._out.pop(stored.seq, None)
                     if not wanted:
-                        self._undone[stored.seq] = entry.seq
+                        self._out[stored.seq] = entry.seq
             case "scores":
                 for number, scores in body["scores"].items():
                     if str(int(number)) != number or not isinstance(scores, dict):
@@ -129,14 +129,16 @@ class History:
             raise ValueError(f"there is no edit at entry {missing}")
         return [self.edits[seq] for seq in numbers]
 
-    def _fold_edit(self, seq: int, body: dict[str, Any]) -> None:
+    def _fold_edit(self, seq: int, body: dict[str, Any], unsolved: bool) -> None:
         check_edit(seq, body)
         if any(earlier not in self.edits for earlier in body.get("supersedes", ())):
             raise ValueError("it supersedes an edit that is not there")
-        stored = StoredEdit(seq, body, self.entry)
+        stored = StoredEdit(seq, body, self.entry, unsolved)
         if stored.author is not None:
             stored.author = self._authors.setdefault(stored.author, stored.author)
         self.edits[seq] = stored
+        if unsolved:
+            self._out[seq] = seq
         if stored.supersedes:
             self._superseding.append(seq)
         self._by_id.setdefault(stored.id, []).append(seq)
@@ -165,14 +167,17 @@ class History:
         return [seq for seq, stored in self.edits.items() if stored.wanted and seq not in replaced]
 
     def withdrawn(self, applied: Collection[int]) -> dict[int, int]:
-        """The undone edits of whose fact none is `applied`, with the entry that undid each, the last one first."""
-        if not self._undone:
+        """The undone and unsolved edits of whose fact none is `applied`, the last one first.
+
+        With each goes the entry that took it out: of an unsolved one its own.
+        """
+        if not self._out:
             return {}
         inside = set(applied)
         settled = {seq for later in inside.intersection(self._superseding) for seq in self.edits[later].supersedes}
         return {
             seq: entry
-            for seq, entry in reversed(self._undone.items())
+            for seq, entry in reversed(self._out.items())
             if not self.edits[seq].lost and seq not in settled and inside.isdisjoint(self.edits[seq].supersedes)
         }
 
@@ -184,7 +189,7 @@ class History:
             if stored.lost:
                 return LOST
             if not stored.wanted:
-                return UNDONE
+                return UNSOLVED if stored.unsolved else UNDONE
             return SUPERSEDED if stored.seq in replaced else APPLIED
 
         return {seq: status(self.edits[seq]) for seq in (self.edits if edits is None else edits)}
@@ -203,6 +208,11 @@ class History:
         replaced = self.superseded_by()
         seq = max(numbers, key=lambda seq: (self.edits[seq].wanted == wanted, seq not in replaced, seq))
         return self.edits[seq]
+
+    def taken_out_as(self, name: str) -> str:
+        """Why the last edit of this id that is out of the memory is out: "undone" or "unsolved"."""
+        stored = self.find(name, wanted=False)
+        return UNSOLVED if stored is not None and stored.unsolved else UNDONE
 
     def named(self, name: str) -> list[StoredEdit]:
         """Every edit of this id, in whatever status."""

@@ -22,6 +22,7 @@ def summary(history: History, stored: StoredEdit, status: str) -> dict[str, Any]
         "batch": stored.batch,
         "supersedes": [history.edits[seq].id for seq in stored.supersedes],
         "loss": stored.loss,
+        "held": stored.held,
         "scores": stored.scores,
     }
 

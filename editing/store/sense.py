@@ -64,6 +64,8 @@ def check_edit(seq: int, body: dict[str, Any]) -> None:
         raise ValueError("its numbers are not numbers")
     if not all(written.get(name) is None or _is_number(written[name]) for name in ("loss", "steps")):
         raise ValueError("its loss or its steps are not a number")
+    if not isinstance(written.get("held"), (bool, type(None))):
+        raise ValueError("it does not say whether it holds")
     if not _is_whole(body["batch"], 1) or body["batch"] > seq:
         raise ValueError("its batch is not one of the entries before")
     check_numbers(body.get("supersedes", []))

@@ -13,7 +13,7 @@ from ..errors import CorrigendaError, FieldError
 from ..shown import name, shown
 from .files import LEDGER_NAME
 from .folder import Folder
-from .history import APPLIED, History, StoredEdit, status_entry
+from .history import APPLIED, UNSOLVED, History, StoredEdit, status_entry
 from .ledger import Ledger, New
 from .selection import Selection
 
@@ -121,7 +121,8 @@ class EditStore:
         """The edits of a selection, or of these ids; an unknown id raises.
 
         wanted: of the edits of one id, which to take: True to undo, False to redo (`History.find`). Edits whose tensors
-        are gone cannot be redone: by author and time they are passed over, by id `redo` says so.
+        are gone cannot be redone: by author and time they are passed over, by id `redo` says so. Unsolved ones are
+        redone by id alone.
         """
         selection = edits if isinstance(edits, Selection) else Selection(tuple(edits))
         chosen = {}
@@ -132,8 +133,9 @@ class EditStore:
             chosen[stored.seq] = stored
         if selection.by_entry:
             for stored in self.history.select(selection):
-                if wanted is False and stored.dropped:
-                    self.notices.append(f'Edit "{stored.id}" stays out, for its tensors are no longer kept.')
+                if wanted is False and (stored.dropped or stored.unsolved):
+                    why = "its tensors are no longer kept" if stored.dropped else "it does not hold"
+                    self.notices.append(f'Edit "{stored.id}" stays out, for {why}.')
                     continue
                 chosen[stored.seq] = stored
         return [chosen[seq] for seq in sorted(chosen)]
@@ -160,7 +162,7 @@ class EditStore:
         return self._set("undone", change, author, note)
 
     def redo(self, edits: Iterable[StoredEdit], *, author: str | None = None, note: str | None = None) -> Change:
-        """Put undone edits in again, each in its old place."""
+        """Put undone and unsolved edits in, each in the place of its writing."""
         change = [stored for stored in edits if not stored.wanted]
         for stored in change:
             if stored.dropped:
@@ -193,7 +195,8 @@ class EditStore:
 def compact(store: EditStore, forget_undone: bool = False, author: str | None = None) -> list[str]:
     """Give unused space back to the file system; returns the ids of the edits that were forgotten.
 
-    forget_undone: drop the tensors of undone edits, which then cannot be redone; what is written of them stays.
+    forget_undone: drop the tensors of undone and unsolved edits, which then cannot be redone; what is written of them
+    stays.
     """
     forgotten = []
     if forget_undone:
@@ -208,7 +211,7 @@ def compact(store: EditStore, forget_undone: bool = False, author: str | None = 
 def _named(new: New) -> New:
     """An entry as it is; raises where its id or its author is none that a command, a header or a log could hold."""
     try:
-        if new.kind in ("edit", "declined"):
+        if new.kind in ("edit", UNSOLVED, "declined"):
             name("id", new.body["id"])
         if new.body.get("author") is not None:
             name("author", new.body["author"])

@@ -15,7 +15,10 @@ _RENAMED = {"routed_loc": "misfires"}
 
 
 class StoredEdit:
-    """An edit of the ledger. `wanted` until it is undone; `dropped` when its tensors are no longer kept.
+    """An edit of the ledger.
+
+    wanted: until it is undone; and not one that was left out because it did not hold, `unsolved`, until it is redone.
+    dropped: when its tensors are no longer kept.
 
     What decides is held, text and numbers; all else that the ledger says of it is read when it is asked for.
     """
@@ -23,9 +26,12 @@ class StoredEdit:
     __slots__ = (
         *("seq", "id", "prompt", "target", "author", "time", "batch", "supersedes", "fingerprint", "bytes"),
         *("inherited", "loss", "wanted", "dropped", "lost", "later", "scored", "_read", "_body", "_edit"),
+        *("held", "unsolved", "_left_out"),
     )
 
-    def __init__(self, seq: int, body: dict[str, Any], read: Callable[[int], Entry] | None = None) -> None:
+    def __init__(
+        self, seq: int, body: dict[str, Any], read: Callable[[int], Entry] | None = None, unsolved: bool = False
+    ) -> None:
         """Of the body of entry `seq`, which `read` can read again. Raises KeyError or TypeError where it is none."""
         self.seq = seq
         self.id: str = body["id"]
@@ -41,7 +47,9 @@ class StoredEdit:
         self.inherited = bool(body.get("inherited"))
         """Whether it came in a matrix that held several edits, from which it cannot be told apart."""
         self.loss = body.get("written", {}).get("loss")
-        self.wanted, self.dropped, self.lost = True, False, False
+        self.held: bool | None = body.get("written", {}).get("held")
+        self.wanted, self.dropped, self.lost = not unsolved, False, False
+        self.unsolved = self._left_out = unsolved
         self.later: list[int] = []
         """The entries after its own that are about it."""
         self.scored: int | None = None
@@ -58,7 +66,8 @@ class StoredEdit:
     @property
     def events(self) -> list[dict[str, Any]]:
         """What became of it, entry by entry."""
-        first = {"seq": self.seq, "time": self.time, "status": "applied", "author": self.author}
+        status = "unsolved" if self._left_out else "applied"
+        first = {"seq": self.seq, "time": self.time, "status": status, "author": self.author}
         return [first, *(_event(self._read(seq)) for seq in self.later)]
 
     @property

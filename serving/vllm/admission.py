@@ -12,7 +12,7 @@ from vllm.sampling_params import BeamSearchParams
 
 from ...editing.backbone.loading import load_tokenizer
 from ..catalogue import Admission, Catalogue
-from ..endpoints import current_request
+from ..edit_header import current_request
 from ..errors import ServingError
 from ..log import logger_of
 from ..metrics import Metrics

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..endpoints import EditHeader, edits_router
+from ..edit_header import EditHeader
+from ..endpoints import edits_router
 from ..errors import ServingError
 from .live import AsyncEdits
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...backbone.background import background_prompts
 from ...backbone.decoder import Decoder
-from ...backbone.frozen import Features, Row, length_groups, pass_tokens
+from ...backbone.frozen import length_groups, pass_tokens
 from ...backbone.suffix import Suffix
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
@@ -27,9 +26,14 @@ from ..method import Method
 from ..record import Record, Solved, Written
 from .config import AssociativeConfig
 from .defaults import resolved
+from .head_start import HeadStart, readable_head
+from .problem import Problem, SideBySide
 
 _STEP_TOKENS = 320
 """Tokens in one optimisation pass on a CPU: more only enlarges the logits, 200 KB a token."""
+
+_SURE = 0.6
+"""The loss up to which an answer token is the first choice for certain: ln 2, less what rounding may change."""
 
 
 class Associative(Method):
@@ -37,7 +41,8 @@ class Associative(Method):
 
     An edit's rows are answer positions: the last prompt token and each target token. A position's key is the edited
     layer's input there, mean over the contexts, less background, normalised; its value is an output delta, found by
-    Adam on the cross-entropy of the target with keys fixed. One value serves a position in all contexts.
+    Adam on the cross-entropy of the target with keys fixed, from where the head's own rows say that it should be. One
+    value serves a position in all contexts.
     """
 
     record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
@@ -50,6 +55,7 @@ class Associative(Method):
         super().__init__(decoder, prompts, config)
         dtype = decoder.model.get_input_embeddings().weight.dtype
         self.memory = RowBanks(self.width, self.out_width, config.beta, self.device, dtype)
+        self._head: HeadStart | None = None
         if config.routed_by_text:
             self.router = self.text_router(config, prompts.tokenizer, background_prompts(), self.device)
         else:
@@ -69,18 +75,26 @@ class Associative(Method):
     def router_layer(self) -> int:
         return self.config.router_layer
 
+    def prepare(self) -> list[str]:
+        if self._head is None and self.config.start == "head" and readable_head(self.decoder):
+            self._head = HeadStart(self.decoder)
+        return super().prepare()
+
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
-        """The edits of a batch are independent problems, solved side by side."""
+        """The edits of a batch are independent problems, solved side by side.
+
+        One whose own prompt does not get its target then is solved anew, up to `retries` times, each with four times
+        the steps of the time before and half the learning rate.
+        """
         contexts = self.prepare()
-        rows = [self.rows(edit, contexts) for edit in edits]
-        features = self.features([row.tokens for of_edit in rows for row in of_edit])
-        count = len(contexts)
-        problems = [
-            _Problem(rows[e], features[e * count : (e + 1) * count], self.memory.background, self.config.beta)
-            for e in range(len(edits))
-        ]
-        for group in length_groups([problem.tokens for problem in problems], pass_tokens(self.device, _STEP_TOKENS)):
-            self._solve([problems[e] for e in group])
+        problems = self._attempt(edits, contexts, 0)
+        for retry in range(1, self.config.retries + 1):
+            failing = [e for e, problem in enumerate(problems) if not problem.held]
+            if not failing:
+                break
+            for e, again in zip(failing, self._attempt([edits[e] for e in failing], contexts, retry)):
+                again.steps += problems[e].steps
+                problems[e] = again
         solved = []
         for problem, known in zip(problems, self.fingerprints(edits)):
             tensors = {
@@ -88,8 +102,24 @@ class Associative(Method):
                 "values": problem.values.detach().to(self.memory.dtype),
             }
             record = Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32, device="cpu"))
-            solved.append(Solved(Written(problem.loss, problem.steps), record))
+            solved.append(Solved(Written(problem.loss, problem.steps, problem.held), record))
         return solved
+
+    def _attempt(self, edits: Sequence[Edit], contexts: Sequence[str], retry: int) -> list[Problem]:
+        """Solve edits once, for the first time (0) or again."""
+        config, count = self.config, len(contexts)
+        rows = [self.rows(edit, contexts) for edit in edits]
+        features = self.features([row.tokens for of_edit in rows for row in of_edit])
+        problems = [
+            Problem(own, features[e * count : (e + 1) * count], self.memory.background, config)
+            for e, own in enumerate(rows)
+        ]
+        if self._head is not None:
+            for problem in problems:
+                problem.start(self._head(problem.rows[0].labels), config.start_norm)
+        for group in length_groups([problem.tokens for problem in problems], pass_tokens(self.device, _STEP_TOKENS)):
+            self._solve([problems[e] for e in group], retry)
+        return problems
 
     def apply(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -104,21 +134,24 @@ class Associative(Method):
             pooled = [prompt.pooled for prompt in self.prompt_features(self.router_layer, texts)]
             self.router.set_background(torch.stack(pooled))
 
-    def _solve(self, problems: Sequence[_Problem]) -> None:
+    def _solve(self, problems: Sequence[Problem], retry: int) -> None:
         """Adam on the values of all problems at once, each stopping alone when its loss is low enough."""
         config = self.config
         hidden = [h for problem in problems for h in problem.hidden]
         rows = [row for problem in problems for row in problem.rows]
         starts = [len(row.prompt) - 1 for row in rows]
-        whole = _SideBySide(problems, Suffix(self.decoder, self.layer, hidden, rows, starts))
+        whole = SideBySide(problems, Suffix(self.decoder, self.layer, hidden, rows, starts))
+        rate = config.learning_rate
+        if rate is None:  # a step of Adam changes every entry by about its rate
+            rate = config.relative_rate / math.sqrt(self.out_width)
         optimizer = torch.optim.Adam(
-            [problem.values for problem in problems],
-            lr=config.learning_rate,
+            [problem.scaled for problem in problems],
+            lr=rate / 2**retry,
             betas=(config.adam_beta1, config.adam_beta2),
         )
         running = whole
-        for _ in range(config.steps):
-            loss = running.losses()
+        for _ in range(config.steps * 4**retry):
+            loss = running.means(running.token_losses())
             goes_on = loss.detach() > config.stop_loss
             reached, going = torch.stack([loss.detach(), goes_on.to(loss.dtype)]).tolist()  # all that a step waits for
             for problem, value, goes in zip(running.problems, reached, going):
@@ -129,20 +162,32 @@ class Associative(Method):
             torch.where(goes_on, loss, 0.0).sum().backward()
             for problem, goes in zip(running.problems, going):
                 if not goes:  # a gradient of zero would still let Adam's momentum carry it on
-                    problem.values.grad = None
+                    problem.scaled.grad = None
             optimizer.step()
             if not all(going):
                 running = running.select([i for i, goes in enumerate(going) if goes])
-        if config.gain != 1:
-            self._strengthen(whole)
+        self._strengthen(whole)
 
     @torch.no_grad()
-    def _strengthen(self, whole: _SideBySide) -> None:
-        """Multiply values by `gain` where the loss is no higher for it."""
-        for problem, loss in zip(whole.problems, whole.losses(self.config.gain).tolist()):
-            if loss <= problem.loss:
-                problem.loss = loss
-                problem.values.mul_(self.config.gain)
+    def _strengthen(self, whole: SideBySide) -> None:
+        """Multiply values by `gain` where the loss is no higher for it; and see which edits hold.
+
+        An answer token whose loss is below ln 2 has more than half of the probability, and is the first choice: most
+        edits show by the losses that they hold, and only the rest need a pass more.
+        """
+        losses = whole.token_losses(self.config.gain)
+        sure = (losses[:, 0] < _SURE).all(1).tolist()
+        for problem, loss, holds in zip(whole.problems, whole.means(losses).tolist(), sure):
+            if self.config.gain == 1:
+                problem.held = holds
+            elif loss <= problem.loss:
+                problem.loss, problem.held = loss, holds
+                problem.scaled.mul_(self.config.gain)
+        unsure = [i for i, problem in enumerate(whole.problems) if not problem.held]
+        if unsure:
+            part = whole.select(unsure)
+            for problem, answered in zip(part.problems, part.answered()):
+                problem.held = answered
 
     def check(self, record: Record) -> None:
         super().check(record)
@@ -175,53 +220,3 @@ class Associative(Method):
 
     def state(self) -> dict[str, Tensor]:
         return {**self.memory.state(), **self.router.state()}
-
-
-class _Problem:
-    """The values of one edit: everything about them is fixed but the values themselves.
-
-    The read is linear in the values, so it is a matrix: `reads` `[tokens, positions]` times values `[positions, d]` is
-    what the memory adds at every token that it touches, context after context. `loss` and `steps`: how solving went.
-    """
-
-    def __init__(self, rows: Sequence[Row], features: Sequence[Features], background: Tensor, beta: float) -> None:
-        self.rows = rows
-        self.hidden = [f.hidden for f in features]
-        positions = len(rows[0].labels)
-        inputs = torch.stack([f.inputs[-positions:].float() - background for f in features])
-        self.keys = F.normalize(inputs.mean(0), dim=-1)
-        scores = beta * F.normalize(inputs, dim=-1) @ self.keys[1:].T
-        reads = inputs.new_zeros(*inputs.shape[:2], positions)
-        reads[:, 0, 0] = 1
-        reads[:, 1:, 1:] = scores[:, 1:].softmax(-1)
-        self.reads = reads.flatten(0, 1)
-        self.tokens = len(self.reads)
-        self.values = torch.zeros(
-            positions, self.hidden[0].shape[1], dtype=torch.float32, device=inputs.device, requires_grad=True
-        )
-        self.loss, self.steps = math.inf, 0
-
-
-class _SideBySide:
-    """Problems whose rows pass the layers above the edited one together."""
-
-    def __init__(self, problems: Sequence[_Problem], suffix: Suffix) -> None:
-        self.problems = problems
-        self.suffix = suffix
-        self._tokens = torch.tensor(
-            [problem.tokens for problem in problems], dtype=torch.int64, device=suffix.hidden.device
-        )
-
-    def losses(self, gain: float = 1.0) -> Tensor:
-        """Mean cross-entropy `[problems]` of each one's labels in all its contexts, with `gain` times its values."""
-        delta = torch.cat([problem.reads @ problem.values for problem in self.problems])
-        per_row = self.suffix.losses(delta if gain == 1 else gain * delta).sum(1)
-        return per_row.view(len(self.problems), -1).sum(1) / self._tokens
-
-    def select(self, kept: Sequence[int]) -> _SideBySide:
-        """Some of them, by their places."""
-        contexts = len(self.problems[0].rows)
-        rows = torch.tensor(
-            [i * contexts + context for i in kept for context in range(contexts)], dtype=torch.int64, device="cpu"
-        )
-        return _SideBySide([self.problems[i] for i in kept], self.suffix.select(rows.to(self._tokens.device)))

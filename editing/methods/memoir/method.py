@@ -39,6 +39,7 @@ class Memoir(Method):
     """
 
     record_shapes: ClassVar = {"x": ("tokens", "k"), "h": ("tokens", "d")}
+    keeps_unsolved = True
     config: MemoirConfig
     memory: SharedMatrix
     router: MaskRouter
@@ -103,14 +104,16 @@ class Memoir(Method):
             clip = (config.clip_norm / (norms(gradient) + 1e-6)).clamp(max=1.0) * stopping.running
             alpha *= keep
             steps_sum = keep * steps_sum + config.learning_rate * clip[edits.owner, None] * gradient
-        solved = []
-        for e, result in enumerate(stopping.written()):
+        records, added = [], alpha * start
+        for e in range(edits.edits):
             tokens, columns = edits.owner == e, active[e].nonzero()[:, 0]
             tensors = {"x": x[tokens][:, columns].to(edits.inputs.dtype), "h": steps_sum[tokens]}
             if config.record_rank is not None:
                 tensors = of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
-            solved.append(Solved(result, Record(tensors, {"alpha": alpha}, masks[e])))
-        return solved
+            added -= (x[:, columns] @ tensors["x"].float().T) @ tensors["h"]
+            records.append(Record(tensors, {"alpha": alpha}, masks[e]))
+        written = stopping.written(edits.answered(added))
+        return [Solved(*pair) for pair in zip(written, records)]
 
     def check(self, record: Record) -> None:
         super().check(record)

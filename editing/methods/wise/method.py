@@ -57,6 +57,7 @@ class Wise(Method):
 
     record_shapes: ClassVar = {"x": ("tokens", "D"), "h": ("tokens", "d")}
     names_edits: ClassVar = False
+    keeps_unsolved = True
     config: WiseConfig
     memory: SideMemories
     router: SideMemories  # type: ignore[assignment] # it names memories, not edits
@@ -99,9 +100,7 @@ class Wise(Method):
             if number > memory.current.number:
                 self._advance(memory, number)
             together = list(group)
-            x, h = (torch.cat([r.tensors[name].to(self.device) for r in together]) for name in ("x", "h"))
-            # Edits of one batch and shard took the same steps, and share what these decayed.
-            self._step(memory.writable(), x, h, number, 1.0, 1 - together[0].numbers["alpha"])
+            self._step_by_records(memory.writable(), together, number)
             memory.count_in([record.numbers["minimum"] for record in together], [r.fingerprint for r in together])
             # An edit that was put in again may come after the end of its shard, and is then in a later one.
             if number == memory.current.number and any(record.numbers["closes"] for record in together):
@@ -158,8 +157,8 @@ class Wise(Method):
                 f"The learning rate {config.learning_rate} is too high for this model: an edit's loss is not finite."
             )
         closes = shard.edits + len(edits) >= config.save_every
-        solved = []
-        for e, (result, minimum) in enumerate(zip(stopping.written(), least.tolist())):
+        records = []
+        for e, minimum in enumerate(least.tolist()):
             used = (margin.owner == e) & steps_sum.any(1)
             tensors = {"x": written[used], "h": steps_sum[used]}
             if config.record_rank is not None:
@@ -167,8 +166,16 @@ class Wise(Method):
             said = {"alpha": alpha, "minimum": minimum, "shard": shard.number}
             said["closes"] = int(closes and e == len(edits) - 1)
             replay = rows[e * len(contexts)].tokens if config.replay else ()
-            solved.append(Solved(result, Record(tensors, said, torch.tensor(replay, dtype=torch.int32, device="cpu"))))
-        return solved
+            records.append(Record(tensors, said, torch.tensor(replay, dtype=torch.int32, device="cpu")))
+        self._step_by_records(delta.copy_(shard.delta), records, shard.number)
+        side, *_ = ops.delta_linear(x, base, delta, whole)
+        written = stopping.written(batch.answered(side[: len(batch.row)]))
+        return [Solved(*pair) for pair in zip(written, records)]
+
+    def _step_by_records(self, delta: Tensor, records: Sequence[Record], shard: int) -> None:
+        """Write edits of one batch and shard, in place: they took the same steps, and share what these decayed."""
+        x, h = (torch.cat([r.tensors[name].to(self.device) for r in records]) for name in ("x", "h"))
+        self._step(delta, x, h, shard, 1.0, 1 - records[0].numbers["alpha"])
 
     def _step(self, delta: Tensor, x: Tensor, h: Tensor, shard: int, learning_rate: float, decay: float) -> None:
         config = self.config

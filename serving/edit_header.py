@@ -1,0 +1,155 @@
+"""What a response says of the edits that answered it: in headers, and in the body where they are too many for one."""
+
+from __future__ import annotations
+
+import json
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import quote
+
+EDIT_HEADER = "x-corrigenda-edit"
+VERSION_HEADER = "x-corrigenda-version"
+TENANT_HEADER = "x-corrigenda-tenant"
+EXPOSE_HEADER = "access-control-expose-headers"
+
+LONGEST_HEADER = 2048
+"""Bytes of ids in a header. Clients and proxies refuse a response whose headers are longer than 4 or 8 KB in all."""
+
+_SAFE = "!#$&'()*+/:;=?@[]^_`{|}~"
+
+
+class HttpRequest:
+    """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none.
+
+    version: of the edits among which that was decided, for the last prompt
+    """
+
+    def __init__(self, tenant: str | None = None) -> None:
+        self.tenant = tenant
+        self.edits: list[str | None] = []
+        self.version: int | None = None
+
+    def decided(self, edit: str | None, version: int) -> None:
+        """Note what was decided for the next prompt."""
+        self.edits.append(edit)
+        self.version = version
+
+    @property
+    def header(self) -> str:
+        """The ids in the order of the prompts; `-` for none. What no header can hold is percent-encoded.
+
+        Where that is longer than `LONGEST_HEADER`, `*` and the number of prompts that an edit answers.
+        """
+        ids = ",".join("-" if edit is None else _encoded(edit) for edit in self.edits)
+        return ids if len(ids) <= LONGEST_HEADER else f"*{sum(edit is not None for edit in self.edits)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for a body: the edit of each prompt, null for none."""
+        return {"edits": self.edits, "version": self.version}
+
+
+def _encoded(edit: str) -> str:
+    if edit == "-" or edit.startswith("*"):  # which mean something else
+        return f"%{ord(edit[0]):02X}{quote(edit[1:], safe=_SAFE)}"
+    return quote(edit, safe=_SAFE)
+
+
+_current_request: ContextVar[HttpRequest | None] = ContextVar("corrigenda_asked", default=None)
+
+
+def current_request() -> HttpRequest | None:
+    """The HTTP request that this task or thread works for, if any."""
+    return _current_request.get()
+
+
+class EditHeader:
+    """ASGI middleware: tells `current_request()` the tenant of each HTTP request, and the client what answered it.
+
+    The tenant is named by the header `x-corrigenda-tenant`. A response's start is held back until its first piece of
+    body, for some servers begin to answer before they have looked at the prompts. Pages of other origins may read both
+    headers. Where the ids are too long for one, a JSON body has them as `corrigenda`, and an event stream begins with
+    them in a comment.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        named = {name.lower(): value for name, value in scope["headers"]}
+        request = HttpRequest(named.get(TENANT_HEADER.encode(), b"").decode("latin-1") or None)
+        response = _Response(request, b"origin" in named, send)
+        token = _current_request.set(request)
+        try:
+            await self.app(scope, receive, response)
+        finally:
+            _current_request.reset(token)
+
+
+class _Response:
+    """Sends the messages of a response on, with what it is to say of edits."""
+
+    def __init__(self, request: HttpRequest, exposing: bool, send: Any) -> None:
+        self._request = request
+        self._exposing = exposing
+        self._send = send
+        self._start: dict[str, Any] | None = None
+        self._body: bytes | None = None
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        if self._body is None and self._start is not None:
+            message = await self._begin(message)
+        if self._body is None:
+            await self._send(message)
+            return
+        self._body += message.get("body", b"")
+        if not message.get("more_body"):
+            await self._whole(message)
+
+    async def _begin(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send the start, unless the body has to be whole for it; returns the first piece of the body."""
+        start, request = self._start, self._request
+        answered = bool(request.edits) and start["status"] < 400
+        kind = _header(start, b"content-type").partition(b";")[0].strip()
+        if answered and request.header.startswith("*") and not _header(start, b"content-encoding"):
+            if kind == b"application/json":
+                self._body = b""
+                return message
+            if kind == b"text/event-stream":  # of which a comment is no event
+                told = f": corrigenda {json.dumps(request.to_dict())}\n\n".encode()
+                message = {**message, "body": told + message.get("body", b"")}
+        self._start = None
+        await self._send({**start, "headers": self._headers(start)} if answered else start)
+        return message
+
+    async def _whole(self, message: dict[str, Any]) -> None:
+        """Send a JSON body with the ids in it, and its start before."""
+        body, self._body = self._body, None
+        start, self._start = self._start, None
+        try:
+            said = json.loads(body)
+        except ValueError:
+            said = None
+        if isinstance(said, dict):
+            body = json.dumps({**said, "corrigenda": self._request.to_dict()}, ensure_ascii=False).encode()
+        headers = [(n, v) for n, v in self._headers(start) if n.lower() != b"content-length"]
+        await self._send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+        await self._send({**message, "body": body})
+
+    def _headers(self, start: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+        told = {EDIT_HEADER: self._request.header, VERSION_HEADER: str(self._request.version)}
+        headers = list(start.get("headers", ()))
+        if self._exposing and _header(start, EXPOSE_HEADER.encode()) != b"*":
+            before = _header(start, EXPOSE_HEADER.encode())
+            headers = [(n, v) for n, v in headers if n.lower() != EXPOSE_HEADER.encode()]
+            told[EXPOSE_HEADER] = ", ".join([*filter(None, [before.decode("latin-1")]), EDIT_HEADER, VERSION_HEADER])
+        return [*headers, *((name.encode(), value.encode("latin-1")) for name, value in told.items())]
+
+
+def _header(start: dict[str, Any], name: bytes) -> bytes:
+    return next((bytes(value) for found, value in start.get("headers", ()) if found.lower() == name), b"")
