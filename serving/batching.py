@@ -25,6 +25,7 @@ from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.routers.router import Decision
+from ..editing.shown import shown
 from .catalogue import Admission, Catalogue, Change, ServedEdit
 from .continuous import BatchedRequests
 from .errors import ServingError
@@ -244,6 +245,16 @@ class ServedModel:
         with self._changing:
             return self._take(self.catalogue.read([(tenant, resolved(folder))]))
 
+    def unload(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
+        """Serve a folder's edits no longer, to all or to a tenant: the same."""
+        with self._changing:
+            return self._take(self.catalogue.unload(tenant, resolved(folder)))
+
+    def forget(self, tenant: str) -> dict[str, Any]:
+        """Know a tenant no longer, nor its folders: the same. Its requests are refused from then on."""
+        with self._changing:
+            return self._take(self.catalogue.forget(tenant))
+
     def undo(
         self, edit: str, tenant: str | None = None, store: str | Path | None = None, author: str | None = None
     ) -> dict[str, Any]:
@@ -358,9 +369,9 @@ def _log(request: str, admission: Admission) -> None:
     if admission.edit is not None:
         logger.info(
             "request %s of %s: edit %s (score %.3f, margin %+.3f, version %d)",
-            request,
+            shown(request),
             admission.tenant or "no tenant",
-            admission.edit.id,
+            shown(admission.edit.id),
             admission.score,
             admission.margin,
             admission.version,
