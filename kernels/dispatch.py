@@ -76,7 +76,7 @@ def _reference(op):
 
 
 def _rows(op, triton_declines=_takes_all):
-    """The usual backends, in order of preference: the first without a no runs."""
+    """The usual backends, in the order in which they are tried."""
     return _native(op), _triton(op, triton_declines), _reference(op)
 
 
@@ -97,10 +97,11 @@ OPS = (
     "label_losses",
 )
 
+# The ops for which a backend is missing, declines more than float64, or does not always pay.
 UNUSUAL = {
     "topk_mask": _rows("topk_mask", triton_declines=triton_backend.too_wide),
     "mask_route": _rows("mask_route", triton_declines=triton_backend.too_wide),
-    # A dozen labels take a GPU under a millisecond with torch's own products.
+    # No kernel for GPUs: torch's own products take one under a millisecond for a dozen labels.
     "label_losses": (
         _native("label_losses", devices=("cpu",), pays=native.label_losses_pays),
         _reference("label_losses"),

@@ -58,13 +58,13 @@ def _shared_bits(
 
 @triton.jit
 def _reduce_programs(
-    index_ptr, overlap_ptr, route_ptr, minimum_ptr, left, queries, real, busy, CHUNK: tl.constexpr
+    index_ptr, overlap_ptr, route_ptr, minimum_ptr, left_ptr, queries, real, busy, CHUNK: tl.constexpr
 ):  # fmt: skip
-    """Write what the last program of a block of queries finds: the best of the keys that each busy one has `left`."""
+    """What the last program of a block of queries does: reduce rows of left_ptr [programs], of those that were busy."""
     best = tl.zeros([queries.shape[0]], tl.int64)
     for start in range(0, busy, CHUNK):
         program = start + tl.arange(0, CHUNK)
-        keys = tl.load(left[:, None] + program[None, :], mask=real[:, None] & (program < busy)[None, :], other=0)
+        keys = tl.load(left_ptr[:, None] + program[None, :], mask=real[:, None] & (program < busy)[None, :], other=0)
         best = tl.maximum(best, tl.max(keys, 1))
     nearest, count = ranked_row(best), ranked_score(best)
     tl.store(index_ptr + queries, nearest, mask=real)

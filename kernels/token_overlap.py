@@ -53,9 +53,9 @@ def _two_best(keys):
 
 @triton.jit
 def _masses(
-    stored_ptr, rarity_ptr, bits, row, inside, length, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr
+    stored_ptr, rarity_ptr, bits_ptr, row, inside, length, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr
 ):  # fmt: skip
-    """Of each row of a tile of stored [rows, length]: the mass that it shares with bits [places], and its own."""
+    """Of each row of a tile of stored [rows, length]: the mass that it shares with bits_ptr [places], and its own."""
     own = tl.zeros([BLOCK_N, BLOCK_L], tl.int32)
     shared = tl.zeros([BLOCK_N, BLOCK_L], tl.int32)
     for start in range(0, length, BLOCK_L):
@@ -67,18 +67,18 @@ def _masses(
         )  # [BN, BL]
         real = token >= 0
         weight = tl.load(rarity_ptr + token, mask=real, other=0)
-        word = tl.load(bits + token // 32, mask=real, other=0)
+        word = tl.load(bits_ptr + token // 32, mask=real, other=0)
         own += weight
         shared += tl.where((word >> (token & 31)) & 1 == 1, weight, 0)
     return tl.sum(shared, 1), tl.sum(own, 1)
 
 
 @triton.jit
-def _reduce_programs(index_ptr, score_ptr, runner_up_ptr, left, programs, busy, PROGRAMS: tl.constexpr):
-    """Write what the last program of a query finds: the two best of the keys that each busy one has `left`."""
+def _reduce_programs(index_ptr, score_ptr, runner_up_ptr, left_ptr, programs, busy, PROGRAMS: tl.constexpr):
+    """What the last program of a query does: reduce left_ptr [2, programs], of those that were busy, to the result."""
     program = tl.arange(0, PROGRAMS)
-    best, second = _two_best(tl.load(left + program, mask=program < busy, other=0))
-    seconds = tl.load(left + programs + program, mask=program < busy, other=0)
+    best, second = _two_best(tl.load(left_ptr + program, mask=program < busy, other=0))
+    seconds = tl.load(left_ptr + programs + program, mask=program < busy, other=0)
     second = tl.maximum(second, tl.max(seconds, 0))
     tl.store(index_ptr, ranked_row(best))
     tl.store(score_ptr, ranked_score(best).to(tl.float32, bitcast=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,13 +19,16 @@ from ..editing.model import saving
 from ..editing.model.why import explained
 from ..editing.profiling import scope
 from ..editing.routers.router import EditRouter
+from ..editing.shown import shown
 from ..editing.store.codec import fingerprint_of, unpacked
 from ..editing.store.signing import check_signed
 from ..editing.store.store import EditStore
 from ..editing.store.stored import StoredEdit
 from .errors import ServingError
+from .folders import Folders
 from .memory import edit_key
-from .settings import ServingSettings, resolved
+from .pinned import opened
+from .settings import ServingSettings
 from .stores import OpenStores, open_store, served_config
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
 
@@ -52,13 +54,14 @@ class ServedEdit(NamedTuple):
     def target(self) -> str:
         return self.stored.target
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, store: str) -> dict[str, Any]:
+        """As a client is told it; `store` is what its folder is called, for a path is none of a client's business."""
         return {
             "id": self.id,
             "prompt": self.prompt,
             "target": self.target,
             "tenant": self.tenant,
-            "store": str(self.store),
+            "store": store,
             "time": self.stored.time,
             "author": self.stored.author,
         }
@@ -88,6 +91,7 @@ class Change(NamedTuple):
 
     needed: by folder, the keys of the edits whose rows must be loaded first, with their numbers in its ledger
     withdrawn: by store, the edits that it has undone
+    gone: stores that are served no longer; tenants_gone: tenants that there are no longer
     """
 
     stores: dict[tuple[str | None, Path], list[ServedEdit]]
@@ -95,6 +99,8 @@ class Change(NamedTuple):
     added: list[ServedEdit]
     removed: list[ServedEdit]
     withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]]
+    gone: frozenset[tuple[str | None, Path]] = frozenset()
+    tenants_gone: frozenset[str] = frozenset()
 
     def to_dict(self, version: int) -> dict[str, Any]:
         """What a client is told of it, once it is that version."""
@@ -144,6 +150,8 @@ class Catalogue:
         # By tenant: what the next version is made of, and what requests are decided by now, all tenants' at once.
         self._next: dict[str | None, _Seen] = {}
         self._now: dict[str | None, _Seen] = {}
+        self._tenants: dict[str, None] = dict.fromkeys(settings.tenants)
+        self._folders = Folders(settings)
         change = self.read([(None, path) for path in settings.edits])
         for tenant, paths in settings.tenants.items():
             change = self.read([(tenant, path) for path in paths], change)
@@ -161,6 +169,9 @@ class Catalogue:
         """Read stores anew, or for the first time; the change that this makes to what is served, or to `after`."""
         read = {} if after is None else dict(after.stores)
         withdrawn = {} if after is None else dict(after.withdrawn)
+        stores = list(stores)
+        if self.version:  # what the server was started with has its place
+            self._check_limits(stores)
         for tenant, path in stores:
             store = self._open.at(path)
             self._check_signed(store)
@@ -182,16 +193,57 @@ class Catalogue:
             if self._background is None and store.history.ground is not None:
                 ground = store.history.ground
                 self._background = unpacked(store.ledger, ground.seq, ground.body["tensors"])
+        return self._changed(read, withdrawn)
+
+    def _changed(
+        self,
+        read: dict[tuple[str | None, Path], list[ServedEdit]],
+        withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]],
+        gone: frozenset[tuple[str | None, Path]] = frozenset(),
+        tenants_gone: frozenset[str] = frozenset(),
+    ) -> Change:
         with self._lock:
             before = {edit.key: edit for edits in self._stores.values() for edit in edits}
-            future = {**self._stores, **read}
+            future = {store: edits for store, edits in {**self._stores, **read}.items() if store not in gone}
         now = {edit.key: edit for edits in future.values() for edit in edits}
         added = [edit for key, edit in now.items() if key not in before]
         needed: dict[Path, dict[str, int]] = {}
         for edit in added:
             needed.setdefault(edit.store, {})[edit.key] = edit.stored.seq
         removed = [edit for key, edit in before.items() if key not in now]
-        return Change(read, needed, added, removed, withdrawn)
+        if added and self.settings.capacity is not None and len(now) > self.settings.capacity:
+            raise ServingError(
+                f"There is no room for {len(now)} edits: this server was started with a capacity of "
+                f"{self.settings.capacity}.",
+                507,
+            )
+        return Change(read, needed, added, removed, withdrawn, gone, tenants_gone)
+
+    def _check_limits(self, stores: Iterable[tuple[str | None, Path]]) -> None:
+        """Raise where stores that are new would be more, or of more tenants, than the settings allow."""
+        with self._lock:
+            folders = {*self._stores, *stores}
+            tenants = {*self._tenants, *(tenant for tenant, _ in stores if tenant is not None)}
+            for what, count, before, most in (
+                ("tenants", len(tenants), len(self._tenants), self.settings.most_tenants),
+                ("folders", len(folders), len(self._stores), self.settings.most_folders),
+            ):
+                if count > max(before, most):
+                    raise ServingError(f"This server serves at most {most} {what}: take one out first.", 507)
+
+    def unload(self, tenant: str | None, path: Path) -> Change:
+        """The change after which a folder's edits are served to a tenant (None: as shared ones) no longer."""
+        with self._lock:
+            if (tenant, path) not in self._stores:
+                raise ServingError(f"The folder {self.name_of(path)} is not served{_whose(tenant)}.", 404)
+        return self._changed({}, {}, frozenset({(tenant, path)}))
+
+    def forget(self, tenant: str) -> Change:
+        """The change after which there is no such tenant: its requests are refused, its folders are not served."""
+        self._seen(tenant)
+        with self._lock:
+            gone = frozenset(store for store in self._stores if store[0] == tenant)
+        return self._changed({}, {}, gone, frozenset({tenant}))
 
     def undo(self, name: str, tenant: str | None, store: Path | None = None, author: str | None = None) -> Change:
         """Undo an edit that is served, in its store's ledger; the change that this makes."""
@@ -202,20 +254,23 @@ class Catalogue:
                 edit
                 for (of, path), edits in self._stores.items()
                 for edit in edits
-                if edit.id == name and of == tenant and store in (None, path)
+                if name in (edit.id, shown(edit.id)) and of == tenant and store in (None, path)
             ]
         if not found:
-            whose = "" if tenant is None else f' of the tenant "{tenant}"'
-            raise ServingError(f'No edit with the id "{name}"{whose} is served.', 404)
+            raise ServingError(f'No edit with the id "{shown(name)}" is served{_whose(tenant)}.', 404)
         if len(found) > 1:
-            raise ServingError(f'Edits with the id "{name}" are served from several stores: name one as `store`.', 409)
+            raise ServingError(
+                f'Edits with the id "{shown(name)}" are served from several stores: name one as `store`.', 409
+            )
         path = found[0].store
         try:
-            writing = EditStore.open(path, write=True)
+            writing = opened(path, write=True)
+        except ServingError:
+            raise
         except CorrigendaError as error:
             raise ServingError(str(error), 409) from error
         try:
-            writing.undo(writing.selected([name], wanted=True), author=author)
+            writing.undo(writing.selected([found[0].id], wanted=True), author=author)
         finally:
             writing.close()
         with self._lock:
@@ -225,19 +280,25 @@ class Catalogue:
     def publish(self, change: Change) -> int:
         """Answer by a change from now on; the number of the new version."""
         with self._lock, scope("edit: swap"):
-            before = self._stores, self._withdrawn
-            self._stores = {**self._stores, **change.stores}
-            self._withdrawn = {**self._withdrawn, **change.withdrawn}
+            before = self._stores, self._withdrawn, self._tenants
+            self._stores = _without(change.gone, self._stores, change.stores)
+            self._withdrawn = _without(change.gone, self._withdrawn, change.withdrawn)
+            named = [*self._tenants, *(tenant for tenant, _ in self._stores if tenant is not None)]
+            self._tenants = dict.fromkeys(name for name in named if name not in change.tenants_gone)
             version = self.version + 1
-            tenants = dict.fromkeys([None, *self.settings.tenants, *(tenant for tenant, _ in self._stores)])
+            tenants: list[str | None] = [None, *self._tenants]
             try:
                 self._next = {tenant: self._become(self._next.get(tenant), tenant, version) for tenant in tenants}
             except BaseException:
-                self._stores, self._withdrawn = before
+                self._stores, self._withdrawn, self._tenants = before
                 self._next = {}  # some are half changed: the next version makes all anew
                 raise
             self._now = {tenant: seen._replace(router=seen.router.view()) for tenant, seen in self._next.items()}
             self.version = version
+            for tenant, path in change.stores:
+                self._folders.belongs(path, tenant)
+            for path in {path for _, path in change.gone}.difference(path for _, path in self._stores):
+                self._open.close(path)
             return version
 
     def _seen_by(self, tenant: str | None) -> list[ServedEdit]:
@@ -323,17 +384,21 @@ class Catalogue:
         try:
             return self._now[tenant]
         except (KeyError, TypeError):
-            raise ServingError(f'There is no tenant "{tenant}" here.', 400) from None
+            raise ServingError(f'There is no tenant "{shown(str(tenant)[:100])}" here.', 400) from None
 
     def served(self, tenant: str | None = None) -> list[ServedEdit]:
         """The edits that a tenant's requests are answered by."""
         return list(self._seen(tenant).edits)
 
-    def listing(self) -> dict[str, Any]:
-        """The version, the tenants, and every edit that is served to somebody."""
+    def listing(self, tenant: str | None = None, everything: bool = False) -> dict[str, Any]:
+        """The version, the tenants, and the edits that are served: a tenant's own and the shared, or `everything`."""
+        if not everything:
+            self._seen(tenant)
         with self._lock:
-            edits = [edit.to_dict() for edits in self._stores.values() for edit in edits]
-            return {"version": self.version, "tenants": self.tenants(), "edits": edits}
+            stores = {of: edits for of, edits in self._stores.items() if everything or of[0] in (None, tenant)}
+            edits = [edit.to_dict(self.name_of(path)) for (_, path), edits in stores.items() for edit in edits]
+            tenants = self.tenants() if everything else [] if tenant is None else [tenant]
+            return {"version": self.version, "tenants": tenants, "edits": edits}
 
     def keys(self) -> set[str]:
         """Of all edits whose rows must be here: also those that nobody sees, for others of their facts hide them.
@@ -357,19 +422,25 @@ class Catalogue:
         question = self.prompts.question(self.prompts.encode(self.prompts.wrap(prompt)))
         return explained(seen.router, [question], seen.edits, most)
 
-    def allowed(self, folder: str) -> Path:
-        """The folder that a request may have loaded: one that is served, or one under the root."""
-        root = self.settings.root
-        path = resolved(folder if root is None else root / folder)
-        if any(path == known for _, known in self.folders()):
-            return path
-        if root is None:
-            raise ServingError('This server loads no further folders: start it with a "root" to allow it.', 403)
-        if not path.is_relative_to(root):
-            raise ServingError(f'The folder "{folder}" is outside of {root}, from where this server loads.', 403)
-        if not os.path.isdir(path):  # which a name that is too long, or one behind a closed folder, is not either
-            raise ServingError(f'There is no folder "{folder}" under {root}.', 404)
-        return path
+    def without_paths(self, text: str) -> str:
+        """A sentence with folders called what clients call them."""
+        return self._folders.without_paths(text)
+
+    def name_of(self, path: Path) -> str:
+        """What a client calls a folder: its way from the root, or else its last part alone."""
+        return self._folders.name_of(path)
+
+    def allowed(self, folder: str, tenant: str | None = None) -> Path:
+        """The folder that a request may have loaded for a tenant: one that it is served, or one under the root."""
+        return self._folders.allowed(folder, tenant, self.folders())
+
+
+def _whose(tenant: str | None) -> str:
+    return "" if tenant is None else f' to the tenant "{tenant}"'
+
+
+def _without(gone: frozenset[tuple[str | None, Path]], before: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
+    return {store: value for store, value in {**before, **new}.items() if store not in gone}
 
 
 def _words(fingerprint: bytes) -> Tensor:

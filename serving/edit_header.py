@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import quote
+
+from .errors import Malformed, ServingError, error_body
 
 EDIT_HEADER = "x-corrigenda-edit"
 VERSION_HEADER = "x-corrigenda-version"
@@ -62,6 +65,14 @@ def current_request() -> HttpRequest | None:
     return _current_request.get()
 
 
+def tenant_named(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """The tenant that a request's headers name. Two of them are refused: which one a gateway set is not to be seen."""
+    named = [value for name, value in headers if name.lower() == TENANT_HEADER.encode()]
+    if len(named) > 1:
+        raise Malformed(f"The header {TENANT_HEADER} was sent twice.")
+    return named[0].decode("latin-1") or None if named else None
+
+
 class EditHeader:
     """ASGI middleware: tells `current_request()` the tenant of each HTTP request, and the client what answered it.
 
@@ -79,7 +90,14 @@ class EditHeader:
             await self.app(scope, receive, send)
             return
         named = {name.lower(): value for name, value in scope["headers"]}
-        request = HttpRequest(named.get(TENANT_HEADER.encode(), b"").decode("latin-1") or None)
+        try:
+            request = HttpRequest(tenant_named(scope["headers"]))
+        except ServingError as error:
+            from starlette.responses import JSONResponse
+
+            refusal = JSONResponse(error_body(error, error.status), status_code=error.status)
+            await refusal(scope, receive, send)
+            return
         response = _Response(request, b"origin" in named, send)
         token = _current_request.set(request)
         try:

@@ -3,22 +3,31 @@
 # Not `from __future__ import annotations`: FastAPI reads those of the handlers, whose classes are imported when needed.
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from typing import Any, Protocol
 
 from ..editing.errors import CorrigendaError
+from ..editing.shown import name as checked_name
+from ..editing.shown import shown
+from .access import Access, Caller
+from .edit_header import tenant_named
+from .errors import Malformed, ServingError, error_body
+from .log import logger_of
 
-_TYPES = {
-    403: "permission_error",
-    404: "not_found_error",
-    409: "conflict_error",
-    507: "capacity_error",
-}
+logger = logger_of("corrigenda")
+
 _LONGEST_BODY = 64 * 1024
 
 
 class ServedEdits(Protocol):
     """What the routes ask of a stack. Each may raise a CorrigendaError, best a ServingError with its status."""
+
+    @property
+    def access(self) -> Access:
+        """Who may ask what."""
+
+    def without_paths(self, text: str) -> str:
+        """A sentence with folders called what clients call them."""
 
     async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
         """Take in a folder of edits, or read it again: `version`, and ids that were `added` and `removed`."""
@@ -26,95 +35,192 @@ class ServedEdits(Protocol):
     async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
         """Undo an edit in its store: the same."""
 
-    async def listing(self) -> dict[str, Any]:
-        """The `version`, the `tenants` and all `edits` that are served."""
+    async def unload(self, store: str, tenant: str | None) -> dict[str, Any]:
+        """Serve a folder no longer: the same."""
+
+    async def forget(self, tenant: str) -> dict[str, Any]:
+        """Know a tenant and its folders no longer: the same."""
+
+    async def listing(self, tenant: str | None, everything: bool) -> dict[str, Any]:
+        """The `version`, the `tenants` and the `edits` that are served to a tenant, or all."""
 
     async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
         """The edits nearest to a prompt, and the one that answers it."""
 
 
 def edits_router(edits: ServedEdits) -> Any:
-    """A `fastapi.APIRouter`: GET and POST /v1/edits, DELETE /v1/edits/{id}, GET /v1/edits/why."""
+    """A `fastapi.APIRouter` of the routes: `serving/README.md` has the table.
+
+    Each asks `access` who sends the request; a change is logged with who made it and from where.
+    """
     from fastapi import APIRouter, Request
     from fastapi.responses import JSONResponse
 
     router = APIRouter(tags=["edits"])
 
-    async def response(work: Callable[[], Awaitable[dict[str, Any]]]) -> JSONResponse:
+    async def answered(asked: Callable[[], Awaitable[dict[str, Any]]]) -> JSONResponse:
         try:
-            return JSONResponse(await work())
+            return JSONResponse(await asked())
         except CorrigendaError as error:
             status = getattr(error, "status", 422)
-            return JSONResponse(error_body(error, status), status_code=status)
+            return JSONResponse(error_body(edits.without_paths(str(error)), status), status_code=status)
+        except Exception:
+            logger.exception("A request for edits failed.")
+            told = "The request failed inside the server, whose log has the reason."
+            return JSONResponse(error_body(told, 500), status_code=500)
+
+    async def changed(
+        request: Request,
+        what: str,
+        given: str | None,
+        change: Callable[[str | None, Caller], Awaitable[dict[str, Any]]],
+    ) -> dict[str, Any]:
+        caller = edits.access.caller(request, changing=True)
+        tenant = edits.access.tenant(tenant_named(request.scope["headers"]), given)
+        found = await change(tenant, caller)
+        source = "-" if request.client is None else request.client.host
+        logger.info(
+            "%s by %s from %s: version %s, added %d, removed %d",
+            *(what, shown(caller.name), source, found["version"], len(found["added"]), len(found["removed"])),
+        )
+        return found
 
     @router.get("/v1/edits")
     async def listing(request: Request) -> JSONResponse:
-        return await response(edits.listing)
+        async def asked() -> dict[str, Any]:
+            caller = edits.access.caller(request, changing=False)
+            query = _query(request, {"tenant"})
+            tenant = edits.access.tenant(tenant_named(request.scope["headers"]), query.get("tenant"))
+            return await edits.listing(tenant, everything=tenant is None and caller.may_change)
+
+        return await answered(asked)
 
     @router.post("/v1/edits")
     async def load(request: Request) -> JSONResponse:
-        async def work() -> dict[str, Any]:
+        async def asked() -> dict[str, Any]:
+            edits.access.caller(request, changing=True)  # before anything is read of it
             body = _fields(await _body(request), {"store", "tenant"}, "The body")
-            return await edits.load(_required(body, "store", "The body"), body.get("tenant"))
+            store, tenant = _required(body, "store", "The body"), body.get("tenant")
+            _check_name("tenant", tenant)
+            what = f"load of {shown(store)}"
+            return await changed(request, what, tenant, lambda owner, caller: edits.load(store, owner))
 
-        return await response(work)
+        return await answered(asked)
 
     @router.get("/v1/edits/why")
     async def why(request: Request) -> JSONResponse:
-        async def work() -> dict[str, Any]:
-            query = _fields(dict(request.query_params), {"prompt", "tenant"}, "The query")
-            return await edits.why(_required(query, "prompt", "The query"), query.get("tenant"))
+        async def asked() -> dict[str, Any]:
+            edits.access.caller(request, changing=False)
+            query = _query(request, {"prompt", "tenant"})
+            tenant = edits.access.tenant(tenant_named(request.scope["headers"]), query.get("tenant"))
+            return await edits.why(_required(query, "prompt", "The query"), tenant)
 
-        return await response(work)
+        return await answered(asked)
+
+    @router.delete("/v1/edits")
+    async def undo_by_query(request: Request) -> JSONResponse:
+        return await undone(request, None)
 
     @router.delete("/v1/edits/{edit:path}")
     async def undo(edit: str, request: Request) -> JSONResponse:
-        async def work() -> dict[str, Any]:
-            query = _fields(dict(request.query_params), {"tenant", "store", "author"}, "The query")
-            return await edits.undo(edit, query.get("tenant"), query.get("store"), query.get("author"))
+        return await undone(request, edit)
 
-        return await response(work)
+    async def undone(request: Request, edit: str | None) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            names = {"tenant", "store", "author"} | ({"id"} if edit is None else set())
+            query = _query(request, names, unbounded={"id"})
+            name = _required(query, "id", "The query") if edit is None else edit
+            author = query.get("author")
+            _check_name("author", author)
+
+            async def change(tenant: str | None, caller: Caller) -> dict[str, Any]:
+                return await edits.undo(name, tenant, query.get("store"), _author(caller, author))
+
+            return await changed(request, f"undo of {shown(name)}", query.get("tenant"), change)
+
+        return await answered(asked)
+
+    @router.delete("/v1/stores")
+    async def unload(request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            query = _query(request, {"store", "tenant"})
+            store = _required(query, "store", "The query")
+            what = f"unload of {shown(store)}"
+            return await changed(request, what, query.get("tenant"), lambda owner, caller: edits.unload(store, owner))
+
+        return await answered(asked)
+
+    @router.delete("/v1/tenants")
+    async def forget(request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            query = _query(request, {"tenant"})
+
+            async def change(tenant: str | None, caller: Caller) -> dict[str, Any]:
+                if tenant is None:
+                    raise Malformed('The query must hold "tenant".')
+                return await edits.forget(tenant)
+
+            return await changed(request, "a tenant's end", query.get("tenant"), change)
+
+        return await answered(asked)
 
     return router
 
 
-def error_body(error: Exception, status: int) -> dict[str, Any]:
-    """An error as OpenAI's clients read it. Half a pair of surrogates, which JSON can bring in, is no UTF-8."""
-    message = str(error).encode(errors="backslashreplace").decode()
-    return {"error": {"message": message, "type": _TYPES.get(status, "invalid_request_error"), "code": status}}
+def _check_name(what: str, name: str | None) -> None:
+    try:
+        if name is not None:
+            checked_name(what, name)
+    except CorrigendaError as error:
+        raise Malformed(str(error)) from None
 
 
-class _Malformed(CorrigendaError):
-    """A request that says something else than the route understands."""
+def _author(caller: Caller, given: str | None) -> str | None:
+    """Who a change is recorded as: the key's holder, where keys have names, or what this machine's user says."""
+    if caller.name in ("key", "this machine", "anybody"):
+        return given
+    if given not in (None, caller.name):
+        raise Malformed("The author is whoever holds the key: leave the field out.")
+    return caller.name
 
-    status = 400
+
+def _query(request: Any, known: set[str], unbounded: Container[str] = ()) -> dict[str, str]:
+    """The fields of a query; one that is there twice is refused."""
+    pairs = request.query_params.multi_items()
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise Malformed("The query holds a field twice.")
+    return _fields(dict(pairs), known, "The query", unbounded)
 
 
 async def _body(request: Any) -> Any:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a page of another site may send any other kind without being asked
+        raise ServingError("The body must be JSON, with the header Content-Type: application/json.", 415)
     raw = b""
     async for part in request.stream():
         raw += part
         if len(raw) > _LONGEST_BODY:
-            raise _Malformed(f"The body is longer than {_LONGEST_BODY} bytes.")
+            raise Malformed(f"The body is longer than {_LONGEST_BODY} bytes.")
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
-        raise _Malformed('The body must be a JSON object such as {"store": "a folder of edits"}.') from None
+        raise Malformed('The body must be a JSON object such as {"store": "a folder of edits"}.') from None
 
 
-def _fields(given: Any, known: set[str], where: str) -> dict[str, str]:
+def _fields(given: Any, known: set[str], where: str, unbounded: Container[str] = ()) -> dict[str, str]:
     """What was given by name; null is as if it were not given."""
     if not isinstance(given, Mapping):
-        raise _Malformed(f"{where} must be a JSON object.")
+        raise Malformed(f"{where} must be a JSON object.")
     for name, value in given.items():
         if name not in known:
-            raise _Malformed(f'{where} has an unknown field "{name}": use {", ".join(sorted(known))}.')
-        if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-            raise _Malformed(f'{where} must hold "{name}" as text.')
+            raise Malformed(f'{where} has an unknown field "{shown(name[:100])}": use {", ".join(sorted(known))}.')
+        nul = isinstance(value, str) and "\0" in value and name not in unbounded
+        if value is not None and (not isinstance(value, str) or not value or nul):
+            raise Malformed(f'{where} must hold "{name}" as text.')
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _required(given: dict[str, str], name: str, where: str) -> str:
     if name not in given:
-        raise _Malformed(f'{where} must hold "{name}".')
+        raise Malformed(f'{where} must hold "{name}".')
     return given[name]

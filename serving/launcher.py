@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..editing.backbone.loading import PACKAGED, check_model, load_base, readable_errors
 from ..editing.errors import CorrigendaError
+from .access import Access, keep_keys, listens_locally
 from .edit_header import EditHeader
-from .endpoints import edits_router, error_body
+from .endpoints import edits_router
+from .errors import error_body
 from .log import logger_of
 from .metrics import exposition
 from .settings import ServingSettings
@@ -21,8 +23,18 @@ from .settings import ServingSettings
 STACKS = ("transformers", "vllm")
 
 
-def launch(stack: str, model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> Any:
-    """Start a stack's own server with a model and edits, until it is stopped; `options` are that server's."""
+def launch(
+    stack: str,
+    model: str,
+    settings: dict[str, Any],
+    options: Sequence[str] = (),
+    keys: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """Start a stack's own server with a model and edits, until it is stopped; `options` are that server's.
+
+    keys: those for "changing" edits and for "reading" about them, each `KEY` or `NAME=KEY`; else the environment's.
+    """
+    keep_keys(keys or {})
     check_model(model)
     if stack == "transformers":
         return serve_transformers(model, ServingSettings.parse(settings), options)
@@ -45,7 +57,8 @@ def serve_transformers(model: str, settings: ServingSettings, options: Sequence[
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command(name="serve")(Serve)
     _show_log()
-    edits = LiveEdits(model, settings)
+    local = listens_locally(_option(options, "--host"), "localhost")
+    edits = LiveEdits(model, settings, Access.of_environment(settings, local))
     serving = False
     try:
         with _seams(edits):
@@ -67,9 +80,10 @@ def serve_transformers(model: str, settings: ServingSettings, options: Sequence[
 class LiveEdits:
     """The edits of a running server, as its routes ask for them; `served` is there once the model is loaded."""
 
-    def __init__(self, name: str, settings: ServingSettings) -> None:
+    def __init__(self, name: str, settings: ServingSettings, access: Access | None = None) -> None:
         self.name = name
         self.settings = settings
+        self.access = Access(settings) if access is None else access
         self.served: Any = None
         self._tokenizer: Any = None
         self._model: Any = None
@@ -113,19 +127,40 @@ class LiveEdits:
 
     # `ServedEdits`
 
+    def without_paths(self, text: str) -> str:
+        return self.served.catalogue.without_paths(text)
+
     async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
-        path = self.served.catalogue.allowed(store)
+        path = self.served.catalogue.allowed(store, tenant)
         return await asyncio.to_thread(self.served.load, path, tenant)
 
     async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
-        path = None if store is None else self.served.catalogue.allowed(store)
+        path = None if store is None else self.served.catalogue.allowed(store, tenant)
         return await asyncio.to_thread(self.served.undo, edit, tenant, path, author)
 
-    async def listing(self) -> dict[str, Any]:
-        return self.served.catalogue.listing()
+    async def unload(self, store: str, tenant: str | None) -> dict[str, Any]:
+        path = self.served.catalogue.allowed(store, tenant)
+        return await asyncio.to_thread(self.served.unload, path, tenant)
+
+    async def forget(self, tenant: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self.served.forget, tenant)
+
+    async def listing(self, tenant: str | None, everything: bool) -> dict[str, Any]:
+        return self.served.catalogue.listing(tenant, everything)
 
     async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
         return await asyncio.to_thread(self.served.why, prompt, tenant)
+
+
+def _option(options: Sequence[str], name: str) -> str | None:
+    """What a command line gives for an option, the last time that it does."""
+    found = None
+    for given, value in zip(options, [*options[1:], ""]):
+        if given == name:
+            found = value
+        elif given.startswith(f"{name}="):
+            found = given.partition("=")[2]
+    return found
 
 
 def _dtype(manager: Any) -> Any:

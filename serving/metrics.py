@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from .catalogue import Admission, Catalogue
 
 _MARGINS = (-0.4, -0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 """A margin is the score less what it takes to be applied: between -0.5 and 0.6."""
+
+
+_OUTCOMES = ("edited", "base", "lost", "refused")
 
 
 class _Collectors(NamedTuple):
@@ -58,6 +62,7 @@ class Metrics:
 
     def __init__(self, registry: Any = None) -> None:
         self._to: _Collectors | None = None
+        self._shown: set[str] = set()  # tenants that there are numbers of
         if prometheus_client is not None:
             self._to = _collectors(prometheus_client.REGISTRY if registry is None else registry)
 
@@ -85,5 +90,13 @@ class Metrics:
         self._to.changes.labels("added").inc(added)
         self._to.changes.labels("removed").inc(removed)
         self._to.version.set(catalogue.version)
-        for tenant in (None, *catalogue.tenants()):
-            self._to.edits.labels(tenant or "").set(len(catalogue.served(tenant)))
+        there = catalogue.tenants()
+        for tenant in self._shown.difference(there):  # names that clients made up must not pile up here
+            self._shown.discard(tenant)
+            for metric, labels in ((self._to.edits, [()]), (self._to.requests, [(name,) for name in _OUTCOMES])):
+                for before in labels:
+                    with contextlib.suppress(KeyError):
+                        metric.remove(*before, tenant)
+        self._shown.update(there)
+        for owner in (None, *there):
+            self._to.edits.labels(owner or "").set(len(catalogue.served(owner)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editing.errors import CorrigendaError
+from ..editing.shown import name as checked_name
 from ..editing.store.files import reason_of
 from .errors import ServingError
 
@@ -25,6 +26,14 @@ class ServingSettings:
     rows      how many answer positions an edit has on average, which with `capacity` gives the size of the buffers; an
               edit of more than 512 of them is taken only where this is as large
     read_only whether undoing an edit through the server is refused
+    most_tenants, most_folders
+              how many tenants, and folders of all of them, there may be: those of the start always are
+    tenant_header_only
+              whether a tenant is named by the header alone, which a gateway in front sets or takes off: a request
+              that names one in any other way is refused
+    hosts     what the header Host may say to the routes for edits, without port; empty: names of this machine alone
+              where the server listens on nothing else, anything where it asks for a key
+    origins   what the header Origin may say to them, besides the server itself
     signed_by a file of public keys: only folders are served that one of them has signed (`corrigenda sign`), and the
               server changes none
     """
@@ -35,6 +44,11 @@ class ServingSettings:
     capacity: int | None = None
     rows: int = 8
     read_only: bool = False
+    most_tenants: int = 64
+    most_folders: int = 256
+    tenant_header_only: bool = False
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     signed_by: Path | None = None
 
     @property
@@ -53,13 +67,13 @@ class ServingSettings:
             raise CorrigendaError(f'"corrigenda" must be a folder of edits or an object of settings, not {given!r}.')
         unknown = sorted(set(given) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            raise CorrigendaError(
-                f'"corrigenda" has no setting "{unknown[0]}": use edits, tenants, root, capacity, rows, read_only or '
-                "signed_by."
-            )
+            names = ", ".join(f.name for f in dataclasses.fields(cls))
+            raise CorrigendaError(f'"corrigenda" has no setting "{unknown[0]}": use some of {names}.')
         tenants = given.get("tenants") or {}
         if not isinstance(tenants, Mapping) or not all(isinstance(name, str) and name for name in tenants):
             raise CorrigendaError('"tenants" must be an object of folders by the names of tenants.')
+        for name in tenants:
+            checked_name("tenants", name)
         settings = cls(
             _folders(given.get("edits"), "edits"),
             {name: _folders(value, f"tenants.{name}", empty=True) for name, value in tenants.items()},
@@ -67,14 +81,28 @@ class ServingSettings:
             given.get("capacity"),
             given.get("rows", 8),
             given.get("read_only", False),
+            given.get("most_tenants", 64),
+            given.get("most_folders", 256),
+            given.get("tenant_header_only", False),
+            _texts(given.get("hosts"), "hosts"),
+            _texts(given.get("origins"), "origins"),
             None if given.get("signed_by") is None else _folder(given["signed_by"], "signed_by"),
         )
-        for name, value in (("capacity", settings.capacity), ("rows", settings.rows)):
+        for name in ("capacity", "rows", "most_tenants", "most_folders"):
+            value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise CorrigendaError(f'"{name}" must be a whole number above 0, not {value!r}.')
-        if not isinstance(settings.read_only, bool):
-            raise CorrigendaError(f'"read_only" must be true or false, not {settings.read_only!r}.')
+        for name in ("read_only", "tenant_header_only"):
+            if not isinstance(getattr(settings, name), bool):
+                raise CorrigendaError(f'"{name}" must be true or false, not {getattr(settings, name)!r}.')
         return settings
+
+
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    values = () if value is None else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(one, str) and one for one in values):
+        raise CorrigendaError(f'"{name}" must be a list of texts, not {value!r}.')
+    return tuple(one.lower() for one in values)
 
 
 def _folders(value: Any, name: str, empty: bool = False) -> tuple[Path, ...]:

@@ -11,6 +11,7 @@ from ..editing.methods.config import EditingConfig
 from ..editing.store.files import LEDGER_NAME
 from ..editing.store.store import EditStore, check_format
 from .errors import ServingError
+from .pinned import opened
 
 
 class OpenStores:
@@ -19,12 +20,17 @@ class OpenStores:
     def __init__(self) -> None:
         self._held: dict[Path, tuple[EditStore, tuple[int, int]]] = {}
 
+    def close(self, path: Path) -> None:
+        """Let go of a folder that is served no longer."""
+        if path in self._held:
+            self._held.pop(path)[0].close()
+
     def at(self, path: Path) -> EditStore:
         """The store in a folder, as it is now."""
         if path in self._held:
             store, file = self._held.pop(path)
             with contextlib.suppress(CorrigendaError, OSError):
-                if file == _file(path):  # else another folder has come in this one's place
+                if path == path.resolve() and file == _file(path):  # else another folder has come in this one's place
                     store.refresh()
                     self._held[path] = store, file
                     return store
@@ -43,7 +49,9 @@ def open_store(path: Path) -> EditStore:
     """The store in a folder; one that an earlier version saved is refused, for workers read entries by number."""
     try:
         check_format(path)
-        return EditStore.open(path)
+        return opened(path)
+    except ServingError:
+        raise
     except CorrigendaError as error:
         raise ServingError(str(error), 422) from error
 

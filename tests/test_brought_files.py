@@ -91,6 +91,9 @@ CHINESE = {
 }
 
 
+CUT = gzip.compress(b"x" * 99, mtime=0)[:-9]
+
+
 def only(folder: Path, record: dict[str, Any]) -> Edit:
     """The one edit of a record that nothing is to be said of."""
     loaded = read_edits(lines(folder, record))
@@ -472,7 +475,7 @@ class TestRefused:
             ("f.csv", b"", " holds no records."),
             ("f.csv", b"prompt;target\na;\n", ', record 1 (line 2): the field "target" is missing.'),
             ("f.csv", "prompt,target\nMalmö,x\n".encode("latin-1"), ", line 2: the text is not UTF-8."),
-            ("f.jsonl.gz", gzip.compress(b"x" * 99)[:-9], " is compressed, and its end is missing or damaged."),
+            ("f.jsonl.gz", CUT, " is compressed, and its end is missing or damaged."),
             ("f.jsonl", b"\xff\xfe\x00", ", line 1: the text is not UTF-16."),
             ("f.parquet", b"PAR1 no more", " is a Parquet file that is damaged or cut short."),
         ],

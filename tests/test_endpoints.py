@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 from corrigenda.editing import CorrigendaError  # noqa: E402
 from corrigenda.editing.cli.app import app as program  # noqa: E402
 from corrigenda.serving import ServingError  # noqa: E402
+from corrigenda.serving.access import Access  # noqa: E402
 from corrigenda.serving.edit_header import LONGEST_HEADER, EditHeader, HttpRequest, current_request  # noqa: E402
 from corrigenda.serving.endpoints import edits_router  # noqa: E402
 
@@ -26,8 +27,9 @@ from corrigenda.serving.endpoints import edits_router  # noqa: E402
 class Recorded:
     """A stack that writes down what it is asked, and answers or raises what it was told to."""
 
-    def __init__(self, answer=None):
+    def __init__(self, answer=None, access=None):
         self.calls = []
+        self.access = access or Access(local=True)
         self.answer = answer or {"version": 2, "added": ["a"], "removed": []}
 
     async def _answered(self, *call):
@@ -42,8 +44,17 @@ class Recorded:
     async def undo(self, edit, tenant, store, author):
         return await self._answered("undo", edit, tenant, store, author)
 
-    async def listing(self):
-        return await self._answered("listing")
+    async def unload(self, store, tenant):
+        return await self._answered("unload", store, tenant)
+
+    async def forget(self, tenant):
+        return await self._answered("forget", tenant)
+
+    async def listing(self, tenant, everything):
+        return await self._answered("listing", tenant, everything)
+
+    def without_paths(self, text):
+        return text
 
     async def why(self, prompt, tenant):
         return await self._answered("why", prompt, tenant)
@@ -52,13 +63,14 @@ class Recorded:
 def client(stack):
     app = fastapi.FastAPI()
     app.include_router(edits_router(stack))
-    return TestClient(app, raise_server_exceptions=False)
+    return TestClient(app, "http://localhost", raise_server_exceptions=False, client=("127.0.0.1", 50_000))
 
 
 @pytest.mark.parametrize(
     "method, path, body, call",
     [
-        ("GET", "/v1/edits", None, ("listing",)),
+        ("GET", "/v1/edits", None, ("listing", None, True)),
+        ("GET", "/v1/edits?tenant=acme", None, ("listing", "acme", False)),
         ("POST", "/v1/edits", {"store": "more"}, ("load", "more", None)),
         ("POST", "/v1/edits", {"store": "more", "tenant": "acme"}, ("load", "more", "acme")),
         ("POST", "/v1/edits", {"store": "more", "tenant": None}, ("load", "more", None)),
@@ -66,6 +78,9 @@ def client(stack):
         ("GET", "/v1/edits/why?prompt=Who&tenant=acme", None, ("why", "Who", "acme")),
         ("DELETE", "/v1/edits/edit-00001", None, ("undo", "edit-00001", None, None, None)),
         ("DELETE", "/v1/edits/why", None, ("undo", "why", None, None, None)),
+        ("DELETE", "/v1/edits?id=a%0Ab%00&tenant=t", None, ("undo", "a\nb\0", "t", None, None)),
+        ("DELETE", "/v1/stores?store=a%2Fb&tenant=t", None, ("unload", "a/b", "t")),
+        ("DELETE", "/v1/tenants?tenant=t", None, ("forget", "t")),
         ("DELETE", "/v1/edits/a%2Fb%20c?tenant=t&store=s&author=me", None, ("undo", "a/b c", "t", "s", "me")),
     ],
 )
@@ -94,11 +109,16 @@ def test_routes(method, path, body, call):
         ("GET", "/v1/edits/why", None, 'must hold "prompt".'),
         ("GET", "/v1/edits/why?prompt=", None, 'must hold "prompt" as text.'),
         ("DELETE", "/v1/edits/a?tennant=b", None, 'unknown field "tennant"'),
+        ("DELETE", "/v1/edits/a?tenant=b&tenant=c", None, "holds a field twice"),
+        ("DELETE", "/v1/edits/a?author=b%0A", None, "cannot be shown"),
+        ("DELETE", "/v1/edits", None, 'must hold "id"'),
+        ("DELETE", "/v1/tenants", None, 'must hold "tenant"'),
+        ("POST", "/v1/edits", b'{"store": "a", "tenant": "b\\u001b"}', "cannot be shown"),
     ],
 )
 def test_what_is_malformed_is_said_in_one_sentence(method, path, body, words):
     stack = Recorded()
-    response = client(stack).request(method, path, content=body)
+    response = client(stack).request(method, path, content=body, headers={"content-type": "application/json"})
     error = response.json()["error"]
     assert response.status_code == 400 and error["type"] == "invalid_request_error"
     assert words in error["message"] and "\n" not in error["message"] and not stack.calls

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 from corrigenda.editing import AssociativeConfig, CorrigendaError, EditedModel, MemoirConfig
 from corrigenda.editing.cli.app import app as program
 from corrigenda.editing.methods.record import LARGEST, check_values
-from corrigenda.editing.store.check import problems, repair
+from corrigenda.editing.store.check import problems
 from corrigenda.editing.store.codec import packed, unpacked
 from corrigenda.editing.store.exchange import merge
 from corrigenda.editing.store.ledger import New
+from corrigenda.editing.store.repair import repair
+from corrigenda.editing.store.sense import check_edit
 from corrigenda.editing.store.store import EditStore
 from corrigenda.serving import ServingError
 
@@ -151,13 +153,11 @@ def test_what_counts_as_a_value():
 def test_numbers_of_a_record_are_finite(wrap, tmp_path, number):
     edited = wrap(tiny_model(), tiny_tokenizer(), MemoirConfig(contexts=2, steps=2, top_k=32), template=TEMPLATE)
     edited.edit(SHARED[:1], store=tmp_path / "edits")
-    history, ledger = edited.store.history, edited.store.ledger
-    (stored,) = history.edits.values()
+    (stored,) = edited.store.history.edits.values()
+    check_edit(stored.seq, stored.body)
     stored.body["numbers"]["alpha"] = number
-    from corrigenda.editing.store.codec import record_of
-
-    with pytest.raises(CorrigendaError, match="numbers of edit"):
-        record_of(ledger, stored)
+    with pytest.raises(ValueError, match="its numbers are not numbers"):  # said of the ledger by whoever reads it
+        check_edit(stored.seq, stored.body)
 
 
 # The layer: what got in by force

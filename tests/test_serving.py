@@ -223,12 +223,21 @@ def test_what_cannot_be_served(folders, settings, tmp_path):
 
 def test_folders_that_a_request_may_name(settings, tmp_path):
     catalogue = Catalogue(tiny_tokenizer(), settings)
-    assert catalogue.allowed("acme") == settings.root / "acme"
+    assert catalogue.allowed("acme", "acme") == settings.root / "acme"
     assert catalogue.allowed(str(settings.root / "shared")) == settings.root / "shared"
     (settings.root / "way-out").unlink(missing_ok=True)
     (settings.root / "way-out").symlink_to(tmp_path)
     long = "x" * 5000
-    cases = {"../x": 403, "/etc": 403, "missing": 404, "way-out": 403, long: 404, f"/{long}": 403, "\ud800": 400}
+    cases = {
+        "acme": 404,
+        "../x": 403,
+        "/etc": 403,
+        "missing": 404,
+        "way-out": 403,
+        long: 404,
+        f"/{long}": 403,
+        "\ud800": 400,
+    }
     for folder, status in cases.items():
         with pytest.raises(ServingError) as error:
             catalogue.allowed(folder)
@@ -266,7 +275,7 @@ def test_why_names_the_nearest(settings):
     answer = catalogue.why("Zubrowka has which capital?", "acme")
     assert answer["edit"] == "a" and answer["nearest"][0]["target"] == "Port Adlen"
     assert catalogue.why("What time is it?")["edit"] is None
-    json.dumps([edit.to_dict() for edit in catalogue.served("acme")])
+    assert json.dumps(catalogue.listing("acme"))
 
 
 def test_template_and_edit_are_those_of_the_store(settings):

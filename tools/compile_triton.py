@@ -107,6 +107,14 @@ def chosen_variants(launches):
                 yield f"{kernel} {variant}"
 
 
+def misnamed_parameters(launches):
+    """Every parameter of a kernel whose name says that it is a pointer and which is none, or the reverse."""
+    for launch in launches:
+        for name, kind in launch.signature.items():
+            if kind != "constexpr" and kind.startswith("*") != name.endswith("_ptr"):
+                yield f"{launch.name} {name}"
+
+
 def inspect(compiled):
     """(registers, stack bytes, shared bytes, local loads and stores) of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -135,9 +143,12 @@ def main():
     missing = list(chosen_variants(launches))
     for variant in missing:
         print(f"no case of tuning_cases.compiled() launches {variant}")
+    misnamed = sorted(set(misnamed_parameters(launches)))
+    for parameter in misnamed:
+        print(f"{parameter}: a pointer's name ends in _ptr, and no other's")
     if options.once:
         launches = list({launch.name: launch for launch in reversed(launches)}.values())
-    rows, failures = [], len(missing)
+    rows, failures = [], len(missing) + len(misnamed)
     print(
         f"triton {triton.__version__}\n"
         f"{'kernel':44} {'sm':>4} {'regs':>4} {'stack':>5} {'spills':>6} {'shared':>7} {'s':>5}"

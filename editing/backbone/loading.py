@@ -57,12 +57,14 @@ def load_base(
         dtype = dtype or torch.float32
     if device == "auto":
         extra["device_map"] = "auto"
-    with _loading(name):
+    # Tensors that are made in inference mode take no gradient ever after.
+    with _loading(name), torch.inference_mode(False):
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype or "auto", **extra, **kwargs)
     if device not in (None, "auto"):
         try:
-            model = model.to(device)
+            with torch.inference_mode(False):
+                model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise CorrigendaError(f'The device "{device}" cannot be used: {reason}.') from error

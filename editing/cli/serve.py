@@ -40,6 +40,30 @@ def serve(
         ),
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to undo edits through the server.")] = False,
+    edits_api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]KEY",
+            help="Who changes edits over HTTP must send this as x-corrigenda-key; a change is recorded as NAME's. "
+            "Better given as CORRIGENDA_EDITS_API_KEY, one a line. Without one, changes are taken from this machine "
+            "alone.",
+        ),
+    ] = None,
+    edits_read_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]KEY", help="Who reads about edits must send it; or CORRIGENDA_EDITS_READ_KEY."),
+    ] = None,
+    edits_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What the header Host may say to the routes for edits.")
+    ] = None,
+    edits_origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="What the header Origin may say to them.")
+    ] = None,
+    tenant_header_only: Annotated[
+        bool, typer.Option("--tenant-header-only", help="Take tenants from the header alone, which a gateway sets.")
+    ] = False,
+    max_tenants: Annotated[int | None, typer.Option(metavar="N", help="How many tenants there may be: 64.")] = None,
+    max_folders: Annotated[int | None, typer.Option(metavar="N", help="How many folders are served: 256.")] = None,
     signed_by: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Public SSH keys: only folders that one of them signed are served."),
@@ -66,6 +90,12 @@ def serve(
         "capacity": capacity,
         "rows": rows,
         "read_only": read_only,
+        "most_tenants": max_tenants,
+        "most_folders": max_folders,
+        "tenant_header_only": tenant_header_only,
+        "hosts": edits_host,
+        "origins": edits_origin,
         "signed_by": None if signed_by is None else str(signed_by),
     }
-    launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [])
+    keys = {"changing": edits_api_key or [], "reading": edits_read_key or []}
+    launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [], keys)

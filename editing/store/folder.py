@@ -78,6 +78,10 @@ class Folder:
     def _at(self, name: str) -> tuple[str | Path, dict[str, Any]]:
         return (name, {"dir_fd": self._descriptor}) if _BY_DESCRIPTOR else (self.path / name, {})
 
+    def identity(self) -> os.stat_result | None:
+        """Of the folder itself, whatever has its path by now; None where folders have no descriptors."""
+        return None if self._descriptor is None else os.fstat(self._descriptor)
+
     def status(self, name: str) -> os.stat_result | None:
         """Of a plain file of this name; None where there is none. Raises for anything else that has the name."""
         place, where = self._at(name)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import re
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -108,4 +108,5 @@ def _is_whole(value: Any, least: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Every whole number is below infinity, and not every one is a float; of NaN every comparison is false.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -11,6 +11,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 
 from ...editing.backbone.loading import load_tokenizer
+from ...editing.shown import shown
+from ..access import tenant_of
 from ..catalogue import Admission, Catalogue
 from ..edit_header import current_request
 from ..errors import ServingError
@@ -87,8 +89,10 @@ class Admissions:
             return None
         extra = dict(params.extra_args or {})
         http = current_request()
-        tenant = extra.get("tenant", http and http.tenant)
         try:
+            tenant = extra.get("tenant")
+            if http is not None:
+                tenant = tenant_of(http.tenant, tenant, self.catalogue.settings.tenant_header_only)
             admission = self.catalogue.admit(request.prompt_token_ids, tenant)
         except ServingError as error:
             self.metrics.refused()
@@ -109,8 +113,8 @@ class Admissions:
         if admission.edit is not None:
             logger.info(
                 "Request %s: edit %s (tenant %s, score %.3f, margin %.3f, version %d)",
-                name,
-                admission.edit.id,
+                shown(name),
+                shown(admission.edit.id),
                 admission.tenant or "-",
                 admission.score,
                 admission.margin,

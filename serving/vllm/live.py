@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...editing.errors import CorrigendaError
+from ..access import Access
 from ..catalogue import Change
 from ..errors import ServingError
 from ..settings import resolved
@@ -71,6 +72,7 @@ class AsyncEdits:
     def __init__(self) -> None:
         self._client: Any = None
         self._admissions: Admissions | None = None
+        self.access = Access()
         self._changing = asyncio.Lock()
 
     @property
@@ -81,25 +83,37 @@ class AsyncEdits:
             )
         return self._admissions.catalogue
 
-    async def start(self, client: Any) -> None:
+    async def start(self, client: Any, local: bool = False) -> None:
         """Make sure that every worker has what the catalogue answers by, whatever was written between their starts."""
         self._client = client
         self._admissions = getattr(client.input_processor, "corrigenda", None)
         if self._admissions is not None:
+            self.access = Access.of_environment(self.catalogue.settings, local)
             await self._load(self.catalogue.start)
 
+    def without_paths(self, text: str) -> str:
+        return text if self._admissions is None else self.catalogue.without_paths(text)
+
     async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
-        path = self.catalogue.allowed(store)
+        path = self.catalogue.allowed(store, tenant)
         async with self._changing:
             return await self._take(await asyncio.to_thread(self.catalogue.read, [(tenant, path)]))
 
     async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
-        path = None if store is None else self.catalogue.allowed(store)
+        path = None if store is None else self.catalogue.allowed(store, tenant)
         async with self._changing:
             return await self._take(await asyncio.to_thread(self.catalogue.undo, edit, tenant, path, author))
 
-    async def listing(self) -> dict[str, Any]:
-        return self.catalogue.listing()
+    async def unload(self, store: str, tenant: str | None) -> dict[str, Any]:
+        async with self._changing:
+            return await self._take(self.catalogue.unload(tenant, self.catalogue.allowed(store, tenant)))
+
+    async def forget(self, tenant: str) -> dict[str, Any]:
+        async with self._changing:
+            return await self._take(self.catalogue.forget(tenant))
+
+    async def listing(self, tenant: str | None, everything: bool) -> dict[str, Any]:
+        return self.catalogue.listing(tenant, everything)
 
     async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
         return await asyncio.to_thread(self.catalogue.why, prompt, tenant)
