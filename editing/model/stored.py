@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..backbone.decoder import Decoder, check_decoder
+from ..backbone.modes import frozen, own_modes
 from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of
 from ..errors import CorrigendaError
@@ -108,7 +107,7 @@ class StoredEdits:
 
     def _check_attached(self) -> None:
         """Raise where `detach` took the patch off."""
-        if getattr(self.model, "_corrigenda", None) is not self:
+        if getattr(self.decoder.model, "_corrigenda", None) is not self:
             raise CorrigendaError("The edits are detached from their model: load or wrap it again.")
 
     def _check_read(self) -> None:
@@ -121,13 +120,13 @@ class StoredEdits:
             )
 
     def _attach(self, store: EditStore) -> None:
-        with torch.no_grad():
+        with self._writing(gradients=False):
             self._view.attach(store)
         self._versions.current = list(self._view.edits)
 
     def _synchronise(self) -> None:
         """Make the memory what the store says it is."""
-        with torch.no_grad():
+        with self._writing(gradients=False):
             self._view.become(self._view.history.applied())
         self._versions.current = list(self._view.edits)
 
@@ -179,7 +178,7 @@ class StoredEdits:
         if store is not None:
             self.attach(store)
         if not self._checked:
-            with self._provider.aside():
+            with self._writing():
                 check_decoder(self.decoder, self.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
@@ -189,7 +188,7 @@ class StoredEdits:
         # Of a list all is known before: an edit whose fact a later one is about again need not be solved.
         for batch, later, sentences in self._prepared(recorded.skip(stream), isinstance(stream, Sequence)):
             start = time.perf_counter()
-            with self._versions.lock, self._frozen():
+            with self._writing():
                 self._writable()
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 known = later if on_conflict == "supersede" else [None] * len(batch)
@@ -219,17 +218,15 @@ class StoredEdits:
             self.store.append([New("scores", {"scores": found, **self.store.stamp()})])
 
     @contextlib.contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """Within: no gradient by the model's own weights, and forwards are the base model's."""
-        needed = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in needed:
-            parameter.requires_grad_(False)
-        try:
-            with self._provider.aside():
-                yield
-        finally:
-            for parameter in needed:
-                parameter.requires_grad_(True)
+    def _writing(self, gradients: bool = True) -> Iterator[None]:
+        """Within: nobody else reads or writes, and forwards are the base model's, whose weights take no gradient."""
+        with (
+            self._versions.lock,
+            own_modes(self.model, gradients=gradients),
+            frozen(self.model),
+            self._provider.aside(),
+        ):
+            yield
 
     def _prepared(
         self, stream: Iterable[Edit], whole: bool
@@ -307,7 +304,7 @@ class StoredEdits:
 
         prompt_tokens: how many distinct tokens their prompts have.
         """
-        with self._versions.lock:
+        with self._writing(gradients=False):
             self.method.reserve(edits, rows, prompt_tokens)
 
     def close(self) -> None:
