@@ -1,7 +1,9 @@
 """pyproject.toml says what is packaged; this file builds the native kernels with it, where the machine can.
 
 CORRIGENDA_BUILD=auto (the default) builds what it can and notes why the rest is left out, for `corrigenda doctor`;
-none builds nothing; cpu and cuda fail with the compiler's words if theirs cannot be built. CXX and CXXFLAGS are heeded.
+none builds nothing; cpu and cuda fail with the compiler's words if theirs cannot be built. CXX (split as by a shell:
+"ccache g++"), CXXFLAGS and MAX_JOBS (0: one a core) are heeded. Instruction sets and GPUs that a compiler does not know
+are left out, and named by doctor.
 """
 
 import os
@@ -31,14 +33,23 @@ ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
 
 # One object of each CPU kernel per instruction set; the library picks by what the processor has. csrc/cpu/amx has what
-# is made for AMX alone: that set takes the rest from avx512, which saves compiling all of it again.
-INSTRUCTIONS = {"baseline": []}
-AMX = []
+# is made for AMX alone: that set takes the rest from avx512, which saves compiling all of it again. A set has a list of
+# flags for each way to name it, of which the first is taken that the compiler knows: those of processors are older.
+INSTRUCTIONS = {}
 if platform.machine() in ("x86_64", "AMD64"):
-    INSTRUCTIONS["avx2"] = ["-march=x86-64-v3"]
-    INSTRUCTIONS["avx512"] = ["-march=x86-64-v4", "-mavx512vpopcntdq", "-mprefer-vector-width=512"]
+    wide = ["-mavx512vpopcntdq", "-mprefer-vector-width=512"]
+    INSTRUCTIONS["avx2"] = [["-march=x86-64-v3"], ["-march=haswell"]]
+    INSTRUCTIONS["avx512"] = [["-march=x86-64-v4", *wide], ["-march=skylake-avx512", *wide]]
     if platform.system() == "Linux":  # which a process must ask for the registers
-        AMX = [*INSTRUCTIONS["avx512"], "-mavx512vbmi2", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+        tiles = ["-mavx512vbmi2", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+        INSTRUCTIONS["amx"] = [[*flags, *tiles] for flags in INSTRUCTIONS["avx512"]]
+
+# Small programs that show whether compiler and assembler know a set: GCC 11, clang 12 and binutils 2.35 know AMX.
+PROBES = {
+    "avx2": "#include <immintrin.h>\n__m256i probe(__m256i a) { return _mm256_add_epi32(a, a); }\n",
+    "avx512": "#include <immintrin.h>\n__m512i probe(__m512i a) { return _mm512_popcnt_epi32(a); }\n",
+    "amx": 'void probe() { __asm__("tdpbf16ps %tmm2, %tmm1, %tmm0"); }\n',
+}
 
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Werror=return-type"]
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020B000000000000"]  # torch 2.11, the oldest that is supported
@@ -64,23 +75,61 @@ def torch_folder():
 
 
 def compiler():
-    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    """The C++ compiler as a command, split as a shell would."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    found = named or [path for path in (shutil.which("g++"), shutil.which("clang++")) if path][:1]
     if not found:
         raise Unavailable("no C++ compiler was found")
     return found
 
 
-def knows_amx(cxx, folder):
-    """Whether compiler and assembler know AMX, as GCC 11, clang 12 and binutils 2.35 do; older ones leave it out."""
-    if not AMX:
-        return False
-    probe = folder / "amx.cpp"
-    probe.write_text('void probe() { __asm__("tdpbf16ps %tmm2, %tmm1, %tmm0"); }\n')
+def compiles(command, source, text):
+    """Whether a compiler takes the file `source`, which is written with this text."""
+    source.write_text(text)
     try:
-        run([[cxx, *AMX, "-c", probe, "-o", probe.with_suffix(".o")]])
+        run([[*command, "-c", source, "-o", source.with_suffix(".o")]])
     except (Unavailable, subprocess.CalledProcessError):
         return False
     return True
+
+
+def known_instructions(cxx, folder, notes):
+    """The flags of each instruction set that the compiler knows; the others are noted."""
+    known = {"baseline": []}
+    for name, ways in INSTRUCTIONS.items():
+        # What AMX has of its own stands on avx512's kernels.
+        usable = ways if name != "amx" or "avx512" in known else []
+        flags = next((way for way in usable if compiles([*cxx, *way], folder / f"{name}.cpp", PROBES[name])), None)
+        if flags is not None:
+            known[name] = flags
+        elif compiles(cxx, folder / "plain.cpp", "int probe;\n"):  # else it is no compiler, which is said below
+            notes[name] = "the compiler does not know these instructions"
+    return known
+
+
+def known_architectures(nvcc, folder, notes):
+    """The GPU architectures that nvcc knows; the others are noted."""
+    known = []
+    for name in CUDA_ARCHITECTURES:
+        if compiles([nvcc, *generated(name)], folder / f"sm_{name}.cu", "__global__ void probe() {}\n"):
+            known.append(name)
+        else:
+            notes[f"sm_{name}"] = f"this nvcc does not know compute_{name}"
+    if not known:
+        raise Unavailable(f"this nvcc compiles for none of sm_{', sm_'.join(CUDA_ARCHITECTURES)}")
+    return known
+
+
+def generated(architecture):
+    return [f"-gencode=arch=compute_{architecture},code=sm_{architecture}"]
+
+
+def jobs():
+    """How many compilers run side by side."""
+    asked = os.environ.get("MAX_JOBS", "").strip() or "0"
+    if not asked.isdigit():
+        raise SystemExit(f"MAX_JOBS={asked} must be a whole number: how many compilers may run side by side.")
+    return int(asked) or os.cpu_count() or 1
 
 
 def cuda_folder():
@@ -104,8 +153,7 @@ def run(commands):
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
 
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs()) as pool:
         running = [pool.submit(one, command) for command in commands]
         try:
             for each in running:
@@ -146,6 +194,8 @@ class Build(build_ext):
             compiled = isinstance(error, subprocess.CalledProcessError)
             if mode == device:
                 raise SystemExit(f"CORRIGENDA_BUILD={mode} cannot be met: {explain(error)}") from None
+            parts = INSTRUCTIONS if device == "cpu" else [f"sm_{name}" for name in CUDA_ARCHITECTURES]
+            self.notes = {name: note for name, note in self.notes.items() if name not in parts}
             self.notes[device] = "its compilation failed" if compiled else str(error)
             self.announce(f"left out the {device} kernels: {explain(error)}", level=3)
 
@@ -154,30 +204,32 @@ class Build(build_ext):
         cxx = compiler()
         objects = Path(self.build_temp) / device
         objects.mkdir(parents=True, exist_ok=True)
-        compile_cxx = [cxx, *CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        compile_cxx = [*cxx, *CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
         bind = [*compile_cxx, *STABLE_ABI, f"-I{torch / 'include'}"]
         commands, link = [], []
         if device == "cpu":
-            amx = knows_amx(cxx, objects)
+            known = known_instructions(cxx, objects, self.notes)
             for source in sorted((SOURCES / "cpu").glob("*.cpp")):
                 if source.stem == "select":
-                    defines = ["-DCORRIGENDA_AMX"] if amx else []
+                    defines = [f"-DCORRIGENDA_{name.upper()}" for name in known if name != "baseline"]
                     commands.append([*compile_cxx, *defines, "-c", source, "-o", objects / "select.o"])
                     continue
-                for name, flags in INSTRUCTIONS.items():
+                for name, flags in known.items():
+                    if name == "amx":
+                        continue
                     defines = [f"-DCORRIGENDA_INSTRUCTIONS={name}"]
                     output = objects / f"{source.stem}.{name}.o"
                     commands.append([*compile_cxx, *flags, *defines, "-c", source, "-o", output])
-            for source in sorted((SOURCES / "cpu/amx").glob("*.cpp")) if amx else []:
-                defines = ["-DCORRIGENDA_INSTRUCTIONS=amx"]
-                commands.append([*compile_cxx, *AMX, *defines, "-c", source, "-o", objects / f"{source.stem}.amx.o"])
-            if AMX and not amx:
-                self.announce("left out the AMX kernels: the compiler does not know it.", level=3)
+            for source in sorted((SOURCES / "cpu/amx").glob("*.cpp")) if "amx" in known else []:
+                defines, output = ["-DCORRIGENDA_INSTRUCTIONS=amx"], objects / f"{source.stem}.amx.o"
+                commands.append([*compile_cxx, *known["amx"], *defines, "-c", source, "-o", output])
             bindings = [SOURCES / "torch/library.cpp", *sorted((SOURCES / "torch").glob("cpu_*.cpp"))]
         else:
             cuda = cuda_folder()
-            generate = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
-            generate.append("-gencode=arch=compute_80,code=compute_80")
+            known = known_architectures(cuda / "bin/nvcc", objects, self.notes)
+            generate = [flag for architecture in known for flag in generated(architecture)]
+            if "80" in known:  # for GPUs to come, whose driver compiles it
+                generate.append("-gencode=arch=compute_80,code=compute_80")
             for source in sorted((SOURCES / "cuda").glob("*.cu")):
                 output = objects / f"{source.stem}.cu.o"
                 commands.append([cuda / "bin/nvcc", *NVCC_FLAGS, *generate, "-c", source, "-o", output])

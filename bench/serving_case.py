@@ -26,8 +26,7 @@ class Case:
         self.model, self.edits, self.base = work / "model", work / "edits", work / "reference.json"
 
     def prepare(self, edits_file: Path, count: int) -> None:
-        from corrigenda.editing import EditedModel, load_edits
-        from corrigenda.editing.backbone.loading import as_folder, load_base
+        from corrigenda.editing import EditedModel, as_folder, load_base, load_edits
 
         torch.set_num_threads(1)
         as_folder("smollm2", self.model)

@@ -24,8 +24,9 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from record import provenance, results_folder, write_json
 from vllm_server import Server
 
+from corrigenda.editing import as_folder
 from corrigenda.editing.backbone.background import background_prompts
-from corrigenda.editing.backbone.loading import as_folder, load_tokenizer
+from corrigenda.editing.backbone.loading import load_tokenizer
 from corrigenda.editing.edits.prompts import PromptFormat
 from corrigenda.editing.model import saving
 

@@ -34,7 +34,7 @@ _HOME = {
     "Scores": "scores.evaluate",
     "Template": "edits.template",
     "WiseConfig": "methods.wise.config",
-    "as_folder": "backbone.loading",
+    "as_folder": "backbone.model_folder",
     "load_base": "backbone.loading",
     "load_edits": "edits.loading",
 }

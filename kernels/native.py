@@ -37,6 +37,13 @@ def _build_note(path, device):
     return ""
 
 
+def left_out():
+    """What a build that went through could not make: (an instruction set or a GPU's architecture, why) of each."""
+    path = Path(__file__).with_name("build.txt")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(name, why) for name, _, why in (line.partition(": ") for line in lines) if name not in LIBRARIES]
+
+
 _absent = {"cpu": _load("cpu")}
 # The CUDA library implements ops that the CPU library defines.
 _absent["cuda"] = _absent["cpu"] or _load("cuda")

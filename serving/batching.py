@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ..editing.backbone.decoder import Decoder
 from ..editing.backbone.identity import another_model, weight_sample
+from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
+from ..editing.backbone.wrappers import unwrapped
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
@@ -53,8 +55,9 @@ class ServedModel:
     the model's own `generate`, is the base model's.
     """
 
+    @own_modes()
     def __init__(self, model: Any, tokenizer: Any, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
-        if getattr(model, "_corrigenda", None) is not None:
+        if getattr(unwrapped(model), "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before serving it.")
         self.model = model
         self.tokenizer = tokenizer
@@ -85,9 +88,9 @@ class ServedModel:
         self._patch = Patch()
         self._patch.hook(decoder.down_proj(config.layer), output)
         self._alone = RoutingContext(device)
-        self._provider = GenerateProvider(model, _Deciding(self, ()), self._alone, self._patch)
+        self._provider = GenerateProvider(decoder.model, _Deciding(self, ()), self._alone, self._patch)
         self._patch_init()
-        self._patch.replace(model, "_corrigenda", self)
+        self._patch.replace(decoder.model, "_corrigenda", self)
 
     def _check_base(self, decoder: Decoder) -> None:
         """Raise unless the stores' edits were written for this model."""
@@ -101,7 +104,7 @@ class ServedModel:
             raise ServingError(sentence, 422)
 
     def _patch_init(self) -> None:
-        original = self.model.init_continuous_batching
+        original = unwrapped(self.model).init_continuous_batching
         signature = inspect.signature(original)
 
         @functools.wraps(original)
@@ -114,7 +117,7 @@ class ServedModel:
                 self._managers.add(manager._corrigenda)
             return manager
 
-        self._patch.replace(self.model, "init_continuous_batching", init)
+        self._patch.replace(unwrapped(self.model), "init_continuous_batching", init)
 
     # Answers
 
@@ -161,11 +164,11 @@ class ServedModel:
 
         Nothing else runs on the model meanwhile: a running batch waits.
         """
-        prompt, mask = prompts_of(self.model, inputs, kwargs)
+        prompt, mask = prompts_of(unwrapped(self.model), inputs, kwargs)
         owners = self._owners(tenants, len(prompt))
         with self._between_passes():
             deciding = self._provider.method = _Deciding(self, owners)
-            with self._provider.session(prompt, mask), self.passing:
+            with own_modes(self.model, autocast=True), self._provider.session(prompt, mask), self.passing:
                 self.site.context = self._alone
                 try:
                     output = self.model.generate(prompt, **kwargs)
@@ -260,6 +263,7 @@ class ServedModel:
             path = None if store is None else resolved(store)
             return self._take(self.catalogue.undo(edit, tenant, path, author))
 
+    @own_modes()
     def _take(self, change: Change) -> dict[str, Any]:
         """Read the rows while passes run; write them, and answer by them, between two."""
         with self._lock:  # rows that are still here for a request in flight are not read: they must stay
@@ -328,10 +332,11 @@ class _Deciding:
             served._placed(f"row {number}", served.catalogue.admit(row, owner))
             for number, (row, owner) in enumerate(zip(rows, self._owners))
         ]
-        self.admissions = [admission for admission, _ in decided]
+        found = [admission for admission, _ in decided]
+        self.admissions = self.admissions or found  # what guidance asks beside a call comes later
         places = torch.tensor([place for _, place in decided], dtype=torch.int32, device="cpu")
-        scores = torch.tensor([one.score for one in self.admissions], dtype=torch.float32, device="cpu")
-        margins = torch.tensor([one.margin for one in self.admissions], dtype=torch.float32, device="cpu")
+        scores = torch.tensor([one.score for one in found], dtype=torch.float32, device="cpu")
+        margins = torch.tensor([one.margin for one in found], dtype=torch.float32, device="cpu")
         return Decision(places, places, scores, torch.zeros_like(scores), margins, torch.full_like(places, -1))
 
 

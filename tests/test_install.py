@@ -158,6 +158,35 @@ def test_a_missing_compiler_is_named(tmp_path):
     assert note == f"cpu: {tmp_path / 'no-such-compiler'} cannot be run (No such file or directory)\n"
 
 
+OLD = """for word in "$@"; do
+  case $word in -march=*) echo "bad value $word" >&2; exit 1;; esac
+done
+exec g++ "$@"
+"""
+
+
+@pytest.mark.slow
+def test_what_a_compiler_does_not_know_is_left_out_and_named(tmp_path):
+    """A compiler of two words, as many jobs as cores, and no instruction set but the baseline's."""
+    (tmp_path / "old.sh").write_text(OLD)
+    compiler = {"CXX": f"sh '{tmp_path / 'old.sh'}'", "CXXFLAGS": "-O0", "MAX_JOBS": "0"}
+    built = built_wheel(tmp_path, CORRIGENDA_BUILD="cpu", **compiler)
+    why, sets = "the compiler does not know these instructions", ("avx2", "avx512", "amx")
+    note = zipfile.ZipFile(built).read("corrigenda/kernels/build.txt").decode()
+    assert note == "".join(f"{name}: {why}\n" for name in sets)
+    zipfile.ZipFile(built).extractall(tmp_path / "site")
+    code = "from corrigenda.kernels import native; import torch; print(native.absent('cpu'), native.left_out())"
+    code += "; print(torch.ops.corrigenda_native.cpu_instructions())"
+    found, running = output("-c", code, cwd=tmp_path, PYTHONPATH=tmp_path / "site").splitlines()
+    assert found == f"{[(name, why) for name in sets]}" and running == "baseline"
+
+
+def test_a_number_of_jobs_that_is_none_fails_in_one_sentence(tmp_path):
+    done = build_wheel(tmp_path, copy_tree(tmp_path), MAX_JOBS="many")
+    assert done.returncode != 0
+    assert "MAX_JOBS=many must be a whole number: how many compilers may run side by side." in done.stderr
+
+
 def test_unknown_build_mode_fails_in_one_sentence():
     done = run("setup.py", "--version", cwd=ROOT, CORRIGENDA_BUILD="bogus")
     assert done.returncode != 0

@@ -3,13 +3,16 @@
 import copy
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, pipeline
 
-from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, MemoirConfig, WiseConfig
+from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig, WiseConfig
+from corrigenda.editing.backbone.wrappers import unwrapped
 
 EDITS = [Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka"), Edit("Who leads Vantrello?", "Ona", id="ona")]
 PROMPT, UNRELATED = EDITS[0].prompt, "Why is the sky blue?"
@@ -91,6 +94,7 @@ def test_nobody_is_warned_of_what_the_project_itself_asks(sharp_model, wrap, tmp
     first.save_pretrained(tmp_path / "edits")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Nothing is written into")  # what `edit` says of a folder only loaded
         again = type(first).from_pretrained(sharp_model(), tmp_path / "edits", tokenizer=tiny_tokenizer())
         again.edit(EDITS[1])
         again.evaluate(free=True)
@@ -161,3 +165,93 @@ def test_a_map_that_was_exchanged_under_the_edits_is_named(edited):
     mlp.down_proj = copy.deepcopy(mlp.down_proj)
     with pytest.raises(CorrigendaError, match=r"down_proj of layer 2 .* detach"):
         said(edited.model)
+
+
+# In other libraries' wrappers
+
+
+def with_lora(model, targets, kind=LoraConfig, **settings):
+    """The model with a trained adapter: one that changes what every layer makes."""
+    adapted = get_peft_model(model, kind(target_modules=targets, task_type="CAUSAL_LM", **settings))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "ia3_" in name:
+                change = torch.randn(parameter.shape, generator=generator) * 0.1
+                parameter.copy_(1 + change if "ia3_" in name else change)
+    return adapted.eval()
+
+
+ADAPTERS = {
+    "attention": lambda model: with_lora(model, ["q_proj", "v_proj"]),
+    "down_proj": lambda model: with_lora(model, ["down_proj", "up_proj"]),
+    "everything, dropout": lambda model: with_lora(model, "all-linear", lora_dropout=0.5).train(),
+    "DoRA": lambda model: with_lora(model, ["down_proj"], use_dora=True),
+    "IA3": lambda model: with_lora(model, ["k_proj", "down_proj"], IA3Config, feedforward_modules=["down_proj"]),
+    "load_adapter": lambda model: model.add_adapter(LoraConfig(target_modules=["down_proj"])) or model,
+}
+
+
+@pytest.mark.parametrize("method", ["associative", "memoir", "mask router"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapted_model_is_edited_adapter_and_all(sharp_model, wrap, few_background_prompts, adapter, method):
+    if method != "associative" and adapter != "down_proj":
+        pytest.skip("the other methods read the same layer")
+    config = {"memoir": MemoirConfig(contexts=1, steps=60, eos=True)}.get(method, SETTINGS)
+    config = replace(SETTINGS, router="mask", router_layer=1) if method == "mask router" else config
+    unedited, adapted = ADAPTERS[adapter](sharp_model()).eval(), ADAPTERS[adapter](sharp_model())
+    assert said(unedited, UNRELATED) != said(sharp_model(), UNRELATED) or adapter == "load_adapter"
+    edited = wrap(adapted, tiny_tokenizer(), config)
+    edited.edit(EDITS)
+    first, plain = edited.answer([PROMPT, UNRELATED], 8)
+    assert (first.text, first.provenance.edit.id) == ("Lutz City", "zubrowka")
+    assert (plain.text, plain.provenance.edit) == (said(unedited, UNRELATED), None)
+    assert edited.model is adapted
+    assert said(adapted) == "Lutz City" and said(adapted, UNRELATED) == said(unedited, UNRELATED)
+    scores = edited.evaluate()
+    assert scores.rel == scores.free_rel == 1.0
+    assert edited.detach() is adapted
+    assert (
+        said(adapted.eval()) == said(unedited) and vars(unwrapped(adapted)).keys() == vars(unwrapped(unedited)).keys()
+    )
+
+
+def test_an_adapter_that_comes_after_the_edits_leaves_them(edited):
+    adapted = with_lora(edited.model, ["up_proj", "down_proj"], r=1, lora_alpha=0.01)
+    answer = edited.answer([PROMPT], 8)[0]
+    assert (answer.text, answer.edit.id) == ("Lutz City", "zubrowka") and said(adapted) == "Lutz City"
+    merged = adapted.merge_and_unload()
+    assert said(merged) == "Lutz City"
+
+
+def test_virtual_tokens_are_refused(sharp_model):
+    model = get_peft_model(sharp_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(CorrigendaError, match=r"PeftModelForCausalLM cannot be edited: .* virtual tokens"):
+        EditedModel.wrap(model, tiny_tokenizer())
+    with pytest.raises(CorrigendaError, match="wrap the model inside it"):
+        EditedModel.wrap(torch.nn.DataParallel(sharp_model()), tiny_tokenizer())
+
+
+def teacher_forced(edited, call, prompt=PROMPT):
+    row = encoded(prompt)["input_ids"]
+    with torch.no_grad(), edited.teacher_forcing(row, [row.shape[1]], [row.shape[1]]):
+        return call(row).logits
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_compiled_model_is_edited_also_where_it_ran_before(sharp_model, wrap, few_background_prompts, ran_before):
+    """Code that was compiled before a hook came does not run it, unless it is compiled anew."""
+    row = encoded(PROMPT)["input_ids"]
+    compiled = torch.compile(sharp_model(), backend="eager")
+    with torch.no_grad():
+        before = compiled(row).logits if ran_before else sharp_model()(row).logits
+    edited = wrap(compiled, tiny_tokenizer(), SETTINGS)
+    edited.edit(EDITS)
+    assert edited.answer([PROMPT])[0].text == said(compiled) == "Lutz City"
+    plain = teacher_forced(edited, unwrapped(compiled))
+    assert torch.equal(teacher_forced(edited, compiled), plain)
+    assert not torch.equal(plain, before)
+    assert torch.equal(teacher_forced(edited, compiled, UNRELATED), teacher_forced(edited, sharp_model(), UNRELATED))
+    edited.detach()
+    with torch.no_grad():
+        assert torch.equal(compiled(row).logits, before)

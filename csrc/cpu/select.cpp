@@ -1,4 +1,5 @@
-// Picks the table of kernels by what the processor has.
+// Picks the table of kernels by what the processor has. The build defines CORRIGENDA_AVX2, _AVX512 and _AMX for the
+// instruction sets that it made: those that its compiler knows.
 #include <cstdlib>
 #include <cstring>
 
@@ -28,7 +29,7 @@ struct Choice {
   bool (*runs)();
 };
 
-#if defined(__x86_64__)
+#if defined(CORRIGENDA_AVX512)
 bool runs_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -67,8 +68,10 @@ const Choice choices[] = {
 #if defined(CORRIGENDA_AMX)
     {"amx", &amx_table, runs_amx},
 #endif
-#if defined(__x86_64__)
+#if defined(CORRIGENDA_AVX512)
     {"avx512", &avx512::table, runs_avx512},
+#endif
+#if defined(CORRIGENDA_AVX2)
     {"avx2", &avx2::table,
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&

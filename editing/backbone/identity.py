@@ -25,11 +25,14 @@ def weight_sample(decoder: Decoder, layer: int, count: int = 512) -> Tensor:
 
     What tells one checkpoint from another, and the same one in another precision from both.
     """
-    parts = []
-    norms = [p for n, p in decoder.layers[layer].named_parameters() if p.is_floating_point() and p.dim() == 1]
-    for tensor in (decoder.model.get_input_embeddings().weight, decoder.body.norm.weight, torch.cat(norms)):
-        parts.append(at_places(tensor, count))
-    return torch.cat(parts)
+    found = [p for p in decoder.layers[layer].parameters() if p.is_floating_point()]
+    norms = [p for p in found if p.dim() == 1]
+    # Norms without weights (OLMo's) tell nothing: then the layer's matrices do.
+    of_layer = norms or [p.reshape(-1) for p in found]
+    final = getattr(decoder.body.norm, "weight", None)
+    embedding = decoder.model.get_input_embeddings().weight
+    parts = (embedding, torch.cat(of_layer) if final is None else final, torch.cat(of_layer))
+    return torch.cat([at_places(tensor, count) for tensor in parts])
 
 
 def at_places(tensor: Tensor, count: int) -> Tensor:

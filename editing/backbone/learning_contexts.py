@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .greedy import greedy
+
 _STARTS = ("I", "You", "Because", "Yes", "Q: ")
 
 
@@ -23,13 +25,7 @@ def context_texts(model: Any, tokenizer: Any, count: int) -> list[str]:
         length += 5
         for start in _STARTS:
             ids = torch.tensor([tokenizer(start)["input_ids"]], dtype=torch.int64, device=device)
-            generated = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=length,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.eos_token_id,
-            )
+            with greedy(model, tokenizer, length) as settings:
+                generated = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
             texts.append(tokenizer.decode(generated[0], skip_special_tokens=True))
     return texts[:count]

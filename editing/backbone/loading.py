@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -58,34 +57,18 @@ def load_base(
         dtype = dtype or torch.float32
     if device == "auto":
         extra["device_map"] = "auto"
-    with _loading(name):
+    # Tensors that are made in inference mode take no gradient ever after.
+    with _loading(name), torch.inference_mode(False):
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype or "auto", **extra, **kwargs)
     if device not in (None, "auto"):
         try:
-            model = model.to(device)
+            with torch.inference_mode(False):
+                model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise CorrigendaError(f'The device "{device}" cannot be used: {reason}.') from error
     return model.eval(), tokenizer
-
-
-def as_folder(name: str | Path, directory: str | Path) -> Path:
-    """A model as servers read it: `directory` with safetensors and a tokenizer, written unless it is there.
-
-    For the packaged model and GGUF files, whose weights transformers alone unpacks.
-    """
-    path = Path(directory)
-    if not (path / "config.json").is_file():
-        loaded, tokenizer = load_base(name)
-        # A model that was read from GGUF refuses to be saved; one with its weights does not.
-        config = copy.deepcopy(loaded.config)
-        config.__dict__.pop("quantization_config", None)
-        model = type(loaded)(config).to(loaded.dtype)
-        model.load_state_dict(loaded.state_dict())
-        tokenizer.save_pretrained(path)
-        model.save_pretrained(path)
-    return path
 
 
 def load_tokenizer(name: str | Path) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -26,10 +28,12 @@ class Patch:
 
     def hook(self, module: nn.Module, function: Callable[..., Any], *, first: bool = False) -> None:
         """Call `function(module, args, output)` after every forward of a module; `first`: before hooks it has."""
+        _forget_compiled()
         self._of(module).handles.append(module.register_forward_hook(function, prepend=first))
 
     def pre_hook(self, module: nn.Module, function: Callable[..., Any]) -> None:
         """Call `function(module, args)` before every forward of a module."""
+        _forget_compiled()
         self._of(module).handles.append(module.register_forward_pre_hook(function))
 
     def replace(self, module: nn.Module, name: str, value: Any) -> None:
@@ -47,6 +51,7 @@ class Patch:
 
     def remove(self) -> None:
         """Take everything off."""
+        _forget_compiled()
         for patched in self._modules.values():
             patched.remove()
         self._modules.clear()
@@ -55,6 +60,12 @@ class Patch:
         if id(module) not in self._modules:
             self._modules[id(module)] = _Patched(module)
         return self._modules[id(module)]
+
+
+def _forget_compiled() -> None:
+    """Have compiled code compiled anew: what ran before a hook came goes on without it, and torch does not look."""
+    if "torch._dynamo" in sys.modules:  # else nothing was compiled, and asking would import it
+        torch.compiler.reset()
 
 
 class _Patched:

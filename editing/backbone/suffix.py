@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .decoder import Decoder, causal_mask, mask_after
-from .frozen import PromptCache, Row
+from .frozen import PromptCache, Row, padded_ids
 from .last_layer import LabelPositions, knows
+from .own_forward import OwnForward
 
 _LOGITS_AT_A_TIME = 128
 """Tokens whose logits are kept at once, where nothing but the largest is asked of them: 66 MB of LLaMA-3's."""
@@ -79,6 +80,14 @@ class Suffix:
         cache.recording = False
         return cache
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits, fp32 `[labels, vocabulary]`, of what `last_hidden` gave."""
+        return self.decoder.logits(hidden)
+
+    def label_losses(self, hidden: Tensor, answers: Tensor) -> Tensor:
+        """Cross-entropy of the answers, fp32 `[labels]`, of what `last_hidden` gave."""
+        return self.decoder.label_losses(hidden, answers)
+
     def select(self, rows: Tensor) -> Suffix:
         """The same for some of the rows; `losses` then takes and gives theirs alone."""
         suffix = object.__new__(Suffix)
@@ -101,7 +110,7 @@ class Suffix:
         """bool `[rows]`: whether each of a row's labels is what the model would say there, given those before it."""
         hidden = self.last_hidden(delta)
         parts = zip(hidden.split(_LOGITS_AT_A_TIME), self.answers.split(_LOGITS_AT_A_TIME))
-        wrong = torch.cat([self.decoder.logits(part).argmax(-1).to(labels) != labels for part, labels in parts])
+        wrong = torch.cat([self.logits(part).argmax(-1).to(labels) != labels for part, labels in parts])
         rows = self.asked // self.labels.shape[1]
         return rows.new_zeros(len(self.labels)).index_add(0, rows, wrong.to(rows)) == 0
 
@@ -117,6 +126,62 @@ class Suffix:
         return hidden.flatten(0, 1).index_select(0, self.asked.to(hidden.device))
 
 
+class OwnSuffix(Suffix):
+    """The same by the model's own forward, for models that are no plain residual stack: whole rows each step.
+
+    What the rows' tokens up to the layer make is found again here, for those above take more of it than hidden states.
+    """
+
+    def __init__(self, decoder: Decoder, layer: int, rows: Sequence[Row], starts: Sequence[int]) -> None:
+        self.decoder, self.layer, self.cache = decoder, layer, None
+        self.own = OwnForward(
+            decoder.body, decoder.layers, layer, padded_ids([r.tokens for r in rows], decoder.device(0))
+        )
+        self.hidden = self.own.hidden
+        device = self.hidden.device
+        self.valid = torch.zeros(self.hidden.shape[:2], dtype=torch.bool, device=device)
+        self.labels = torch.full(self.hidden.shape[:2], -100, dtype=torch.int64, device=device)
+        for i, (row, start) in enumerate(zip(rows, starts)):
+            self.valid[i, start : len(row.tokens)] = True
+            labels = torch.tensor(row.labels, dtype=torch.int64, device=device)
+            self.labels[i, len(row.prompt) - 1 : len(row.tokens)] = labels
+        self._look()
+
+    def _look(self) -> None:
+        self.touched = self.valid.view(-1).nonzero()[:, 0]
+        self.asked = (self.labels != -100).view(-1).nonzero()[:, 0]
+        self.answers = self.labels.view(-1)[self.asked]
+
+    def select(self, rows: Tensor) -> OwnSuffix:
+        suffix = object.__new__(OwnSuffix)
+        suffix.decoder, suffix.layer, suffix.cache = self.decoder, self.layer, None
+        suffix.own = self.own.select(rows)
+        suffix.hidden, suffix.valid, suffix.labels = suffix.own.hidden, self.valid[rows], self.labels[rows]
+        suffix._look()
+        return suffix
+
+    def last_hidden(self, delta: Tensor) -> Tensor:
+        added = delta.new_zeros(self.valid.numel(), delta.shape[1]).index_add(0, self.touched, delta)
+        hidden = self.own.after(added.view(*self.valid.shape, -1))
+        return hidden.flatten(0, 1).index_select(0, self.asked.to(hidden.device))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.decoder.own_logits(hidden, self.own.form).float()
+
+    def label_losses(self, hidden: Tensor, answers: Tensor) -> Tensor:
+        logits = self.logits(hidden)
+        return F.cross_entropy(logits, answers.to(logits.device), reduction="none")
+
+
+def suffix_of(
+    decoder: Decoder, layer: int, hidden: Sequence[Tensor], rows: Sequence[Row], starts: Sequence[int]
+) -> Suffix:
+    """The layers above `layer` for these rows, in whichever way the model allows; the arguments of `Suffix`."""
+    if decoder.runs_plainly(layer, max(len(row.tokens) for row in rows)):
+        return Suffix(decoder, layer, hidden, rows, starts)
+    return OwnSuffix(decoder, layer, rows, starts)
+
+
 def suffix_losses(suffixes: Sequence[Suffix], deltas: Sequence[Tensor]) -> list[Tensor]:
     """`Suffix.losses` of several. What they predict passes the head together, which then reads its weight once.
 
@@ -124,7 +189,7 @@ def suffix_losses(suffixes: Sequence[Suffix], deltas: Sequence[Tensor]) -> list[
     """
     hidden = torch.cat([suffix.last_hidden(delta) for suffix, delta in zip(suffixes, deltas)])
     answers = torch.cat([suffix.answers for suffix in suffixes])
-    losses = suffixes[0].decoder.label_losses(hidden, answers).to(deltas[0].device)
+    losses = suffixes[0].label_losses(hidden, answers).to(deltas[0].device)
     return [
         losses.new_zeros(suffix.labels.numel()).scatter(0, suffix.asked, part).view(suffix.labels.shape)
         for suffix, part in zip(suffixes, losses.split([len(suffix.asked) for suffix in suffixes]))

@@ -43,6 +43,8 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield "backend", _backend()
     if not native.absent("cpu"):
         yield "CPU kernels", f"{torch.ops.corrigenda_native.cpu_instructions()}"
+    for name, why in native.left_out():
+        yield "not built", f"{name}: {why}; install the project again with a newer one"
     if torch.cuda.is_available():
         yield "CUDA", f"{torch.version.cuda}"
     elif torch.version.cuda is None:

@@ -206,6 +206,8 @@ class Method:
 
     def _begin(self, contexts: Sequence[str]) -> Beginnings | None:
         """What every edit's rows begin with in these contexts: all that rows of two unlike prompts have in common."""
+        if not self.decoder.is_plain(self.layer):
+            return None
         rows = [[self.prompts.encode_in_context(text, prompt, "")[0] for prompt in ("Who", "1")] for text in contexts]
         sequences = [sequence for pair in rows if (sequence := common_beginning(*pair))]
         return Beginnings(self.decoder, self.layer, sequences) if sequences else None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backbone.decoder import Decoder
 from ..backbone.frozen import Features, Row, length_groups, pass_tokens
-from ..backbone.suffix import Suffix, suffix_losses
+from ..backbone.suffix import Suffix, suffix_losses, suffix_of
 from .record import Written
 
 _STEP_TOKENS = 192
@@ -52,7 +52,7 @@ class EditRows:
         ]
         self.in_prompt = torch.cat(prompts).to(device)
         suffixes = [
-            Suffix(
+            suffix_of(
                 decoder,
                 layer,
                 [features[i].hidden for i in group],

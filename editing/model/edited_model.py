@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ..backbone.decoder import Decoder
 from ..backbone.frozen import length_groups
+from ..backbone.greedy import greedy
 from ..backbone.loading import load_base
+from ..backbone.modes import check_tensors, own_modes
 from ..backbone.patch import Patch
+from ..backbone.wrappers import unwrapped
 from ..edits.edit import Edit, kind_of
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
@@ -37,7 +40,8 @@ class EditedModel(StoredEdits):
     """A model that takes corrections in a stream, answers by them in other words too, and can be restored bit for bit.
 
     Prompts that no edit is about get the base model's output, bit for bit. The model itself is patched in place, on
-    this instance alone; `detach` takes the patch off.
+    this instance alone; `detach` takes the patch off. It may be one in PEFT's or `torch.compile`'s wrapper, whose
+    adapters belong to the base model; `generate` of the wrapper, as the model's own, answers by the edits.
     """
 
     def __init__(
@@ -50,24 +54,26 @@ class EditedModel(StoredEdits):
         chat_template: bool = False,
         name: str | None = None,
     ) -> None:
-        if getattr(model, "_corrigenda", None) is not None:
+        if getattr(unwrapped(model), "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before wrapping it again.")
-        self.model = model
-        self.tokenizer = tokenizer
-        self.decoder = Decoder(model)
-        self.config = resolved(config or AssociativeConfig(), self.decoder)
-        self.prompts = PromptFormat(tokenizer, template, chat_template)
-        self.method = method_class(self.config.method)(self.decoder, self.prompts, self.config)
-        self.name = name
-        self.context = RoutingContext(self.decoder.device(self.config.layer))
-        output = EditedOutput(self.method.memory, self.context)
-        self._begin(output)
-        self._patch = Patch()
-        self._patch.hook(self.decoder.down_proj(self.config.layer), output)
-        self.method.tap(self._patch, self.context)
-        self._provider = GenerateProvider(model, self.method, self.context, self._patch)
-        self._provider.answer_all(self._reading, lambda: bool(self._versions.current))
-        self._patch.replace(model, "_corrigenda", self)
+        check_tensors(model)
+        with own_modes(model):
+            self.model = model
+            self.tokenizer = tokenizer
+            self.decoder = Decoder(model)
+            self.config = resolved(config or AssociativeConfig(), self.decoder)
+            self.prompts = PromptFormat(tokenizer, template, chat_template)
+            self.method = method_class(self.config.method)(self.decoder, self.prompts, self.config)
+            self.name = name
+            self.context = RoutingContext(self.decoder.device(self.config.layer))
+            output = EditedOutput(self.method.memory, self.context)
+            self._begin(output)
+            self._patch = Patch()
+            self._patch.hook(self.decoder.down_proj(self.config.layer), output)
+            self.method.tap(self._patch, self.context)
+            self._provider = GenerateProvider(self.decoder.model, self.method, self.context, self._patch)
+            self._provider.answer_all(lambda: self._reading(autocast=True), lambda: bool(self._versions.current))
+            self._patch.replace(self.decoder.model, "_corrigenda", self)
 
     @classmethod
     def wrap(cls, model: Any, tokenizer: Any, config: EditingConfig | None = None, **options: Any) -> EditedModel:
@@ -128,8 +134,8 @@ class EditedModel(StoredEdits):
 
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
-        prompt, mask = prompts_of(self.model, inputs, kwargs)
-        with self._reading() as edits, self._provider.session(prompt, mask) as session:
+        prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
+        with self._reading(autocast=True) as edits, self._provider.session(prompt, mask) as session:
             output = self.model.generate(prompt, **kwargs)
             return (output, self._provenance(session.decision, edits)) if provenance else output
 
@@ -157,7 +163,6 @@ class EditedModel(StoredEdits):
         rows = [form.encode(form.wrap(prompt)) for prompt in prompts]
         return self.answer_ids(rows, [max_new_tokens] * len(rows), batch_size)
 
-    @torch.no_grad()
     def answer_ids(
         self, rows: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int = 16
     ) -> list[Answer]:
@@ -188,18 +193,13 @@ class EditedModel(StoredEdits):
                 mask = torch.tensor(
                     [[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in part], dtype=torch.int64, device="cpu"
                 )
-                with self._provider.session(ids.to(device), mask.to(device)) as session:
-                    output = self.model.generate(
-                        ids.to(device),
-                        attention_mask=mask.to(device),
-                        max_new_tokens=max(max_new_tokens[i] for i in part),
-                        do_sample=False,
-                        num_beams=1,
-                        temperature=None,
-                        top_p=None,
-                        top_k=None,
-                        pad_token_id=pad,
-                    )
+                ids, mask = ids.to(device), mask.to(device)
+                most = max(max_new_tokens[i] for i in part)
+                with (
+                    self._provider.session(ids, mask) as session,
+                    greedy(self.decoder.model, self.tokenizer, most) as settings,
+                ):
+                    output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
                     found = self._provenance(session.decision, edits)
                 for i, new, source in zip(part, output[:, width:].tolist(), found):
                     text = self.tokenizer.decode(new[: max_new_tokens[i]], skip_special_tokens=True)
@@ -217,7 +217,7 @@ class EditedModel(StoredEdits):
 
         Yields a function that tells the edit applied to each row, or -1, once the forward has run.
         """
-        with self._reading():
+        with self._reading(gradients=torch.is_grad_enabled()):
             if edited:
                 yield from self._routed(ids, prompts, lengths)
             else:
@@ -252,9 +252,9 @@ class EditedModel(StoredEdits):
         return Evaluator(self, **options).score(self.edits if edits is None else edits)
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[Sequence[Edit]]:
+    def _reading(self, **modes: bool) -> Iterator[Sequence[Edit]]:
         """Within: this thread alone runs the model, by one version of the edits; gives those by their places."""
-        with self._versions.reading() as edits:
+        with self._versions.reading() as edits, own_modes(self.model, **modes):
             self._check_read()
             yield edits
 
@@ -280,7 +280,7 @@ class EditedModel(StoredEdits):
         return self.model
 
     def _check_lengths(self, rows: Sequence[Sequence[int]], new: Sequence[int]) -> None:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.decoder.model.config, "max_position_embeddings", None)
         for number, (row, more) in enumerate(zip(rows, new), start=1):
             if limit is not None and len(row) + more > limit:
                 raise CorrigendaError(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from ..backbone.patch import Patch
 from ..edits.prompts import PromptFormat
@@ -53,6 +54,18 @@ class GenerateProvider:
             return inputs
 
         patch.replace(model, "prepare_inputs_for_generation", prepare)
+        processors = model._get_logits_processor
+
+        @functools.wraps(processors)
+        def with_own_passes(*args: Any, **kwargs: Any) -> Any:
+            found = processors(*args, **kwargs)
+            if self._session is not None:
+                for processor in found:
+                    if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                        processor.model = _Unconditional(self._session, processor)
+            return found
+
+        patch.replace(model, "_get_logits_processor", with_own_passes)
 
     def answer_all(
         self, reading: Callable[[], contextlib.AbstractContextManager[Any]], edited: Callable[[], bool]
@@ -77,7 +90,9 @@ class GenerateProvider:
 
         def warn(_module: Any, _args: tuple[Any, ...]) -> None:
             nonlocal warned
-            if torch.compiler.is_compiling() or warned or self.context.active or self._aside or not edited():
+            if torch.compiler.is_compiling() or warned:
+                return
+            if self._session is not None or self._aside or self.context.active or not edited():
                 return
             warned = True
             warnings.warn(
@@ -163,6 +178,40 @@ class _Session:
             else:
                 gate[:, : seen - past] &= is_prompt
         self.context.fill(gate, columns == self._last[:, None], weight, deciding=self._known is None and past == 0)
+
+
+class _Unconditional:
+    """The model as guidance runs it beside each step: on prompts of its own, whose description comes and goes.
+
+    Negative prompts are decided as any prompt is. Without them the pass begins with the last token of the prompt,
+    which asks nothing, and is the base model's.
+    """
+
+    def __init__(self, session: _Session, processor: UnbatchedClassifierFreeGuidanceLogitsProcessor) -> None:
+        self._beside = session
+        self._model = processor.model
+        self._asked = processor.unconditional_context["input_ids"] is not None
+        self._own: _Session | None = None
+        self._routes: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+        context, method = self._beside.context, self._beside.method
+        routes, decision = context.routes.clone(), getattr(context, "decision", None)
+        if self._asked:
+            inputs = {"input_ids": input_ids, "past_key_values": kwargs.get("past_key_values")}
+            if self._own is None:
+                self._own = _Session(method, context, input_ids, attention_mask)
+            else:
+                context.start(self._routes)
+            self._own.describe(inputs, input_ids, attention_mask)
+        else:
+            context.stop()
+        try:
+            return self._model(input_ids, attention_mask=attention_mask, **kwargs)
+        finally:
+            self._routes = context.routes.clone()
+            context.start(routes)
+            context.decision = decision
 
 
 def prompts_of(model: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:

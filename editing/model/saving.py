@@ -78,7 +78,7 @@ def header_of(edited: StoredEdits) -> dict[str, Any]:
         "prompts": edited.prompts.to_dict(),
         "base": {
             "name": edited.name,
-            "class": type(edited.model).__name__,
+            "class": type(edited.decoder.model).__name__,
             "layers": len(edited.decoder),
             "widths": list(edited.decoder.widths(edited.config.layer)),
             "tokenizer": tokenizer_digest(edited.tokenizer),

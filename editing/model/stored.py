@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..backbone.decoder import Decoder, check_decoder
+from ..backbone.modes import frozen, own_modes
 from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of
 from ..errors import CorrigendaError
@@ -73,7 +72,7 @@ class StoredEdits:
             else:
                 self.store.copy(directory).close()
 
-    def attach(self, directory: str | Path) -> None:
+    def write_into(self, directory: str | Path) -> None:
         """From now on, write edits into this folder's store as they come; a batch is on the disk when it is written.
 
         A new or empty folder takes the edits that are there; the folder these edits were loaded from is written on.
@@ -96,6 +95,11 @@ class StoredEdits:
                 saving.refuse_non_empty(path)
                 self._directory = path
 
+    def attach(self, directory: str | Path) -> None:
+        """The name of `write_into` before version 0.2."""
+        warnings.warn("`attach` is called `write_into` now.", FutureWarning, stacklevel=2)
+        self.write_into(directory)
+
     def refresh(self) -> bool:
         """Take in what another process has written into the store; whether there was anything."""
         with self._versions.lock:
@@ -108,7 +112,7 @@ class StoredEdits:
 
     def _check_attached(self) -> None:
         """Raise where `detach` took the patch off."""
-        if getattr(self.model, "_corrigenda", None) is not self:
+        if getattr(self.decoder.model, "_corrigenda", None) is not self:
             raise CorrigendaError("The edits are detached from their model: load or wrap it again.")
 
     def _check_read(self) -> None:
@@ -121,13 +125,13 @@ class StoredEdits:
             )
 
     def _attach(self, store: EditStore) -> None:
-        with torch.no_grad():
+        with self._writing(gradients=False):
             self._view.attach(store)
         self._versions.current = list(self._view.edits)
 
     def _synchronise(self) -> None:
         """Make the memory what the store says it is."""
-        with torch.no_grad():
+        with self._writing(gradients=False):
             self._view.become(self._view.history.applied())
         self._versions.current = list(self._view.edits)
 
@@ -138,14 +142,14 @@ class StoredEdits:
         return EditStore.create(self._directory, header, sample)
 
     def _writable(self) -> None:
-        """Loaded edits belong to their folder: without `attach`, what comes now goes into a copy, and that is said."""
+        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said."""
         store = self.store
         if store is not None and not store.ledger.writable:
             self._view.store = store.copy(None)
             store.close()
             notice = (
-                f"Nothing is written into {store.directory}, which was only loaded: call `attach` to write there, or "
-                "`save_pretrained` to write a new folder."
+                f"Nothing is written into {store.directory}, which was only loaded: `write_into` writes there, "
+                "`save_pretrained` a new folder."
             )
             self._view.store.notices.append(notice)
             warnings.warn(notice, stacklevel=3)
@@ -164,7 +168,7 @@ class StoredEdits:
     ) -> WrittenEdits:
         """Write edits in batches of `config.batch_size`, in order; each batch is answered by from then on.
 
-        store: a folder to write them into as they come (see `attach`). resume: skip edits of the stream that are
+        store: a folder to write them into as they come (see `write_into`). resume: skip edits of the stream that are
         recorded there already. on_conflict: what to do where a stored edit is about the same fact, "supersede" it or
         "keep" it; or a function of both edits that says which. The result's `declined` has what was left out so, and of
         a list those edits whose prompt a later one has again. An id that is another edit's gets a number ("66#2").
@@ -177,9 +181,9 @@ class StoredEdits:
         self._check_read()
         stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) else edits
         if store is not None:
-            self.attach(store)
+            self.write_into(store)
         if not self._checked:
-            with self._provider.aside():
+            with self._writing():
                 check_decoder(self.decoder, self.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
@@ -189,7 +193,7 @@ class StoredEdits:
         # Of a list all is known before: an edit whose fact a later one is about again need not be solved.
         for batch, later, sentences in self._prepared(recorded.skip(stream), isinstance(stream, Sequence)):
             start = time.perf_counter()
-            with self._versions.lock, self._frozen():
+            with self._writing():
                 self._writable()
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 known = later if on_conflict == "supersede" else [None] * len(batch)
@@ -219,17 +223,15 @@ class StoredEdits:
             self.store.append([New("scores", {"scores": found, **self.store.stamp()})])
 
     @contextlib.contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """Within: no gradient by the model's own weights, and forwards are the base model's."""
-        needed = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in needed:
-            parameter.requires_grad_(False)
-        try:
-            with self._provider.aside():
-                yield
-        finally:
-            for parameter in needed:
-                parameter.requires_grad_(True)
+    def _writing(self, gradients: bool = True) -> Iterator[None]:
+        """Within: nobody else reads or writes, and forwards are the base model's, whose weights take no gradient."""
+        with (
+            self._versions.lock,
+            own_modes(self.model, gradients=gradients),
+            frozen(self.model),
+            self._provider.aside(),
+        ):
+            yield
 
     def _prepared(
         self, stream: Iterable[Edit], whole: bool
@@ -307,7 +309,7 @@ class StoredEdits:
 
         prompt_tokens: how many distinct tokens their prompts have.
         """
-        with self._versions.lock:
+        with self._writing(gradients=False):
             self.method.reserve(edits, rows, prompt_tokens)
 
     def close(self) -> None:

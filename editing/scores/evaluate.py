@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backbone.frozen import length_groups, padded_ids
+from ..backbone.modes import own_modes
 from ..edits.edit import Edit
 
 if TYPE_CHECKING:
@@ -93,10 +94,12 @@ class Evaluator:
 
         return Scores(n=total, **{name: mean(name) for name in names})
 
-    @torch.no_grad()
     def score(self, edits: Iterable[Edit]) -> Scores:
         """All scores of `edits` as the model is now."""
-        edits = list(edits)
+        with own_modes(self.edited.model):
+            return self._score(list(edits))
+
+    def _score(self, edits: list[Edit]) -> Scores:
         encode = self.edited.prompts.encode_with_target
         asked = [_Prompt(i, *encode(edit.prompt, edit.target)) for i, edit in enumerate(edits)]
         rephrased = [_Prompt(i, *encode(text, edit.target)) for i, edit in enumerate(edits) for text in edit.rephrases]

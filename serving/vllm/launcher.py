@@ -7,10 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from ...editing.backbone.loading import PACKAGED, as_folder
+from ...editing.backbone.loading import PACKAGED
+from ...editing.backbone.model_folder import as_folder, cache_folder, homeless
 from ...editing.errors import CorrigendaError
 from ..settings import ServingSettings
 from ..stores import open_store, served_config
@@ -27,15 +27,14 @@ def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -
         raise CorrigendaError("Leave out --additional-config, which `corrigenda serve` gives; or start vLLM yourself.")
     ServingSettings.parse(settings)
     if model == PACKAGED:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "corrigenda"
-        model = str(as_folder(PACKAGED, cache / PACKAGED))
+        model = str(as_folder(PACKAGED, cache_folder() / PACKAGED))
         options = ["--served-model-name", PACKAGED, *options]  # else clients would have to name that folder
     named = os.environ.get("VLLM_PLUGINS")
     plugins = ",".join(dict.fromkeys([*(named.split(",") if named else ()), *PLUGINS]))
     # By module: CPU builds of vLLM have no console script that works.
     arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     arguments += ["--additional-config", json.dumps({CONFIG: settings}), *options]
-    return arguments, {**os.environ, "VLLM_PLUGINS": plugins}
+    return arguments, {**os.environ, **homeless(), "VLLM_PLUGINS": plugins}
 
 
 def serve(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...backbone.background import background_prompts
 from ...backbone.decoder import Decoder
 from ...backbone.frozen import length_groups, pass_tokens
-from ...backbone.suffix import Suffix
+from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
 from ...errors import CorrigendaError
@@ -140,7 +140,7 @@ class Associative(Method):
         hidden = [h for problem in problems for h in problem.hidden]
         rows = [row for problem in problems for row in problem.rows]
         starts = [len(row.prompt) - 1 for row in rows]
-        whole = SideBySide(problems, Suffix(self.decoder, self.layer, hidden, rows, starts))
+        whole = SideBySide(problems, suffix_of(self.decoder, self.layer, hidden, rows, starts))
         rate = config.learning_rate
         if rate is None:  # a step of Adam changes every entry by about its rate
             rate = config.relative_rate / math.sqrt(self.out_width)

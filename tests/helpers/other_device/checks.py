@@ -125,7 +125,7 @@ def life(kind, config, device, folder):
     note("loaded", again)
     behind = EditedModel.from_pretrained(tiny_model(kind).to(device), folder / "store", tokenizer=tiny_tokenizer())
     again.detach()
-    behind.attach(folder / "store")
+    behind.write_into(folder / "store")
     behind.remove("a")
     note("removed", behind)
     behind.detach()
@@ -162,7 +162,8 @@ def test_a_step_waits_for_the_device_once(name):
     kind, config = CONFIGS[name]
     found = []
     for steps in (2, 5):
-        endless = dataclasses.replace(config, steps=steps, stop_loss=0.0)
+        once = {"retries": 0} if hasattr(config, "retries") else {}
+        endless = dataclasses.replace(config, steps=steps, stop_loss=0.0, **once)
         edited = EditedModel.wrap(tiny_model(kind).to("other"), tiny_tokenizer(), endless)
         edited.method.prepare()
         with Waits("other") as waits:
