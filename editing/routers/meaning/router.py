@@ -23,6 +23,7 @@ from .reasons import NOTHING, PROTECTED, WHETHER, against_of, in_words
 from .rule import Asked, Held, evidence, fitted_rule
 from .sentences import Part, parts_of
 from .subject import FUNCTION_WORDS, guessed, locate, normalised, words
+from .unread import is_unread, likeness
 from .wording import asks_whether, core
 
 _TOKENS = 0.33
@@ -295,6 +296,9 @@ class MeaningRouter(EditRouter):
                 match = Match(0.0, PROTECTED)
             elif asks_whether(pair.masked) and not asks_whether(pair.known.masked):
                 match = Match(0.0, WHETHER)
+            elif is_unread(pair.masked) or is_unread(pair.known.masked):
+                # Without a subject that stands there whole only the edit's own words are known to ask for it.
+                match = Match(likeness(pair.masked, pair.known.masked) if pair.share == 1 else 0.0)
             else:
                 against = NOTHING
                 if score < self.threshold:
