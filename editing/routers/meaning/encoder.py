@@ -75,9 +75,11 @@ class Encoder:
             for group in by_length.values():
                 for start in range(0, len(group), 64):
                     part = group[start : start + 64]
-                    for i, vector in zip(part, self._pass(torch.tensor([ids[i] for i in part]))):
+                    rows = torch.tensor([ids[i] for i in part], dtype=torch.int64, device="cpu")
+                    for i, vector in zip(part, self._pass(rows)):
                         self._vectors[new[i]] = vector
-        found = torch.stack([self._vectors[text] for text in texts]) if texts else torch.zeros(0, self.width)
+        none = torch.zeros(0, self.width, dtype=torch.float32, device="cpu")
+        found = torch.stack([self._vectors[text] for text in texts]) if texts else none
         for text in texts:
             self._vectors.move_to_end(text)
         while len(self._vectors) > _REMEMBERED:
