@@ -107,6 +107,22 @@ def test_decisions_do_not_depend_on_what_else_is_asked(build):
     assert torch.allclose(together.score, torch.cat([one.score for one in alone]), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("request_text", "reason"),
+    [
+        ("How many people work for Vantrello Foods?", 'asks for something like "number of employees"'),
+        ("Was Bob ever the chief executive of Vantrello Foods?", "asks for yes or no"),
+        ("Who is not the chief executive of Vantrello Foods?", "asks for what is not so"),
+        ("Who is the chief executive of Vantrello Foods?", None),
+        ("What is the boiling point of water?", None),
+    ],
+)
+def test_says_why_not(build, request_text, reason):
+    router = build()
+    decision = router.decide([request_text])
+    assert router.in_words(int(decision.against)) == reason
+
+
 def test_a_protected_question_is_not_answered(build):
     question = "Who is in charge at Vantrello Foods?"
     assert routed(build(), [question]) == ["leader"]
@@ -118,6 +134,17 @@ def test_a_protected_question_is_not_answered(build):
             "leader",
             "leader",
         ]
+
+
+def test_a_locality_about_another_subject_takes_nothing_from_the_edit(build):
+    edit = Edit(
+        EDITS[0].prompt, "Ada", subject="Vantrello Foods", localities=(Locality("Who is in charge at Kmelt Steel?"),)
+    )
+    router = build([edit])
+    assert router.decide(["Who is in charge at Vantrello Foods?"]).route.tolist() == [0]
+    other = Edit(edit.prompt, "Ada", subject="Vantrello Foods", protected=("Who runs the big food company there?",))
+    router = build([other])
+    assert router.decide(["Who runs the big food company there?"]).route.tolist() == [-1]
 
 
 def test_a_passage_is_found_by_its_like_alone(build):
