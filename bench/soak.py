@@ -230,18 +230,15 @@ class Soak:
             number += 1
             life = self.server.lives
             try:
-                now = applied(self.work)
                 if number % 5 == 0:
-                    body = {"store": "tenant", "tenant": f"tenant-{chance.randrange(4)}"}
-                elif len(now) < len(FACTS) and chance.random() < 0.6:
+                    self._tenant(f"tenant-{number}")
+                    continue
+                now = applied(self.work)
+                if not now or (len(now) < len(FACTS) and chance.random() < 0.6):
                     redo(self.work, chance.choice(sorted(set(self.ids.values()) - now)))
-                    body = {"store": "edits"}
+                    status, _, answer = self.server.call("POST", "/v1/edits", {"store": "edits"})
                 else:
-                    body = None
-                if body is None:
                     status, _, answer = self.server.call("DELETE", f"/v1/edits/{chance.choice(sorted(now))}")
-                else:
-                    status, _, answer = self.server.call("POST", "/v1/edits", body)
             except (OSError, ValueError) as error:
                 if not self.halted.is_set() and life == self.server.lives:
                     self.problems.append(f"a change failed: {error!r}")
@@ -251,6 +248,26 @@ class Soak:
                 continue
             self.counts["changes"] += 1
             self.versions[life, answer["version"]] = applied(self.work)
+
+    def _tenant(self, name: str) -> None:
+        """A tenant comes, is answered by its own edit, and goes."""
+        life, question = self.server.lives, next(iter(self.ids))
+        for method, path, body in (
+            ("POST", "/v1/edits", {"store": "tenant", "tenant": name}),
+            ("GET", None, None),
+            ("DELETE", f"/v1/tenants?tenant={name}", None),
+        ):
+            if path is None:
+                status, answer, edit, _ = self.server.ask(question, 6, tenant=name)
+                if edit != "tenant-0":
+                    self.problems.append(f"{name} is answered by {edit}: {answer}")
+                continue
+            status, _, answer = self.server.call(method, path, body)
+            if status != 200:
+                self.problems.append(f"{name}: {status} {answer}")
+                return
+            self.versions[life, answer["version"]] = applied(self.work)
+        self.counts["tenants"] += 1
 
     def run(self) -> dict[str, Any]:
         threads = [threading.Thread(target=self.client, args=(seed,)) for seed in range(self.connections)]

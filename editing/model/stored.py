@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backbone.decoder import Decoder, check_decoder
+from ..backbone.check import check_decoder
+from ..backbone.decoder import Decoder
 from ..backbone.modes import frozen, own_modes
 from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of

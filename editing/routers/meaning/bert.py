@@ -61,7 +61,9 @@ class PackedBert:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         groups = [(length, len(list(group))) for length, group in groupby(len(texts[i]) for i in order)]
         ids = torch.tensor([token for i in order for token in texts[i]], dtype=torch.long, device="cpu")
-        places = torch.cat([torch.arange(length, device="cpu").repeat(count) for length, count in groups])
+        places = torch.cat(
+            [torch.arange(length, dtype=torch.int64, device="cpu").repeat(count) for length, count in groups]
+        )
         x = self._normed(self.words[ids] + self.positions[places], self.first_norm)
         sizes = [length * count for length, count in groups]
         for joint, joint_bias, out, out_bias, norm, up, up_bias, down, down_bias, last_norm in self.layers:

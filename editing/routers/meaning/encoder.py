@@ -75,7 +75,11 @@ class Encoder:
                 part = slice(start, start + _TOGETHER)
                 for text, states in zip(new[part], self._pass(ids[part])):
                     self._vectors[text] = self._pooled(states.float())
-        found = torch.stack([self._vectors[text] for text in texts]) if texts else torch.zeros(0, self.width)
+        found = (
+            torch.stack([self._vectors[text] for text in texts])
+            if texts
+            else torch.zeros(0, self.width, dtype=torch.float32, device="cpu")
+        )
         for text in texts:
             self._vectors.move_to_end(text)
         while len(self._vectors) > _REMEMBERED:
@@ -108,7 +112,10 @@ def _pass_of(model: Any) -> Callable[[Sequence[Sequence[int]]], list[Tensor]]:
 
     @torch.inference_mode()
     def one_by_one(texts: Sequence[Sequence[int]]) -> list[Tensor]:
-        return [model(input_ids=torch.tensor([list(ids)], device="cpu")).last_hidden_state[0] for ids in texts]
+        return [
+            model(input_ids=torch.tensor([list(ids)], dtype=torch.int64, device="cpu")).last_hidden_state[0]
+            for ids in texts
+        ]
 
     return one_by_one
 
