@@ -57,7 +57,7 @@ def _kept_promise(suffix: Suffix) -> float:
     loss = suffix.losses(delta).sum()
     (gradient,) = torch.autograd.grad(loss, delta)
     square = float(gradient.square().sum())
-    wanted = _CHANGE * float(loss)
+    wanted = _CHANGE * float(loss.detach())
     if not square > 0:
         return 0.0
     with torch.no_grad():
