@@ -49,9 +49,13 @@ OPTIONS = {
     "transformers": (
         *("--dtype", "float32", "--cb-block-size", "32", "--cb-num-blocks", "256", "--cb-max-batch-tokens", "512"),
     ),
-    "vllm": ("--dtype", "float32", "--max-model-len", "512", "--block-size", "32", "--max-num-seqs", "32"),
+    "vllm": (
+        *("--dtype", "float32", "--max-model-len", "512", "--block-size", "32", "--max-num-seqs", "32"),
+        "--enforce-eager",  # compiling takes minutes at each start
+    ),
 }
 KILLS = 2
+TENANTS = 4
 
 
 class Server:
@@ -144,6 +148,10 @@ def prepare(work: Path) -> None:
         edited.edit(Edit(prompt, target, id=f"{name}-{n}") for n, (prompt, target) in enumerate(facts.items()))
         edited.save_pretrained(work / name)
         edited.detach()
+    for number in range(
+        TENANTS
+    ):  # each its own folder: one that was a tenant's is no other's for as long as a server runs
+        shutil.copytree(work / "tenant", work / f"tenant-{number}")
 
 
 def applied(work: Path) -> frozenset[str]:
@@ -231,7 +239,7 @@ class Soak:
             life = self.server.lives
             try:
                 if number % 5 == 0:
-                    self._tenant(f"tenant-{number}")
+                    self._tenant(f"tenant-{number // 5 % TENANTS}")
                     continue
                 now = applied(self.work)
                 if not now or (len(now) < len(FACTS) and chance.random() < 0.6):
@@ -253,7 +261,7 @@ class Soak:
         """A tenant comes, is answered by its own edit, and goes."""
         life, question = self.server.lives, next(iter(self.ids))
         for method, path, body in (
-            ("POST", "/v1/edits", {"store": "tenant", "tenant": name}),
+            ("POST", "/v1/edits", {"store": name, "tenant": name}),
             ("GET", None, None),
             ("DELETE", f"/v1/tenants?tenant={name}", None),
         ):
