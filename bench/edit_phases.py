@@ -93,7 +93,8 @@ class Clock:
 
 
 def round_of(model, tokenizer, edits, template, settings):
-    edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(**settings), template=template)
+    config = AssociativeConfig(**settings, background_prompts=8)  # how many an edit's cost does not depend on
+    edited = EditedModel.wrap(model, tokenizer, config, template=template)
     edited.method.prepare()
     edited.edit(edits[:1])
     with Clock().over(PHASES) as clock:

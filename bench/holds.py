@@ -67,9 +67,12 @@ def edits_of(name, args):
     return load_edits(args.data / name, unique_subject=True, limit=count)
 
 
-def measured(model, tokenizer, edits, template, settings):
+def measured(model, tokenizer, edits, template, settings, grounds):
     edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(**settings), template=template)
+    if template in grounds:  # the background is the same for all settings
+        edited.method.load_ground(grounds[template])
     edited.method.prepare()
+    grounds.setdefault(template, edited.method.ground())
     start = seconds()
     written = edited.edit(edits, keep_unsolved=True)
     each = (seconds() - start) / len(edits)
@@ -95,10 +98,12 @@ def main():
     args = arguments()
     torch.set_num_threads(1)
     model, tokenizer = load_base(args.model)
-    found = {}
+    found, grounds = {}, {}
     for name in args.files:
         edits, template = edits_of(name, args), FILES.get(name, "{prompt}")
-        found[name] = {kind: measured(model, tokenizer, edits, template, kept) for kind, kept in SETTINGS.items()}
+        found[name] = {
+            kind: measured(model, tokenizer, edits, template, kept, grounds) for kind, kept in SETTINGS.items()
+        }
         for kind, row in found[name].items():
             print(name, kind, row, flush=True)
         totals = {

@@ -67,7 +67,7 @@ def stored(model, tokenizer, count, folder):
     router.decide(["warm up"])
     edits = [edited.store.history.edits[seq] for seq in edited.store.history.applied()]
     why = min(timed(lambda: explained(router, [edits[7].prompt], edits))[0] for _ in range(5))
-    edited.attach(folder)
+    edited.write_into(folder)
     undoing = [timed(lambda n=n: edited.undo(f"edit-{n:06d}"))[0] for n in random.Random(1).sample(range(count), 10)]
     redoing, _ = timed(lambda: edited.redo(author=None, since="2000"))
     edited.detach()

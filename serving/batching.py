@@ -337,7 +337,8 @@ class _Deciding:
         places = torch.tensor([place for _, place in decided], dtype=torch.int32, device="cpu")
         scores = torch.tensor([one.score for one in found], dtype=torch.float32, device="cpu")
         margins = torch.tensor([one.margin for one in found], dtype=torch.float32, device="cpu")
-        return Decision(places, places, scores, torch.zeros_like(scores), margins, torch.full_like(places, -1))
+        none = torch.full_like(places, -1)
+        return Decision(places, places, scores, torch.zeros_like(scores), margins, none, torch.zeros_like(places))
 
 
 def _batching_config(given: dict[str, Any], device: torch.device) -> Any:

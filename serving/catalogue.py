@@ -71,6 +71,7 @@ class Admission(NamedTuple):
     """What was decided for a request when it came: the edit that answers it, if any, and by how much.
 
     lost: an edit was found, but its rows are missing, so the base model answers
+    reason: what kept `nearest` from answering, said of the request, of a router that knows
     """
 
     edit: ServedEdit | None
@@ -80,6 +81,7 @@ class Admission(NamedTuple):
     version: int
     tenant: str | None
     lost: bool = False
+    reason: str | None = None
 
     @property
     def key(self) -> str | None:
@@ -378,6 +380,7 @@ class Catalogue:
             float(decision.margin[0]),
             seen.version,
             tenant,
+            reason=seen.router.in_words(int(decision.against[0])) if route < 0 else None,
         )
 
     def _seen(self, tenant: str | None) -> _Seen:

@@ -14,8 +14,6 @@ from .edit_header import tenant_named
 from .errors import Malformed, ServingError, error_body
 from .log import logger_of
 
-logger = logger_of("corrigenda")
-
 _LONGEST_BODY = 64 * 1024
 
 
@@ -48,15 +46,15 @@ class ServedEdits(Protocol):
         """The edits nearest to a prompt, and the one that answers it."""
 
 
-def edits_router(edits: ServedEdits) -> Any:
+def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
     """A `fastapi.APIRouter` of the routes: `serving/README.md` has the table.
 
-    Each asks `access` who sends the request; a change is logged with who made it and from where.
+    Each asks `access` who sends the request; a change is logged with who made it and from where, by the logger `log`.
     """
     from fastapi import APIRouter, Request
     from fastapi.responses import JSONResponse
 
-    router = APIRouter(tags=["edits"])
+    router, logger = APIRouter(tags=["edits"]), logger_of(log)
 
     async def answered(asked: Callable[[], Awaitable[dict[str, Any]]]) -> JSONResponse:
         try:

@@ -41,7 +41,7 @@ def ask(access, method="POST", path="/v1/edits", peer=HERE, base="http://localho
     """The status of a request, and what the stack was asked."""
     stack = Stack(access)
     app = fastapi.FastAPI()
-    app.include_router(edits_router(stack))
+    app.include_router(edits_router(stack, given.pop("log", "corrigenda")))
     app.add_middleware(EditHeader)
     if method == "POST" and "content" not in given:
         given["json"] = {"store": "more", **given.pop("body", {})}
@@ -174,6 +174,9 @@ def test_a_change_is_logged_with_who_and_recorded_as_theirs(caplog):
         _, calls = ask(KEYED, "DELETE", "/v1/edits?id=a%0AERROR:%20b", peer=ELSEWHERE, **key(CHANGE))
     assert calls == [("undo", "a\nERROR: b", None, None, "ops")]
     assert f"undo of a\\nERROR: b by ops from {ELSEWHERE}: version 2, added 0, removed 0" in caplog.text
+    with caplog.at_level(logging.INFO, "vllm.corrigenda"):
+        ask(LOCAL, log="vllm.corrigenda")
+    assert caplog.records[-1].name == "vllm.corrigenda" and "load of more by this machine" in caplog.text
     assert ask(KEYED, "DELETE", "/v1/edits/a?author=me", peer=ELSEWHERE, **key(CHANGE))[0] == 400
     assert ask(LOCAL, "DELETE", "/v1/edits/a?author=me")[1] == [("undo", "a", None, None, "me")]
 

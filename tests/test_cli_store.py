@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -313,6 +314,18 @@ def test_compact_capacity_and_migrate(edits, tiny, tmp_path) -> None:
     assert "with 2 edits" in works("migrate", folder).replace("\n", " ")
     assert list(statuses(folder)) == ["capital", "bridge"]
     assert "nothing to migrate" in refused("migrate", folder)
+
+
+def test_the_folder_that_one_stands_in(edits, tiny, tmp_path, monkeypatch) -> None:
+    folder = write_first_format(EditedModel.from_pretrained(tiny, edits=edits), tmp_path / "first")
+    monkeypatch.chdir(folder)
+    assert "with 3 edits" in works("migrate", ".").replace("\n", " ")
+    assert set(statuses(Path())) == {"capital", "author", "bridge"}
+    file = write_records(tmp_path / "edits.jsonl", RECORDS[0])
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    works("edit", "--model", tiny, "--edits", file, "--out", ".", "--steps", 2)
+    assert os.getcwd() == str(tmp_path / "new") and statuses(Path()) == {"capital": "applied"}
 
 
 @pytest.mark.parametrize("command", ["why", "capacity"])

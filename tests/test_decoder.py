@@ -9,7 +9,8 @@ import transformers
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig
-from corrigenda.editing.backbone.decoder import Decoder, causal_mask, check_decoder
+from corrigenda.editing.backbone.check import check_decoder
+from corrigenda.editing.backbone.decoder import Decoder, causal_mask
 from corrigenda.editing.backbone.frozen import Row, frozen_features, length_groups
 from corrigenda.editing.backbone.last_layer import LabelPositions, knows
 from corrigenda.editing.backbone.suffix import Suffix, suffix_of
@@ -112,7 +113,8 @@ def test_plain_residual_stacks_are_accepted_and_edited(name, settings):
     model = small(name, **settings)
     decoder = Decoder(model)
     assert len(decoder) == 3 and decoder.widths(1) == (48, 32)
-    for layer in range(3):
+    assert all(decoder.is_plain(layer) for layer in range(3))
+    for layer in range(2):
         check_decoder(decoder, layer)
     edited = EditedModel.wrap(model, tiny_tokenizer(), AssociativeConfig(contexts=1, steps=60))
     edited.edit(Edit("The capital of Zubrowka is", "Lutz"))

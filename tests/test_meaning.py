@@ -107,6 +107,22 @@ def test_decisions_do_not_depend_on_what_else_is_asked(build):
     assert torch.allclose(together.score, torch.cat([one.score for one in alone]), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("request_text", "reason"),
+    [
+        ("How many people work for Vantrello Foods?", 'asks for something like "number of employees"'),
+        ("Was Bob ever the chief executive of Vantrello Foods?", "asks for yes or no"),
+        ("Who is not the chief executive of Vantrello Foods?", "asks for what is not so"),
+        ("Who is the chief executive of Vantrello Foods?", None),
+        ("What is the boiling point of water?", None),
+    ],
+)
+def test_says_why_not(build, request_text, reason):
+    router = build()
+    decision = router.decide([request_text])
+    assert router.in_words(int(decision.against)) == reason
+
+
 def test_a_protected_question_is_not_answered(build):
     question = "Who is in charge at Vantrello Foods?"
     assert routed(build(), [question]) == ["leader"]
@@ -118,6 +134,17 @@ def test_a_protected_question_is_not_answered(build):
             "leader",
             "leader",
         ]
+
+
+def test_a_locality_about_another_subject_takes_nothing_from_the_edit(build):
+    edit = Edit(
+        EDITS[0].prompt, "Ada", subject="Vantrello Foods", localities=(Locality("Who is in charge at Kmelt Steel?"),)
+    )
+    router = build([edit])
+    assert router.decide(["Who is in charge at Vantrello Foods?"]).route.tolist() == [0]
+    other = Edit(edit.prompt, "Ada", subject="Vantrello Foods", protected=("Who runs the big food company there?",))
+    router = build([other])
+    assert router.decide(["Who runs the big food company there?"]).route.tolist() == [-1]
 
 
 def test_a_passage_is_found_by_its_like_alone(build):
@@ -236,3 +263,49 @@ def test_a_missing_encoder_is_said_in_one_sentence(name, message, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda *args: None)
     with pytest.raises(CorrigendaError, match=message):
         encoder.encoder_folder(name)
+
+
+OTHER_LANGUAGES = {
+    "中国": (
+        "中国的首都是哪里？",
+        ["请问中国的首都是哪里？"],
+        ["法国的首都是哪里？", "中国的人口是多少？", "中国的国歌叫什么？"],
+    ),
+    "日本": (
+        "日本の首都はどこですか。",
+        ["日本の首都はどこでしょうか？"],
+        ["韓国の首都はどこですか。", "日本の人口は何人ですか？"],
+    ),
+    "مصر": ("ما هي عاصمة مصر؟", ["عاصمة مصر هي"], ["ما هي عاصمة المغرب؟", "كم عدد سكان مصر؟"]),
+    "Вантрелло": (
+        "Кто президент компании Вантрелло?",
+        ["Кто является президентом компании Вантрелло?"],
+        ["Кто президент компании Газпром?", "Где находится компания Вантрелло?"],
+    ),
+    "Vantrello": (
+        "Wer leitet die Firma Vantrello?",
+        ["Wer leitet heute die Firma Vantrello?"],
+        ["Wer leitet die Firma Siemens?", "Wo hat Vantrello ihren Sitz?", "Wie viele Mitarbeiter hat Vantrello?"],
+    ),
+    "Vantrello SA": (
+        "¿Quién dirige la empresa Vantrello SA?",
+        ["¿Quién dirige hoy la empresa Vantrello SA?"],
+        [
+            "¿Quién dirige la empresa Repsol?",
+            "¿Dónde está la sede de Vantrello SA?",
+            "¿Cuántos empleados tiene Vantrello SA?",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("subject", OTHER_LANGUAGES)
+@pytest.mark.parametrize("named", [True, False])
+def test_other_languages_are_compared_by_their_letters(build, subject, named):
+    prompt, same, others = OTHER_LANGUAGES[subject]
+    edits = [Edit(prompt, "so", subject=subject if named else None, id="edit")]
+    router = build(edits)
+    assert routed(router, [prompt], edits) == ["edit"]
+    assert routed(router, others, edits) == [None] * len(others)
+    if named:
+        assert routed(router, same, edits) == ["edit"] * len(same)

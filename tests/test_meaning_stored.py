@@ -86,6 +86,9 @@ def test_why_needs_no_model(saved, load):
     assert by_model["score"] >= by_model["needed"] == by_model["threshold"] == 0.5
     other = explained(edited.method.router, ["How many people work for Vantrello Foods?"], edited.edits)
     assert other["edit"] is None and other["margin"] < 0
+    assert other["reason"] == 'asks for something like "number of employees"' and by_model["reason"] is None
+    (answer,) = edited.answer(["How many people work for Vantrello Foods?"], 1)
+    assert answer.provenance.to_dict()["reason"] == other["reason"]
 
 
 def test_a_folder_of_another_encoder_is_refused_by_name(saved, load, monkeypatch):

@@ -233,3 +233,17 @@ def test_the_layer_leaves_a_poisoned_row_as_it_was(dtype):
     expected[1:4] = before[1:4]
     kept = bounded_(rows, before)
     assert kept.tolist() == [True, False, False, False, True, False] and torch.equal(rows, expected)
+
+
+def test_an_answer_without_its_edits_values_bears_no_name(wrap):
+    edited = wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(contexts=1, steps=3), template=TEMPLATE)
+    edited.edit(SHARED[:2], keep_unsolved=True)
+    asked = [edit.prompt for edit in SHARED[:2]]
+    base = edited.answer(["Tell me about the weather"])
+    assert [answer.edit.id for answer in edited.answer(asked)] == [edit.id for edit in SHARED[:2]]
+    page = int(edited.method.memory._pages[0, 0])
+    edited.method.memory._values[page] = torch.nan
+    with pytest.warns(UserWarning, match="answers are the base model's"):
+        poisoned, whole = edited.answer(asked)
+    assert poisoned.edit is None and not poisoned.provenance.applied and whole.edit.id == SHARED[1].id
+    assert edited.answer(["Tell me about the weather"])[0].text == base[0].text

@@ -40,7 +40,7 @@ def test_an_edit_that_a_copy_of_its_store_had_superseded_answers_again(serve, fo
     copy = tmp_path / "copy"
     shutil.copytree(folders / "shared", copy)
     writing = EditedModel.from_pretrained(tiny_model(), copy, tokenizer=tiny_tokenizer())
-    writing.attach(copy)
+    writing.write_into(copy)
     writing.edit(Edit(SHARED[0].prompt, "Port Adlen", id="later"))
     writing.detach()
     writing.store.close()

@@ -128,6 +128,13 @@ def test_undo_by_author_and_time(edited):
     assert ids(model) == ["a", "b", "c", "d"]
 
 
+def test_the_name_of_before_still_works(edited, tmp_path):
+    model = edited(edits=EDITS[:1])
+    with pytest.warns(FutureWarning, match="`write_into`"):
+        model.attach(tmp_path / "edits")
+    assert model.store.directory == tmp_path / "edits"
+
+
 @pytest.mark.parametrize("method", ["memoir", "wise"])
 def test_an_edit_that_cannot_be_written_leaves_all_as_it_was(edited, monkeypatch, method):
     model = edited(method, EDITS[:3])

@@ -192,16 +192,6 @@ def mask_after(starts: Tensor, cached: int, length: int, dtype: torch.dtype) -> 
     return torch.cat([before[:, None, None].expand(-1, 1, length, -1), causal.expand(rows, -1, -1, -1)], 3)
 
 
-@torch.no_grad()
-def check_decoder(decoder: Decoder, layer: int) -> None:
-    """Raise where the model's forward cannot be taken apart at the layer.
-
-    The logits of a short sequence, with a disturbance added to the output of the layer's down-projection, must be the
-    same by the model's own forward and by its parts. `Decoder.is_plain` tells by which parts.
-    """
-    decoder.is_plain(layer)
-
-
 def _plain_logits(decoder: Decoder, layer: int, tokens: Tensor, disturbance: Tensor) -> Tensor:
     """By a plain residual stack of decoder layers, final norm and head."""
     positions = torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device)[None]

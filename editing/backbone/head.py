@@ -14,7 +14,8 @@ def label_losses(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     A plain linear head on a CPU is read once for the loss and its gradient; others take torch's way, which reads it
     twice and keeps the logits. A GPU is not held up by that: a dozen labels' two readings take it under a millisecond.
     """
-    plain = type(head) is nn.Linear and head.bias is None and head.weight.is_floating_point()
+    plain = type(head) is nn.Linear and head.bias is None and type(head.weight.data) is Tensor
+    plain = plain and head.weight.is_floating_point()
     here = hidden.device.type == head.weight.device.type == "cpu"  # an offloaded head's weight is on no device
     if plain and here and hidden.requires_grad and not head.weight.requires_grad:
         losses, _ = ops.label_losses(hidden, head.weight, labels)

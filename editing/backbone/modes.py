@@ -67,11 +67,22 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def check_tensors(model: nn.Module) -> None:
-    """Raise where a model's tensors were made in inference mode: through such no gradient ever goes."""
+    """Raise where a model's tensors take no gradient: made in inference mode, packed, or kept elsewhere."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            raise CorrigendaError(
+                f'{type(model).__name__} cannot be edited: torch.ao quantised it ("{name}"), and no gradient comes '
+                "through such layers; edit it before, or quantise it otherwise."
+            )
     for tensors in (model.named_parameters(), model.named_buffers()):
         for name, tensor in tensors:
             if tensor.is_inference():
                 raise CorrigendaError(
                     f"{type(model).__name__} was loaded within torch.inference_mode(), and no edit can be solved "
                     f'through such tensors ("{name}"): load the model outside it.'
+                )
+            if tensor.is_meta and not name.startswith("lm_head."):  # a head is only called
+                raise CorrigendaError(
+                    f'{type(model).__name__} cannot be edited: "{name}" is offloaded, and not where it is computed '
+                    "with; load the model whole, in half precision or quantised where memory is short."
                 )

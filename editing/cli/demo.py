@@ -22,7 +22,7 @@ from ..model.answers import Answer
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator, normalised
 from ..scores.report import scores_json, scores_table, write_json
-from ..shown import shortened
+from ..shown import one_line, shortened
 from ..store.files import HEAD_NAME, LEDGER_NAME, is_ledger
 from ..store.migrate import EDITS_NAME, MANIFEST_NAME, TENSORS_NAME
 from .inputs import check_out as check_new
@@ -151,7 +151,7 @@ def _undo(console: Console, edited: EditedModel, row: AnsweredQuestion) -> None:
     try:
         edited.remove(question.edit.id)
     except CorrigendaError as error:
-        console.print(Text(f"   {error}"), soft_wrap=True)
+        console.print(Text(f"   {one_line(str(error))}"), soft_wrap=True)
         return
     answer = _ask(console, edited, [question])[0]
     same = "the unedited model's" if answer.text == row.before.text else "not the unedited model's"

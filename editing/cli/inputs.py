@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,14 @@ def check_same(folder: Path, method: str, settings: Mapping[str, Any], template:
             )
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_requests(path: Path) -> list[str]:
+    """As `read_prompts`; of a record with `messages`, what the last user turn says."""
+    from ..model.route import request_of
+
+    return read_prompts(path, request_of)
+
+
+def read_prompts(path: Path, of_record: Callable[[Mapping[str, Any]], str] | None = None) -> list[str]:
     """A prompt a line; or the `prompt` of each record, in a file that is or opens as one of records."""
     if path != STANDARD_INPUT and path.is_dir():
         raise CorrigendaError(f"{path} is a folder, not a file of prompts.")
@@ -99,7 +106,7 @@ def read_prompts(path: Path) -> list[str]:
             return lines
     elif not source.content.strip():
         raise CorrigendaError(f"{source.name} holds no prompts.")
-    return [_prompt_of(record, place) for place, record in records(source)]
+    return [_prompt_of(record, place, of_record) for place, record in records(source)]
 
 
 def _is_object(line: str) -> bool:
@@ -111,8 +118,10 @@ def _is_object(line: str) -> bool:
         return line.lstrip().startswith("{")
 
 
-def _prompt_of(record: Mapping[str, Any], place: str) -> str:
+def _prompt_of(
+    record: Mapping[str, Any], place: str, of_record: Callable[[Mapping[str, Any]], str] | None = None
+) -> str:
     try:
-        return required_text("prompt", record.get("prompt"))
+        return required_text("prompt", record.get("prompt")) if of_record is None else of_record(record)
     except FieldError as error:
         raise CorrigendaError(f'{place}: the field "{error.field}" {error.problem}.') from None

@@ -193,7 +193,7 @@ class SideMemories:
         # A memory without edits has an infinite threshold.
         margin = (score - self.thresholds[nearest]).nan_to_num(neginf=-1.0)
         none = torch.full_like(route, -1).int()
-        return Decision(route.int(), nearest.int(), score, second, margin, none)
+        return Decision(route.int(), nearest.int(), score, second, margin, none, torch.zeros_like(none))
 
     def distances(self, x: Tensor, base: Tensor, offsets: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         """How far each shard moves the output of each packed sequence, `[shards, sequences]`; and what each adds.

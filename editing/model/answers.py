@@ -23,6 +23,8 @@ class Provenance:
     nearest    the best-matching edit that is in the memory, applied or not; None where there is none
     memory     the applied memory, where several edits share one and none of them is named
     withdrawn  the id of the undone edit that kept `nearest` from being applied: it matches better, by -margin
+    reason     what else kept `nearest` from it, said of the prompt: 'asks for something like "height"', of a router by
+               meaning
     """
 
     edit: Edit | None
@@ -31,6 +33,7 @@ class Provenance:
     nearest: Edit | None
     memory: str | None = None
     withdrawn: str | None = None
+    reason: str | None = None
 
     @property
     def needed(self) -> float:
@@ -56,6 +59,7 @@ class Provenance:
             "nearest": None if self.nearest is None else self.nearest.id,
             **({} if self.memory is None else {"memory": self.memory}),
             **({} if self.withdrawn is None else {"withdrawn": self.withdrawn}),
+            **({} if self.reason is None else {"reason": self.reason}),
         }
 
 
@@ -132,7 +136,18 @@ def provenance_of(decision: Decision, method: Method, edits: Sequence[Edit]) -> 
     def undone(place: int) -> str | None:
         return method.router.withdrawn.ids[place] if place >= 0 else None
 
+    def reason(route: int, against: int) -> str | None:
+        return method.router.in_words(against) if route < 0 and against else None
+
     return [
-        Provenance(edit(route), score, margin, edit(nearest), method.memory_name(route), undone(withdrawn))
-        for route, nearest, score, _, margin, withdrawn in zip(*(part.tolist() for part in decision))
+        Provenance(
+            edit(route),
+            score,
+            margin,
+            edit(nearest),
+            method.memory_name(route),
+            undone(withdrawn),
+            reason(route, against),
+        )
+        for route, nearest, score, _, margin, withdrawn, against in zip(*(part.tolist() for part in decision))
     ]

@@ -140,7 +140,16 @@ class _Session:
     @property
     def decision(self) -> Decision:
         """What was decided for each row of the pass (a prompt's beams or samples are rows of their own)."""
-        return self._known if self._known is not None else self.context.decision
+        decision = self._known if self._known is not None else self.context.decision
+        stopped = self.context.stopped[1 : self.context.slots + 1] > 0
+        if not bool(stopped.any()):
+            return decision
+        warnings.warn(
+            f"The values of an edit are no numbers, or too large: {int(stopped.sum())} answers are the base model's.",
+            stacklevel=3,
+        )
+        left_out = stopped.view(len(decision.route), -1).any(1).to(decision.route.device)
+        return decision._replace(route=torch.where(left_out, -1, decision.route))
 
     def describe(self, inputs: dict[str, Any], input_ids: Tensor, mask: Tensor | None) -> None:
         """Fill the context for the forward that gets `inputs`."""

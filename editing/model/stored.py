@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backbone.decoder import Decoder, check_decoder
+from ..backbone.check import check_decoder
+from ..backbone.decoder import Decoder
 from ..backbone.modes import frozen, own_modes
 from ..backbone.patch import Patch
 from ..edits.edit import Edit, kind_of
@@ -72,7 +73,7 @@ class StoredEdits:
             else:
                 self.store.copy(directory).close()
 
-    def attach(self, directory: str | Path) -> None:
+    def write_into(self, directory: str | Path) -> None:
         """From now on, write edits into this folder's store as they come; a batch is on the disk when it is written.
 
         A new or empty folder takes the edits that are there; the folder these edits were loaded from is written on.
@@ -94,6 +95,11 @@ class StoredEdits:
             else:
                 saving.refuse_non_empty(path)
                 self._directory = path
+
+    def attach(self, directory: str | Path) -> None:
+        """The name of `write_into` before version 0.2."""
+        warnings.warn("`attach` is called `write_into` now.", FutureWarning, stacklevel=2)
+        self.write_into(directory)
 
     def refresh(self) -> bool:
         """Take in what another process has written into the store; whether there was anything."""
@@ -137,14 +143,14 @@ class StoredEdits:
         return EditStore.create(self._directory, header, sample)
 
     def _writable(self) -> None:
-        """Loaded edits belong to their folder: without `attach`, what comes now goes into a copy, and that is said."""
+        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said."""
         store = self.store
         if store is not None and not store.ledger.writable:
             self._view.store = store.copy(None)
             store.close()
             notice = (
-                f"Nothing is written into {store.directory}, which was only loaded: call `attach` to write there, or "
-                "`save_pretrained` to write a new folder."
+                f"Nothing is written into {store.directory}, which was only loaded: `write_into` writes there, "
+                "`save_pretrained` a new folder."
             )
             self._view.store.notices.append(notice)
             warnings.warn(notice, stacklevel=3)
@@ -163,7 +169,7 @@ class StoredEdits:
     ) -> WrittenEdits:
         """Write edits in batches of `config.batch_size`, in order; each batch is answered by from then on.
 
-        store: a folder to write them into as they come (see `attach`). resume: skip edits of the stream that are
+        store: a folder to write them into as they come (see `write_into`). resume: skip edits of the stream that are
         recorded there already. on_conflict: what to do where a stored edit is about the same fact, "supersede" it or
         "keep" it; or a function of both edits that says which. The result's `declined` has what was left out so, and of
         a list those edits whose prompt a later one has again. An id that is another edit's gets a number ("66#2").
@@ -176,7 +182,7 @@ class StoredEdits:
         self._check_read()
         stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) else edits
         if store is not None:
-            self.attach(store)
+            self.write_into(store)
         if not self._checked:
             with self._writing():
                 check_decoder(self.decoder, self.config.layer)

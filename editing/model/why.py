@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backbone.identity import another_model, tokenizer_digest
-from ..backbone.loading import PACKAGED, load_base, load_tokenizer
+from ..backbone.loading import PACKAGED, load_base
 from ..edits.edit import required_text
-from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError, FieldError
 from ..methods.config import EditingConfig
-from ..methods.registry import text_router
 from ..routers.router import EditRouter
-from ..store.codec import fingerprint_of, unpacked, withdrawn_of
 from ..store.store import EditStore
 from .answers import provenance_of
+from .route import by_text
 
 if TYPE_CHECKING:
     from .edited_model import EditedModel
@@ -67,10 +64,11 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
     margin     score - needed; an edit is applied where it is not below 0
     withdrawn  the id of the undone or unsolved edit that the prompt matches better, where that keeps one from applying
     undone     the undone or unsolved edit that comes nearest, whatever that means, with its score
+    reason     what else keeps the best match from being applied, said of the prompt, of a router that knows
     """
     query = router.queries(requests)
     decision = router.decide_queries(query)
-    (route,), (nearest,), (score,), _, (margin,), (withdrawn,) = (part.tolist() for part in decision)
+    (route,), (nearest,), (score,), _, (margin,), (withdrawn,), (against,) = (part.tolist() for part in decision)
     scores = router.scores(query)
     best = scores.topk(max(0, min(most, len(edits))))
     places = sorted(best.indices.tolist(), key=lambda place: (place != nearest, -float(scores[place]), place))
@@ -88,6 +86,7 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
         "rival_weight": router.rival_weight,
         "runner_up": float(scores.topk(2).values[1]) if len(scores) > 1 else 0.0,
         "undone": undone,
+        "reason": router.in_words(against) if route < 0 else None,
         "nearest": [
             {
                 "id": edits[place].id,
@@ -102,16 +101,7 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
 
 
 def _by_text(store: EditStore, order: list[int], prompt: str, name: str) -> tuple[EditRouter, list[str]]:
-    tokenizer = load_tokenizer(name)
-    if sentence := another_model(store.ledger.name, store.header["base"], {"tokenizer": tokenizer_digest(tokenizer)}):
-        raise CorrigendaError(sentence)
-    router = text_router(EditingConfig.from_dict(store.header["config"]), tokenizer)
-    history = store.history
-    if history.ground is not None:
-        router.load_ground(unpacked(store.ledger, history.ground.seq, history.ground.body["tensors"]))
-    router.add_fingerprints([fingerprint_of(history.edits[seq]) for seq in order])
-    router.withdraw(*withdrawn_of(history, order), order)
-    prompts = PromptFormat(tokenizer, store.header["prompts"]["template"], store.header["prompts"]["chat"])
+    router, prompts = by_text(store, order, name)
     return router, [prompts.question(prompts.encode(prompts.wrap(prompt)))]
 
 

@@ -156,7 +156,9 @@ class MaskRouter(EditRouter):
         nearest, overlap, route = ops.mask_route(features, offsets, *settings, *stored)
         score = overlap.float() / self.top_k
         none = torch.full_like(nearest, -1)
-        return Decision(route, nearest, score, torch.zeros_like(score), score - threshold, none)
+        return Decision(
+            route, nearest, score, torch.zeros_like(score), score - threshold, none, torch.zeros_like(nearest)
+        )
 
     def ground(self) -> dict[str, Tensor]:
         return {

@@ -27,6 +27,7 @@ class Decision(NamedTuple):
     runner_up  float32: the same of the second best
     margin     float32: how far the best match stands above what it takes to be applied; below 0 it was not
     withdrawn  int32: the withdrawn edit that kept the best match from being applied, by its place; -1 for none
+    against    int32: what else speaks against the best match, for `EditRouter.in_words`; 0 for nothing
     """
 
     route: Tensor
@@ -35,13 +36,15 @@ class Decision(NamedTuple):
     runner_up: Tensor
     margin: Tensor
     withdrawn: Tensor
+    against: Tensor
 
 
 def decide(nearest: Tensor, score: Tensor, runner_up: Tensor, threshold: float, rival_weight: float) -> Decision:
     """Apply the best match where it stands out: score less a share of the runner-up's reaches the threshold."""
     margin = score - rival_weight * runner_up - threshold
     route = torch.where((nearest >= 0) & (margin >= 0), nearest, -1).int()
-    return Decision(route, nearest, score, runner_up, margin, torch.full_like(nearest, -1))
+    none = torch.full_like(nearest, -1)
+    return Decision(route, nearest, score, runner_up, margin, none, torch.zeros_like(nearest))
 
 
 class Withdrawn(NamedTuple):
@@ -207,6 +210,10 @@ class EditRouter:
         The mean of the first `averaged` is what fingerprints are taken from; those of all serve calibration.
         """
         raise NotImplementedError
+
+    def in_words(self, against: int) -> str | None:
+        """What a decision's `against` says of the request, after "it"; None for nothing."""
+        return None
 
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide in a pass that holds whole prompts, from a layer's features; for routers that need them."""

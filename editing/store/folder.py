@@ -19,7 +19,7 @@ try:
 except ImportError:  # no such locks on this system: `Ledger.append` still notices another writer's entries
     fcntl = None
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 """Opening a pipe for reading waits for a writer otherwise."""
 _BY_DESCRIPTOR = os.open in os.supports_dir_fd

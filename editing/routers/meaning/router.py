@@ -12,16 +12,18 @@ from torch import Tensor
 
 from ...edits.edit import Edit
 from ...errors import CorrigendaError
-from ..router import EditRouter
+from ..router import Decision, EditRouter, decide
 from ..tokens import TokenRouter
 from .candidates import CandidateIndex
 from .decoys import Decoys, Profile
 from .encoder import PACKAGED_ENCODER, Encoder, load_encoder
 from .ground import ground_of, read_ground
 from .known import Known, as_int8, as_unit, packed, tokens_in, unpacked
+from .reasons import NOTHING, PROTECTED, WHETHER, against_of, in_words
 from .rule import Asked, Held, evidence, fitted_rule
 from .sentences import Part, parts_of
 from .subject import FUNCTION_WORDS, guessed, locate, normalised, words
+from .unread import is_unread, likeness
 from .wording import asks_whether, core
 
 _TOKENS = 0.33
@@ -35,16 +37,33 @@ _COVERED = 0.6
 _PASSAGE = 0.75
 """The token score from which a passage's like is taken for it."""
 
+_NAMED, _NAMED_TOKENS = 0.75, 0.6
 _MOST = 24
 """Edits that one part is compared with at most: those with the largest token score and cosine together."""
 
 
 class Match(NamedTuple):
-    """How a request meets an edit: how surely it asks what the edit answers, 0 to 1, and by which of its parts."""
+    """How a request meets an edit: how surely it asks what the edit answers, 0 to 1, and what speaks against it.
+
+    against: one of the numbers in `reasons.py`
+    """
 
     score: float
-    part: str
-    protected: bool = False
+    against: int = NOTHING
+
+
+class _Texts(NamedTuple):
+    """What an edit is compared by: its question, and protected ones `about` its subject, and `others`."""
+
+    subject: str
+    masked: str
+    whole: str
+    about: list[str]
+    others: list[str]
+
+    @property
+    def encoded(self) -> list[str]:
+        return [self.masked, self.whole, *self.about, *self.others]
 
 
 class _Pair(NamedTuple):
@@ -100,36 +119,43 @@ class MeaningRouter(EditRouter):
 
     def _known_by(self, edits: Sequence[Edit]) -> list[Known]:
         found = [self._texts(edit) for edit in edits]
-        vectors = dict.fromkeys(text for texts in found for text in texts[1:] if text)
-        vectors = dict(zip(vectors, as_int8(self.encoder.encode(list(vectors)).numpy()))) if vectors else {}
+        texts = list(dict.fromkeys(text for one in found if one.masked for text in one.encoded))
+        vectors = dict(zip(texts, as_int8(self.encoder.encode(texts).numpy()))) if texts else {}
         none: np.ndarray = np.zeros((0, self.encoder.width), dtype=np.int8)
         return [
             Known(
                 self.tokens.known_by(edit.prompt),
-                subject,
-                masked,
-                whole,
-                np.stack([vectors[text] for text in (masked, whole, *protected)]) if masked else none,
+                one.subject,
+                one.masked,
+                one.whole,
+                len(one.about),
+                np.stack([vectors[text] for text in one.encoded]) if one.masked else none,
             )
-            for edit, (subject, masked, whole, *protected) in zip(edits, found)
+            for edit, one in zip(edits, found)
         ]
 
-    def _texts(self, edit: Edit) -> list[str]:
-        """Subject, masked and whole question of an edit, and its protected questions, masked."""
+    def _texts(self, edit: Edit) -> _Texts:
         parts = parts_of(edit.prompt)
         asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
         question = asking[-1].text if asking else ""
         if self._said(question) < _COVERED * self._said(edit.prompt) or not question:
-            return ["", "", normalised(edit.prompt)]
+            return _Texts("", "", normalised(edit.prompt), [], [])
         text = normalised(question)
         subject = normalised(edit.subject) if edit.subject else guessed(question, self._weight)
         found = locate(subject, text, self._weight)
         if found.share < _SHARE:
             subject = guessed(question, self._weight)
             found = locate(subject, text, self._weight)
-        kept = [*edit.protected, *(locality.prompt for locality in edit.localities)]
-        protected = [core(locate(subject, normalised(kept_text), self._weight).masked) for kept_text in kept]
-        return [subject, core(found.masked), core(text), *protected]
+        # What is asked of the same subject is compared without it, another protected question as it stands. A locality
+        # about another subject needs nothing: no request about that one comes near this edit.
+        about, others = [], []
+        for text in dict.fromkeys([*edit.protected, *(locality.prompt for locality in edit.localities)]):
+            place = locate(subject, normalised(text), self._weight)
+            if place.share >= _SHARE:
+                about.append(core(place.masked))
+            elif text in edit.protected:
+                others.append(core(normalised(text)))
+        return _Texts(subject, core(found.masked), core(normalised(question)), about, others)
 
     def _said(self, text: str) -> float:
         return sum(map(self._weight, words(normalised(text))))
@@ -192,18 +218,33 @@ class MeaningRouter(EditRouter):
         return self.floor if self.threshold_setting == "auto" else float(self.threshold_setting)
 
     def nearest(self, queries: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        return self._nearest(queries)[:3]
+
+    def _nearest(self, queries: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same, and what speaks against the best."""
         self._prepare()
         found = []
         for matches in self._matches(queries, self._known, self._index):
             best = sorted(((match.score, -place) for place, match in matches.items()), reverse=True)[:2]
+            against = matches[-best[0][1]].against if best else NOTHING
             best += [(0.0, 1)] * (2 - len(best))
-            found.append((-best[0][1], best[0][0], best[1][0]))
-        place, score, runner_up = zip(*found) if found else ((), (), ())
+            found.append((-best[0][1], best[0][0], best[1][0], against))
         return (
-            torch.tensor(place, dtype=torch.int32, device="cpu"),
-            torch.tensor(score, dtype=torch.float32, device="cpu"),
-            torch.tensor(runner_up, dtype=torch.float32, device="cpu"),
+            torch.tensor([row[0] for row in found], dtype=torch.int32, device="cpu"),
+            torch.tensor([row[1] for row in found], dtype=torch.float32, device="cpu"),
+            torch.tensor([row[2] for row in found], dtype=torch.float32, device="cpu"),
+            torch.tensor([row[3] for row in found], dtype=torch.int32, device="cpu"),
         )
+
+    def decide_queries(self, queries: Sequence[str]) -> Decision:
+        place, score, runner_up, against = self._nearest(queries)
+        decision = decide(place, score, runner_up, self.threshold, self.rival_weight)._replace(against=against)
+        if self.withdrawn is None:
+            return decision
+        return self.withdrawn.hold_back(decision, *self.nearest_withdrawn(queries))
+
+    def in_words(self, against: int) -> str | None:
+        return in_words(against, self.decoys.names)
 
     def nearest_stored(self, fingerprints: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """By tokens: of edits of one subject many ask nearly the same, and only the same words are the same fact."""
@@ -250,10 +291,21 @@ class MeaningRouter(EditRouter):
         found, pairs, rows, vectors = self._compared(requests, known, index)
         if not pairs:
             return found
-        for (number, place, pair), score in zip(pairs, fitted_rule()(rows).tolist()):
-            kept = _closer_to_protected(pair.known, vectors[pair.masked])
-            refused = kept or (asks_whether(pair.masked) and not asks_whether(pair.known.masked))
-            _keep(found[number], place, Match(0.0 if refused else score, pair.part.text, kept))
+        for (number, place, pair), row, score in zip(pairs, rows, fitted_rule()(rows).tolist()):
+            if _closer_to_protected(pair.known, vectors[pair.masked], vectors[pair.whole]):
+                match = Match(0.0, PROTECTED)
+            elif asks_whether(pair.masked) and not asks_whether(pair.known.masked):
+                match = Match(0.0, WHETHER)
+            elif is_unread(pair.masked) or is_unread(pair.known.masked):
+                # Without a subject that stands there whole only the edit's own words are known to ask for it.
+                match = Match(likeness(pair.masked, pair.known.masked) if pair.share == 1 else 0.0)
+            else:
+                against = NOTHING
+                if score < self.threshold:
+                    profile = Profile(self.decoys, vectors[pair.masked])
+                    against = against_of(row, profile, self._held(pair.known))
+                match = Match(score, against)
+            _keep(found[number], place, match)
         return found
 
     def _compared(
@@ -265,9 +317,9 @@ class MeaningRouter(EditRouter):
         for number, request in enumerate(requests):
             for place, pair in self._pairs(request, known, index):
                 if pair.known.is_passage:
-                    _keep(found[number], place, Match(pair.tokens, request))
+                    _keep(found[number], place, Match(pair.tokens))
                 elif pair.whole == pair.known.whole:
-                    _keep(found[number], place, Match(1.0, pair.part.text))
+                    _keep(found[number], place, Match(1.0))
                 else:
                     pairs.append((number, place, pair))
         texts = list(dict.fromkeys(text for _, _, pair in pairs for text in (pair.masked, pair.whole)))
@@ -308,7 +360,7 @@ class MeaningRouter(EditRouter):
                 found = locate(one.subject, text, self._weight)
                 if score >= _TOKENS or found.share >= _SHARE:
                     pairs.append((place, _Pair(part, one, score, found.share, core(found.masked), core(text))))
-        return pairs
+        return _nearer(pairs)
 
     def _held(self, known: Known) -> Held:
         return _held(self.decoys, known.masked, known.vectors[:2].tobytes())
@@ -338,16 +390,28 @@ class MeaningRouter(EditRouter):
         return {"router.known": rows, **self.ground()}
 
 
+def _nearer(pairs: list[tuple[int, _Pair]]) -> list[tuple[int, _Pair]]:
+    """Without what has only a name or two in common with a part that names another edit's subject in full."""
+    named = {pair.part for _, pair in pairs if pair.share == 1}
+    return [
+        (place, pair)
+        for place, pair in pairs
+        if pair.part not in named or pair.share >= _NAMED or pair.tokens >= _NAMED_TOKENS
+    ]
+
+
 def _keep(matches: dict[int, Match], place: int, match: Match) -> None:
     if place not in matches or match.score > matches[place].score:
         matches[place] = match
 
 
-def _closer_to_protected(known: Known, vector: np.ndarray) -> bool:
+def _closer_to_protected(known: Known, masked: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether a part is no nearer to an edit than to one of its protected questions."""
     if len(known.vectors) <= 2:
         return False
-    near = as_unit(known.vectors) @ vector
-    return bool(near[2:].max() >= near[0])
+    vectors = as_unit(known.vectors)
+    about, others = vectors[2 : 2 + known.about], vectors[2 + known.about :]
+    return bool((about @ masked >= vectors[0] @ masked).any() or (others @ whole >= vectors[1] @ whole).any())
 
 
 def _limited(pairs: Sequence[tuple[int, int, _Pair]], vectors: dict[str, np.ndarray]) -> list[tuple[int, int, _Pair]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 STAND_IN = "it"
@@ -133,15 +131,23 @@ def _match(word: str, wanted: Sequence[str]) -> str | None:
         return word
     if len(word) < 4 or word in FUNCTION_WORDS:
         return None
-    return _like(word, tuple(wanted))
+    return _like(word, wanted)
 
 
-@lru_cache(maxsize=1 << 16)
-def _like(word: str, wanted: tuple[str, ...]) -> str | None:
+def _like(word: str, wanted: Sequence[str]) -> str | None:
+    """A word of `wanted` that is spelt nearly so: a letter more, less, other or exchanged; two, of nine letters on."""
     for other in wanted:
-        if len(other) < 4 or word[0] != other[0] or word.isdigit() or other.isdigit():
+        if word[0] != other[0] or len(other) < 4 or abs(len(word) - len(other)) > 2:
             continue
-        if abs(len(word) - len(other)) <= 2 and difflib.SequenceMatcher(None, word, other).ratio() >= 0.83:
+        start, shorter = 0, min(len(word), len(other))
+        while start < shorter and word[start] == other[start]:
+            start += 1
+        end = 0
+        while end < shorter - start and word[-1 - end] == other[-1 - end]:
+            end += 1
+        differ = max(len(word), len(other)) - start - end
+        exchanged = differ == 2 and sorted(word) == sorted(other)
+        if (differ <= (1 if shorter < 9 else 2) or exchanged) and not (word.isdigit() or other.isdigit()):
             return other
     return None
 

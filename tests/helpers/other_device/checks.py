@@ -125,7 +125,7 @@ def life(kind, config, device, folder):
     note("loaded", again)
     behind = EditedModel.from_pretrained(tiny_model(kind).to(device), folder / "store", tokenizer=tiny_tokenizer())
     again.detach()
-    behind.attach(folder / "store")
+    behind.write_into(folder / "store")
     behind.remove("a")
     note("removed", behind)
     behind.detach()
