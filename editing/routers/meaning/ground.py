@@ -31,7 +31,7 @@ def read_ground(tensors: dict[str, Tensor], encoder: Encoder) -> tuple[str, ...]
     if digest != encoder.digest:
         raise CorrigendaError(
             f'it was written with another encoder than "{encoder.name}" is here: install that one '
-            f'({said.get("encoder")!r}), or open it with the router "tokens"'
+            f"({said.get('encoder')!r}), or write its edits anew (`corrigenda export`)"
         )
     if not all(isinstance(text, str) for text in own):
         raise CorrigendaError("what it says of its router by meaning cannot be read")
