@@ -84,6 +84,7 @@ def test_irrelevant_prompts_that_the_ground_holds_are_not_passed_again(monkeypat
     for inputs, features in zip(known, again, strict=True):
         torch.testing.assert_close(inputs, features.inputs, rtol=1e-4, atol=1e-5)
     assert method._known_inputs([count]) == []  # the ground has fewer prompts than are asked for
+    edited.edit([Edit("Who keeps the inn?", "Otto Brandt")])  # before the first, the base is checked
     passes.clear()
     edited.edit([Edit("Who runs the mill?", "Ada Byron")])
     assert sum(map(len, passes)) == len(edited.method.prepare())
