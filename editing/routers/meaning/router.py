@@ -26,18 +26,21 @@ from .subject import FUNCTION_WORDS, guessed, locate, normalised, words
 from .unread import is_unread, likeness
 from .wording import asks_whether, core
 
-_TOKENS = 0.33
+_TOKENS = 0.25
 _SHARE = 0.4
 """A part and an edit are compared from this token score on, or from this share of the edit's subject on."""
 
-_BOUND = 0.33
+_BOUND = 0.25
 _COVERED = 0.6
 """What share of a prompt's words, by weight, its question must hold to stand for it: "Who is he?" cannot."""
+
+_LONGEST_QUESTION = 80
+"""Words of a question in several sentences; what is longer is a passage."""
 
 _PASSAGE = 0.75
 """The token score from which a passage's like is taken for it."""
 
-_NAMED, _NAMED_TOKENS = 0.75, 0.6
+_NAMED, _NAMED_TOKENS = 0.75, 0.45
 _MOST = 24
 """Edits that one part is compared with at most: those with the largest token score and cosine together."""
 
@@ -138,8 +141,13 @@ class MeaningRouter(EditRouter):
         parts = parts_of(edit.prompt)
         asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
         question = asking[-1].text if asking else ""
-        if self._said(question) < _COVERED * self._said(edit.prompt) or not question:
+        if not question:
             return _Texts("", "", normalised(edit.prompt), [], [])
+        if self._said(question) < _COVERED * self._said(edit.prompt):
+            # "A holiday in Greece celebrates ... Which year was that?" asks with all its sentences; a passage does not.
+            if not asking[-1].asks or len(edit.prompt.split()) > _LONGEST_QUESTION:
+                return _Texts("", "", normalised(edit.prompt), [], [])
+            question = " ".join(edit.prompt.split())
         text = normalised(question)
         subject = normalised(edit.subject) if edit.subject else guessed(question, self._weight)
         found = locate(subject, text, self._weight)
@@ -279,7 +287,7 @@ class MeaningRouter(EditRouter):
         return CandidateIndex(
             [one.tokens for one in known],
             [one.subject for one in known],
-            [one.is_passage for one in known],
+            [one.is_long for one in known],
             self.tokens.rarity.numpy().astype(np.int64),
             self._weight,
         )
@@ -316,7 +324,7 @@ class MeaningRouter(EditRouter):
         pairs: list[tuple[int, int, _Pair]] = []
         for number, request in enumerate(requests):
             for place, pair in self._pairs(request, known, index):
-                if pair.known.is_passage:
+                if not pair.whole:
                     _keep(found[number], place, Match(pair.tokens))
                 elif pair.whole == pair.known.whole:
                     _keep(found[number], place, Match(1.0))
@@ -350,11 +358,12 @@ class MeaningRouter(EditRouter):
         for place in index.of_request(sorted(set().union(*map(set, rows))), texts, _BOUND):
             one = known[place]
             own = set(one.tokens)
-            if one.is_passage:
+            if one.is_long:
                 score = index.score(place, own, rows[-1])
                 if score >= _PASSAGE:
                     pairs.append((place, _Pair(Part(request, True, True, 0, False), one, score, 1.0, "", "")))
-                continue
+                if one.is_passage:
+                    continue
             for part, row, text in zip(asking, rows, texts):
                 score = index.score(place, own, row)
                 found = locate(one.subject, text, self._weight)
