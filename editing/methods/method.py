@@ -133,6 +133,10 @@ class Method:
         """Let the router know the edits of these records."""
         self.router.add_fingerprints([record.fingerprint for record in records])
 
+    def sites(self) -> dict[str, torch.nn.Module]:
+        """The modules whose outputs the memory adds to, by name: "" alone, or what `SpreadMemory.part` knows."""
+        return {"": self.decoder.down_proj(self.layer)}
+
     def tap(self, patch: Patch, context: RoutingContext) -> None:
         """Let a feature router see the layer its fingerprints come from."""
         if not self.router.needs_features:
