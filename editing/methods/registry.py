@@ -9,6 +9,7 @@ from ..errors import CorrigendaError
 from .associative.config import AssociativeConfig
 from .config import CONFIGS, EditingConfig
 from .memoir.config import MemoirConfig
+from .rome.config import RomeConfig
 from .wise.config import WiseConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def register(config: type[EditingConfig], home: str) -> None:
 register(AssociativeConfig, "associative.method:Associative")
 register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
+register(RomeConfig, "rome.method:Rome")
 
 
 def summaries() -> str:
