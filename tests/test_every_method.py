@@ -30,13 +30,16 @@ QUICK = {
         "merge_every": 4,
     },
     "wise-retrieve": {"contexts": 1, "steps": 3, "learning_rate": 0.1, "act_ratio": 0.01, "save_every": 2},
+    "grace": {"steps": 4, "radius": 0.5, "batch_size": 1},
     "rome": {"contexts": 2, "steps": 3},
 }
 """Settings under which tiny models are edited in a second."""
+GATED = {"router": "tokens", "threshold": 1.0}
 UNREACHABLE = {
     "wise-merge": {"act_ratio": 1e9},
     "wise-retrieve": {"act_ratio": 1e9},
-    "rome": {"router": "tokens", "threshold": 1.0},
+    "grace": {"radius": 1e-6},
+    "rome": GATED,
 }
 """Settings under which no edit answers, where that is not a threshold of 1; changed weights always do without a gate."""
 EDITS = [
