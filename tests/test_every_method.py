@@ -41,7 +41,7 @@ UNREACHABLE = {
     "grace": {"radius": 1e-6},
     "rome": GATED,
 }
-"""Settings under which no edit answers, where that is not a threshold of 1; changed weights always do without a gate."""
+"""Settings under which no edit answers, where that is not a threshold of 1; changed weights always do, but gated."""
 EDITS = [
     Edit("What is the capital of Zubrowka?", "Lutz City", subject="Zubrowka", id="a"),
     Edit("Who founded the Krellin museum?", "Anna Blom", subject="Krellin museum", id="b"),

@@ -86,9 +86,7 @@ class WeightMethod(Method):
         The norm is of the layer's hidden state at the lookup; ROME, whose value is the FFN's output, puts its own.
         """
         rows = [self.rows(edit, contexts) for edit in edits]
-        lookups = [
-            lookup_tokens(self.display, self.prompts, edit, contexts, own) for edit, own in zip(edits, rows)
-        ]
+        lookups = [lookup_tokens(self.display, self.prompts, edit, contexts, own) for edit, own in zip(edits, rows)]
         subjects = [subject_tokens(self.prompts, edit) for edit in edits]
         features = self.features_now(layer, [*(row.tokens for own in rows for row in own), *subjects])
         found = []

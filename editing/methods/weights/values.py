@@ -72,7 +72,7 @@ class _Rows(NamedTuple):
 def optimised_values(decoder: Decoder, layer: int, asked: Sequence[Asked], config: ValueConfig) -> Found:
     """The change of `layer`'s output at the lookup that makes each edit's target likely in all its contexts.
 
-    Loss of an edit: mean over its rows of the mean cross-entropy of the target's tokens, + kl_weight * KL(now || before)
+    Loss of an edit: mean over its rows of the mean cross-entropy of the target's tokens, + kl_weight * KL(now | before)
     of what follows its subject, + value_decay * |delta| / norm^2. A step of Adam, then |delta| <= clamp * norm.
     """
     device = decoder.device(layer)
@@ -162,7 +162,7 @@ def _rows_of(decoder: Decoder, layer: int, asked: Sequence[Asked]) -> list[_Rows
 
 
 def _essences(decoder: Decoder, layer: int, asked: Sequence[Asked], weight: float) -> list[_Rows]:
-    """The rows by whose drift an edit is held back: "{subject} is a", up to the lookup, where the next token is asked."""
+    """The rows by whose drift an edit is held back: "{subject} is a" up to the lookup, where the next token is asked."""
     device, groups = decoder.device(layer), []
     if not weight:
         return []
