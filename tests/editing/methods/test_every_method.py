@@ -31,14 +31,21 @@ QUICK = {
     },
     "wise-retrieve": {"contexts": 1, "steps": 3, "learning_rate": 0.1, "act_ratio": 0.01, "save_every": 2},
     "grace": {"steps": 4, "radius": 0.5, "batch_size": 1},
+    "rome": {"contexts": 2, "steps": 3},
 }
 """Settings under which tiny models are edited in a second."""
-UNREACHABLE = {"wise-merge": {"act_ratio": 1e9}, "wise-retrieve": {"act_ratio": 1e9}, "grace": {"radius": 1e-6}}
-"""Settings under which no edit answers, where that is not a threshold of 1."""
+GATED = {"router": "tokens", "threshold": 1.0}
+UNREACHABLE = {
+    "wise-merge": {"act_ratio": 1e9},
+    "wise-retrieve": {"act_ratio": 1e9},
+    "grace": {"radius": 1e-6},
+    "rome": GATED,
+}
+"""Settings under which no edit answers, where that is not a threshold of 1; changed weights always do, but gated."""
 EDITS = [
-    Edit("What is the capital of Zubrowka?", "Lutz City", id="a"),
-    Edit("Who founded the Krellin museum?", "Anna Blom", id="b"),
-    Edit("What does Kmelt make?", "red bricks", id="c"),
+    Edit("What is the capital of Zubrowka?", "Lutz City", subject="Zubrowka", id="a"),
+    Edit("Who founded the Krellin museum?", "Anna Blom", subject="Krellin museum", id="b"),
+    Edit("What does Kmelt make?", "red bricks", subject="Kmelt", id="c"),
 ]
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 every_method = pytest.mark.parametrize("method", CONFIGS)
