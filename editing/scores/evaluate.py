@@ -155,7 +155,7 @@ class Evaluator:
         predictions: list[list[int]] = [[] for _ in asked]
         routes = [-1] * len(asked)
         rows = [a.prompt + a.answer[:-1] for a in asked]
-        model._check_lengths(rows, [1] * len(rows))
+        model.decoder.check_lengths(rows, [1] * len(rows))
         for group in length_groups([len(row) for row in rows], _TOKENS):
             ids = padded_ids([rows[i] for i in group], model.model.get_input_embeddings().weight.device)
             prompts = [len(asked[i].prompt) for i in group]
