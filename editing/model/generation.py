@@ -25,7 +25,9 @@ class DecidingMethod(Protocol):
 
     config: Any
     prompts: PromptFormat
-    reads_text: bool
+
+    @property
+    def reads_text(self) -> bool: ...
 
     def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None: ...
 
