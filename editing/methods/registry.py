@@ -11,6 +11,7 @@ from .config import CONFIGS, EditingConfig
 from .grace.config import GraceConfig
 from .memoir.config import MemoirConfig
 from .rag.config import RagConfig
+from .rome.config import RomeConfig
 from .wise.config import WiseConfig
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
 register(RagConfig, "rag.method:Rag")
+register(RomeConfig, "rome.method:Rome")
 
 
 def summaries() -> str:

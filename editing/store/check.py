@@ -100,7 +100,6 @@ def _tensors(ledger: Ledger, history: History) -> Iterator[str]:
 def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
     """Raise unless an edit's record is whole and of the shape that its method writes for this model."""
     from ..methods.config import CONFIGS
-    from ..methods.record import check_tensors
     from ..methods.registry import method_class
     from .codec import fingerprint_of, record_of
 
@@ -113,7 +112,7 @@ def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
     try:
         _check_fingerprint(fingerprint_of(stored), config, base)
         if not stored.dropped:  # an undone one is still known by its fingerprint
-            check_tensors(record_of(ledger, stored).tensors, method_class(config["method"]).record_shapes, sizes)
+            method_class(config["method"]).check_shapes(record_of(ledger, stored).tensors, sizes)
     except CorrigendaError as error:
         problem = str(error).rstrip(".")
         raise CorrigendaError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {problem}.') from None
