@@ -25,7 +25,7 @@ from ..methods.associative.config import AssociativeConfig
 from ..methods.config import EditingConfig
 from ..methods.registry import method_class, resolved
 from ..routers.context import RoutingContext
-from ..routers.router import Decision
+from ..routers.router import Decision, part_of
 from ..scores.evaluate import Evaluator, Scores
 from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict
@@ -34,6 +34,7 @@ from .answering import answered
 from .answers import Answer, Progress, Provenance, WrittenEdits, provenance_of
 from .generation import GenerateProvider, prompts_of
 from .layer import EditedOutput
+from .read_prompts import ReadPrompts
 from .teacher_forcing import forced
 from .versions import Version, Versions
 from .writer import EditWriter, StreamOptions, names_of
@@ -257,9 +258,12 @@ class EditedModel:
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
         prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
-        with self._reading(autocast=True) as edits, self._provider.session(prompt, mask) as session:
-            output = self.model.generate(prompt, **kwargs)
-            return (output, self._provenance(session.decision, edits)) if provenance else output
+        with self._reading(autocast=True) as edits:
+            read = ReadPrompts.of(self.method, self.decoder.model, prompt, mask)
+            read.take_place(kwargs)
+            with self._provider.session(read.prompt, read.mask, read.decision) as session:
+                output = read.put_back(self.model.generate(read.prompt, **kwargs))
+                return (output, self._provenance(session.decision, edits)) if provenance else output
 
     def _provenance(self, decision: Decision, edits: Sequence[Edit]) -> list[Provenance]:
         return provenance_of(decision, self.method, edits)
@@ -289,19 +293,27 @@ class EditedModel:
         self, rows: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int = 16
     ) -> list[Answer]:
         """The same for tokenised prompts, each with its own limit."""
-        self.decoder.check_lengths(rows, max_new_tokens)
         with self._reading() as edits:
+            read, known = self.read_as(rows)
+            self.decoder.check_lengths(read, max_new_tokens)
 
-            def generate(ids: Tensor, mask: Tensor, longest: int) -> tuple[Tensor, list[Provenance]]:
+            def generate(
+                ids: Tensor, mask: Tensor, longest: int, part: Sequence[int]
+            ) -> tuple[Tensor, list[Provenance]]:
                 with (
-                    self._provider.session(ids, mask) as session,
+                    self._provider.session(ids, mask, part_of(known, part)) as session,
                     greedy(self.decoder.model, self.tokenizer, longest) as settings,
                 ):
                     output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
                     return output, self._provenance(session.decision, edits)
 
             device = self.model.get_input_embeddings().weight.device
-            return answered(rows, max_new_tokens, batch_size, self.tokenizer, device, generate)
+            return answered(read, max_new_tokens, batch_size, self.tokenizer, device, generate)
+
+    def read_as(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], Decision | None]:
+        """Tokenised prompts as the model reads them, and what was decided of them, where edits are read as text."""
+        known = self.method.decide(rows) if self.method.reads_text and len(rows) else None
+        return ([list(row) for row in rows] if known is None else self.method.read_as(rows, known)), known
 
     def generate_text(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy continuations of prompts, each in the edits' own format; the prompts are not repeated."""
@@ -309,17 +321,23 @@ class EditedModel:
 
     @contextlib.contextmanager
     def teacher_forcing(
-        self, ids: Tensor, prompts: Sequence[int], lengths: Sequence[int], edited: bool = True
+        self,
+        ids: Tensor,
+        prompts: Sequence[int],
+        lengths: Sequence[int],
+        edited: bool = True,
+        known: Decision | None = None,
     ) -> Iterator[Callable[[], list[int]]]:
         """Within: one forward over right-padded `ids` `[rows, length]`, row i routed by its first `prompts[i]` tokens.
 
+        known: what `read_as` decided, where edits are read as text and the prompts are those that it gave.
         Yields a function that tells the edit applied to each row, or -1, once the forward has run.
         """
         with self._reading(gradients=torch.is_grad_enabled()):
             if not edited:
                 yield lambda: [-1] * len(prompts)
                 return
-            with forced(self.method, self.context, ids, prompts, lengths) as routes:
+            with forced(self.method, self.context, ids, prompts, lengths, known) as routes:
                 yield routes
 
     def sources(self, rows: int) -> list[Provenance]:

@@ -145,8 +145,9 @@ class EditWriter:
     def write(self, stream: Iterable[Edit], options: StreamOptions) -> WrittenEdits:
         """Write edits in batches, each into the store and the memory; see `EditedModel.edit`."""
         if not self._checked:
-            with self._exclusively(True):
-                check_decoder(self._method.decoder, self._method.config.layer)
+            if self._method.needs_gradients:
+                with self._exclusively(True):
+                    check_decoder(self._method.decoder, self._method.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if options.resume else None)
         results = WrittenEdits()
