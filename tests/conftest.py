@@ -133,7 +133,7 @@ def few_background_prompts():
 
     few = background_prompts()[:16]
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("associative", "memoir", "wise"):
+        for name in ("associative", "memoir", "wise", "weights"):
             patch.setattr(f"corrigenda.editing.methods.{name}.method.background_prompts", lambda: few)
         yield
 

@@ -71,11 +71,13 @@ class PromptFormat:
 
     def encode_in_context(self, context: str, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """The same after a context text, which in a chat belongs to the user's turn."""
+        return self._split(self.wrap_in_context(context, prompt), target)
+
+    def wrap_in_context(self, context: str, prompt: str) -> str:
+        """The text that the model reads for a prompt after a context text."""
         if not context:
-            return self.encode_with_target(prompt, target)
-        if self.chat:
-            return self.encode_with_target(join(context, prompt), target)
-        return self._split(join(context, self.wrap(prompt)), target)
+            return self.wrap(prompt)
+        return self.wrap(join(context, prompt)) if self.chat else join(context, self.wrap(prompt))
 
     def question(self, ids: Sequence[int]) -> str:
         """The text that was asked in a tokenised prompt: the template's or the last user turn's content."""

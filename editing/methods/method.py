@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -109,9 +109,14 @@ class Method:
         sizes = {"D": self.width, "d": self.out_width}
         if (top_k := getattr(self.config, "top_k", None)) is not None:
             sizes["k"] = top_k
-        check_tensors(record.tensors, self.record_shapes, sizes)
+        self.check_shapes(record.tensors, sizes)
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
+
+    @classmethod
+    def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+        """Raise unless a record's tensors are those of this method; `sizes` of letters, as far as they are known."""
+        check_tensors(tensors, cls.record_shapes, sizes)
 
     def write(self, edits: Sequence[Edit]) -> list[Solved]:
         """Solve and apply a batch."""
@@ -133,6 +138,10 @@ class Method:
     def make_known(self, records: Sequence[Record]) -> None:
         """Let the router know the edits of these records."""
         self.router.add_fingerprints([record.fingerprint for record in records])
+
+    def sites(self) -> dict[str, torch.nn.Module]:
+        """The modules whose outputs the memory adds to, by name: "" alone, or what `SpreadMemory.part` knows."""
+        return {"": self.decoder.down_proj(self.layer)}
 
     def tap(self, patch: Patch, context: RoutingContext) -> None:
         """Let a feature router see the layer its fingerprints come from."""

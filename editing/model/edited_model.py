@@ -66,10 +66,12 @@ class EditedModel(StoredEdits):
             self.method = method_class(self.config.method)(self.decoder, self.prompts, self.config)
             self.name = name
             self.context = RoutingContext(self.decoder.device(self.config.layer))
-            output = EditedOutput(self.method.memory, self.context)
-            self._begin(output)
+            sites = self.method.sites()
+            outputs = [EditedOutput(self.method.memory, self.context, place) for place in sites]
+            self._begin(outputs)
             self._patch = Patch()
-            self._patch.hook(self.decoder.down_proj(self.config.layer), output)
+            for module, output in zip(sites.values(), outputs):
+                self._patch.hook(module, output)
             self.method.tap(self._patch, self.context)
             self._provider = GenerateProvider(self.decoder.model, self.method, self.context, self._patch)
             self._provider.answer_all(lambda: self._reading(autocast=True), lambda: bool(self._versions.current))

@@ -48,9 +48,9 @@ class StoredEdits:
     _provider: GenerateProvider
     _patch: Patch
 
-    def _begin(self, output: EditedOutput) -> None:
-        """Start with no edits, in a memory that `output` reads."""
-        self._versions = Versions(self.method, output)
+    def _begin(self, outputs: Sequence[EditedOutput]) -> None:
+        """Start with no edits, in a memory that `outputs` read."""
+        self._versions = Versions(self.method, outputs)
         self._view = MemoryView(self.method, self._new_store)
         self._directory: Path | None = None
         self._checked = False
@@ -119,11 +119,12 @@ class StoredEdits:
     def _check_read(self) -> None:
         """Raise where no layer reads the edits: they are detached, or the layer is another module by now."""
         self._check_attached()
-        if not self._patch.hooks(self.decoder.down_proj(self.config.layer)):
-            raise CorrigendaError(
-                f"The down_proj of layer {self.config.layer} was exchanged for another module, which reads no edits: "
-                "detach the edits and load them again."
-            )
+        for module in self.method.sites().values():
+            if not self._patch.hooks(module):
+                raise CorrigendaError(
+                    f"The down_proj of layer {self.config.layer} was exchanged for another module, which reads no "
+                    "edits: detach the edits and load them again."
+                )
 
     def _attach(self, store: EditStore) -> None:
         with self._writing(gradients=False):
