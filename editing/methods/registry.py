@@ -10,6 +10,7 @@ from .associative.config import AssociativeConfig
 from .config import CONFIGS, EditingConfig
 from .grace.config import GraceConfig
 from .memoir.config import MemoirConfig
+from .rag.config import RagConfig
 from .rome.config import RomeConfig
 from .wise.config import WiseConfig
 
@@ -32,6 +33,7 @@ register(AssociativeConfig, "associative.method:Associative")
 register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
+register(RagConfig, "rag.method:Rag")
 register(RomeConfig, "rome.method:Rome")
 
 
