@@ -26,13 +26,14 @@ from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.routers.router import Decision
 from ..editing.shown import shown
-from .catalogue import Admission, Catalogue, Change, ServedEdit
+from .catalogue import Catalogue
 from .continuous import BatchedRequests
 from .errors import ServingError
 from .log import logger_of
 from .memory import ServedMemory
 from .metrics import Metrics
 from .requests import CallRequests, ServedRequest, call_requests
+from .served_edits import Admission, Change, ServedEdit
 from .settings import ServingSettings, resolved
 
 __all__ = ["ServedModel"]
@@ -318,6 +319,8 @@ class ServedModel:
 class _Deciding:
     """What `GenerateProvider` asks of a method, for the rows of one call."""
 
+    reads_text = False
+
     def __init__(self, served: ServedModel, owners: Sequence[str | None]) -> None:
         self.config = served.catalogue.config
         self.prompts = served.catalogue.prompts
@@ -339,6 +342,9 @@ class _Deciding:
         margins = torch.tensor([one.margin for one in found], dtype=torch.float32, device="cpu")
         none = torch.full_like(places, -1)
         return Decision(places, places, scores, torch.zeros_like(scores), margins, none, torch.zeros_like(places))
+
+    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
+        return [list(prompt) for prompt in prompts]
 
 
 def _batching_config(given: dict[str, Any], device: torch.device) -> Any:

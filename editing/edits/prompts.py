@@ -71,11 +71,13 @@ class PromptFormat:
 
     def encode_in_context(self, context: str, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """The same after a context text, which in a chat belongs to the user's turn."""
+        return self._split(self.wrap_in_context(context, prompt), target)
+
+    def wrap_in_context(self, context: str, prompt: str) -> str:
+        """The text that the model reads for a prompt after a context text."""
         if not context:
-            return self.encode_with_target(prompt, target)
-        if self.chat:
-            return self.encode_with_target(join(context, prompt), target)
-        return self._split(join(context, self.wrap(prompt)), target)
+            return self.wrap(prompt)
+        return self.wrap(join(context, prompt)) if self.chat else join(context, self.wrap(prompt))
 
     def question(self, ids: Sequence[int]) -> str:
         """The text that was asked in a tokenised prompt: the template's or the last user turn's content."""
@@ -108,6 +110,21 @@ class PromptFormat:
             if ids[start : start + len(opening)] == opening:
                 return start + len(opening), end
         return 0, len(ids)
+
+    def text_place(self, ids: Sequence[int]) -> int:
+        """Where in a tokenised prompt a text before its question belongs: in a chat at the last user turn's beginning,
+        else at the prompt's, after a token that begins every text."""
+        ids = list(ids)
+        if not self.chat:
+            return int(bool(ids) and ids[0] == self.tokenizer.bos_token_id)
+        turns = [{"role": "user", "content": _MARK}]
+        later = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *turns]
+        before, again = (self._turns(each).partition(_MARK)[0] for each in (turns, later))
+        opening = self.tokenizer(_common_ending(before, again).lstrip(), add_special_tokens=False)["input_ids"]
+        for start in range(len(ids) - len(opening), -1, -1):
+            if opening and ids[start : start + len(opening)] == opening:
+                return start + len(opening)
+        return self.user_tokens(ids)[0]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: `PromptFormat(tokenizer, **saved)` gives the same format back."""

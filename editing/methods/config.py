@@ -29,6 +29,9 @@ class EditingConfig:
     """Every name that `--method` may give for it."""
     summary: ClassVar[str]
     """What it is, in half a line."""
+    fingerprint: ClassVar[Literal["tokens", "prompt", "mask", "key", "none"]] = "tokens"
+    """What edits are known by: distinct "tokens" in order, the whole "prompt" as token ids, a "mask" of features, a
+    "key" of the layer's width and a label, or "none"."""
     only_solving: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_target_tokens"})
     """Settings that only the solving of an edit depends on: its record fits beside others, whatever these were."""
     layer: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from ..backbone.decoder import Decoder
 from ..backbone.frozen import Beginnings, Features, Row, common_beginning, frozen_features
 from ..backbone.learning_contexts import context_texts
 from ..backbone.patch import Patch
+from ..backbone.repeated import Repeated
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
@@ -42,6 +43,10 @@ class Method:
     """Whether a route is an edit, by its place; else it is a memory that several share."""
     keeps_unsolved: ClassVar[bool] = False
     """Whether an edit that does not hold is written all the same, where the user does not say."""
+    reads_text: ClassVar[bool] = False
+    """Whether an edit is read in the prompt: see `read_as`."""
+    needs_gradients: ClassVar[bool] = True
+    """Whether writing takes gradients through the layers above the edited one."""
     memory: Memory
     router: EditRouter
 
@@ -108,9 +113,14 @@ class Method:
         sizes = {"D": self.width, "d": self.out_width}
         if (top_k := getattr(self.config, "top_k", None)) is not None:
             sizes["k"] = top_k
-        check_tensors(record.tensors, self.record_shapes, sizes)
+        self.check_shapes(record.tensors, sizes)
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
+
+    @classmethod
+    def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+        """Raise unless a record's tensors are those of this method; `sizes` of letters, as far as they are known."""
+        check_tensors(tensors, cls.record_shapes, sizes)
 
     def write(self, edits: Sequence[Edit]) -> list[Solved]:
         """Solve and apply a batch."""
@@ -133,6 +143,10 @@ class Method:
         """Let the router know the edits of these records."""
         self.router.add_fingerprints([record.fingerprint for record in records])
 
+    def sites(self) -> dict[str, torch.nn.Module]:
+        """The modules whose outputs the memory adds to, by name: "" alone, or what `SpreadMemory.part` knows."""
+        return {"": self.decoder.down_proj(self.layer)}
+
     def tap(self, patch: Patch, context: RoutingContext) -> None:
         """Let a feature router see the layer its fingerprints come from."""
         if not self.router.needs_features:
@@ -154,6 +168,10 @@ class Method:
         if self.router.needs_features:
             return None
         return self.router.decide([self.prompts.question(ids) for ids in prompts])
+
+    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
+        """What the model is to read for tokenised prompts that this was decided of: more, where it `reads_text`."""
+        return [list(prompt) for prompt in prompts]
 
     def routes(self, prompts: Sequence[str]) -> Decision:
         """What the router decides about prompts, as `generate` would ask them."""
@@ -215,6 +233,10 @@ class Method:
     def features(self, rows: Sequence[Sequence[int]]) -> list[Features]:
         """What editing never changes of edits' rows, as token ids."""
         return frozen_features(self.decoder, self.layer, rows, beginnings=self._beginnings)
+
+    def repeated(self, step: Callable[[], None]) -> Repeated:
+        """A step of an edit, which on a GPU becomes one launch where it can."""
+        return Repeated(step, self.decoder, self.layer)
 
     def prompt_features(self, layer: int, prompts: Sequence[str]) -> list[PromptFeatures]:
         """A layer's input at every token of prompts, in the format that edits are asked in, and its mean."""

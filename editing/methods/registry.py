@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CorrigendaError
 from .associative.config import AssociativeConfig
 from .config import CONFIGS, EditingConfig
+from .grace.config import GraceConfig
 from .memoir.config import MemoirConfig
+from .rag.config import RagConfig
+from .rome.config import RomeConfig
 from .wise.config import WiseConfig
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ def register(config: type[EditingConfig], home: str) -> None:
 register(AssociativeConfig, "associative.method:Associative")
 register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
+register(GraceConfig, "grace.method:Grace")
+register(RagConfig, "rag.method:Rag")
+register(RomeConfig, "rome.method:Rome")
 
 
 def summaries() -> str:

@@ -26,6 +26,8 @@ class RoutingContext:
         stopped int32  at how many of its tokens so far the memory was left out, for what it would have added
     Per sequence of a pass in which features decide:
         offsets int32  where its tokens begin, and after the last one where they end
+    Per token, where a router decides about each anew:
+        each   int32   the edit that answers it, whatever answers its sequence; else None
     """
 
     def __init__(self, device: torch.device, tokens: int = 4096, slots: int = 64) -> None:
@@ -36,6 +38,7 @@ class RoutingContext:
         # True in a pass that holds whole prompts whose features decide the route (mask routers).
         self.deciding = False
         self.decision: Decision | None = None  # what the router last decided in a pass
+        self.each: Tensor | None = None
         self._allocate(tokens, slots)
 
     def _allocate(self, tokens: int, slots: int) -> None:
@@ -90,11 +93,21 @@ class RoutingContext:
         if count < self.tokens:  # where an earlier pass had tokens, this one may have padding
             self.gate[count : self.tokens] = False
         self.tokens = count
+        self.each = None
         self.deciding = deciding
         self.active = True
 
+    def last_tokens(self) -> Tensor:
+        """int64 `[slots]`: where in the pass the last prompt token of each sequence is, of those that it holds."""
+        count = self.tokens
+        token = torch.arange(count, dtype=torch.int64, device=self.device)
+        place = torch.zeros(self.slots + 1, dtype=torch.int64, device=self.device)
+        return place.scatter_(0, torch.where(self.first[:count], self.slot[:count], 0).long(), token)[1:]
+
     def token_routes(self, count: int) -> Tensor:
         """int32 `[count]`: the edit to read at each token of the pass, -1 for none."""
+        if self.each is not None:
+            return torch.where(self.gate[:count], self.each[:count], -1)
         return torch.where(self.gate[:count], self.route.index_select(0, self.slot[:count]), -1)
 
     def stop(self) -> None:
