@@ -234,7 +234,7 @@ class Half:
             return "by alias"
         if not fact["several"]:
             return "rephrased: pairs"
-        # CounterFact's own paraphrases often ask something else ("X's greatest strength is"): apart, and none is learnt.
+        # CounterFact's own paraphrases often ask something else ("X's greatest strength is"): apart, none is learnt.
         own = fact["id"].startswith("counterfact") and text.replace(fact["subject"], "{}") not in self._patterns
         return "several edits: counterfact" if own else "several edits of a subject"
 

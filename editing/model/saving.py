@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,6 +70,22 @@ def read(directory: str | Path, *, write: bool = False) -> Saved:
         store.close()
         raise CorrigendaError(f"{store.ledger.name} cannot be read: {str(error).rstrip('.')}.") from error
     return Saved(path, store, config)
+
+
+def opened_by(config: EditingConfig, router: str | None) -> EditingConfig:
+    """The configuration of saved edits, to be found by another router than the one that they were written for.
+
+    Edits for the router by meaning can be found by their tokens alone, where its encoder is missing; no others.
+    """
+    own = getattr(config, "router", None)
+    if router in (None, own):
+        return config
+    if (own, router) != ("meaning", "tokens"):
+        raise CorrigendaError(
+            f"These edits were written for {'no router' if own is None else f'the router {own!r}'} and cannot be found "
+            f'by "{router}": `corrigenda migrate --router {router}` writes them anew where that is possible.'
+        )
+    return dataclasses.replace(config, router=router, threshold="auto")
 
 
 def header_of(edited: EditedModel) -> dict[str, Any]:

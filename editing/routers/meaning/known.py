@@ -84,9 +84,13 @@ def unpacked(row: Tensor | Sequence[int], vocabulary: int, width: int) -> Known:
     return Known(ids, subject, masked, whole, about, vectors)
 
 
-def tokens_in(row: Tensor) -> tuple[int, ...]:
-    """The prompt's token ids in what `packed` made."""
-    return tuple(row[_HEAD : _HEAD + int(row[1])].tolist())
+def token_row(row: Tensor) -> list[int]:
+    """The prompt's token ids, of what `packed` made and of a plain row of ascending ids alike."""
+    ids = row.tolist()
+    # A plain row ascends; what `packed` made begins with its mark and a smaller number.
+    if len(ids) > _HEAD and ids[0] == _MARK and 0 <= ids[1] < _MARK:
+        return ids[_HEAD : _HEAD + ids[1]]
+    return ids
 
 
 def as_int8(vectors: np.ndarray) -> np.ndarray:

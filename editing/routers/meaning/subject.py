@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 STAND_IN = "it"
@@ -53,6 +54,11 @@ def _plain(word: str) -> str:
     if word.isascii() or not _LATIN.match(word):
         return word
     return "".join(letter for letter in unicodedata.normalize("NFD", word) if not unicodedata.combining(letter))
+
+
+def holds_stand_in(text: str) -> bool:
+    """Whether a question has `STAND_IN` where its subject stands."""
+    return STAND_IN in words(normalised(text))
 
 
 def content_words(text: str) -> list[str]:
@@ -124,6 +130,7 @@ def _without(text: str, start: int, end: int) -> str:
     return re.sub(rf"{STAND_IN} ([?!.,])", rf"{STAND_IN}\1", " ".join(f"{before} {STAND_IN} {after}".split()))
 
 
+@lru_cache(maxsize=256)
 def _spans(text: str) -> list[tuple[str, int, int]]:
     spans = []
     for found in _WORD.finditer(text):

@@ -23,6 +23,7 @@ _TAIL = re.compile(r"[\s,!.:-]*(\b(please|thanks|thank you|do you know|it is|the
 _NEGATED = re.compile(
     r"\b(not|never|no longer|nor|neither|without|except|besides|cannot)\b|n't\b|\bother than\b|\bapart from\b"
 )
+_DENIED = re.compile(r"\b(is|was|are|were|do|does|did|has|have|can|will) not\b|n't\b|\bno longer\b|\bother than\b")
 _COMPARED = re.compile(r"\b(than|versus|vs|compared?|rather|as \w+ as|the same \w+ as|between|difference)\b|,? or\b")
 _YES_NO = re.compile(
     r"^\W*(and |so |but )?(is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|isn't|wasn't|aren't|"
@@ -97,6 +98,11 @@ def answer_kind(text: str) -> str:
 
 def is_negated(text: str) -> bool:
     return _NEGATED.search(text) is not None
+
+
+def is_denied(text: str) -> bool:
+    """Whether a question asks for what is not so: "who is not its founder"."""
+    return _DENIED.search(text) is not None
 
 
 def is_compared(text: str) -> bool:
