@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CorrigendaError
 from .head import label_losses
-from .last_layer import LabelPositions, layer_at
+from .last_layer import LabelPositions, keys_and_values, knows, layer_at
 from .modes import own_modes
 from .own_forward import OwnForward, own_logits
 from .wrappers import unwrapped
@@ -112,6 +112,15 @@ class Decoder:
     def last_layer_at(self, hidden: Tensor, asked: LabelPositions) -> Tensor:
         """The last layer's output `[asked tokens, d]` at the asked positions; see `layer_at`."""
         return layer_at(self.layers[-1], hidden.to(self.device(len(self) - 1)), asked)
+
+    def keep(self, hidden: Tensor, first: int, positions: Tensor, mask: Tensor, cache: Any) -> None:
+        """Have the cache record layers `first` and above of `hidden`, as `run` would, of which no output is needed."""
+        last, final = self.layers[-1], len(self) - 1
+        if not knows(last):
+            self.run(hidden, first, len(self), positions, mask, cache)
+            return
+        hidden = self.run(hidden, first, final, positions, mask, cache).to(self.device(final))
+        cache.update(*keys_and_values(last, hidden, self.angles(hidden, positions)), last.self_attn.layer_idx)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states that have passed the last layer."""
