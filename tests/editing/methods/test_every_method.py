@@ -121,14 +121,14 @@ def test_what_no_edit_answers_is_the_base_models_bit_for_bit(edited, method):
 
 
 @every_method
-def test_undo_redo_and_reload_give_the_same_bits(edited, load, tmp_path, method):
+def test_undo_redo_and_reload_give_the_same_bits(edited, load_edited, tmp_path, method):
     model = edited(method)
     whole = state(model)
     model.undo("b")
     assert [edit.id for edit in model.edits] == ["a", "c"]
     without = state(model)
     model.save_pretrained(tmp_path / "without")
-    same(without, state(load(tmp_path / "without")))
+    same(without, state(load_edited(tmp_path / "without")))
     model.redo("b")
     same(whole, state(model))
     model.undo(["a", "b", "c"])
@@ -136,14 +136,14 @@ def test_undo_redo_and_reload_give_the_same_bits(edited, load, tmp_path, method)
 
 
 @every_method
-def test_its_folder_is_whole_and_can_be_merged(edited, load, tmp_path, method):
+def test_its_folder_is_whole_and_can_be_merged(edited, load_edited, tmp_path, method):
     edited(method).save_pretrained(tmp_path / "all")
     edited(method, EDITS[:1]).save_pretrained(tmp_path / "one")
     assert list(problems(tmp_path / "all")) == []
     into, other = EditStore.open(tmp_path / "one", write=True), EditStore.open(tmp_path / "all")
     with closing(into), closing(other):
         merge(into, other)
-    merged = load(tmp_path / "one")
+    merged = load_edited(tmp_path / "one")
     assert {edit.id for edit in merged.edits} == {"a", "b", "c"}
 
 
