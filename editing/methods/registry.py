@@ -10,6 +10,7 @@ from .associative.config import AssociativeConfig
 from .config import CONFIGS, EditingConfig
 from .grace.config import GraceConfig
 from .lora.config import LoraConfig
+from .melo.config import MeloConfig
 from .memoir.config import MemoirConfig
 from .rag.config import RagConfig
 from .rome.config import RomeConfig
@@ -35,6 +36,7 @@ register(AssociativeConfig, "associative.method:Associative")
 register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
+register(MeloConfig, "melo.method:Melo")
 register(RagConfig, "rag.method:Rag")
 register(LoraConfig, "lora.method:Lora")
 register(StableKeConfig, "stableke.method:StableKe")
