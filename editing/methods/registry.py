@@ -10,9 +10,11 @@ from ..errors import CorrigendaError
 from .associative.config import AssociativeConfig
 from .config import CONFIGS, EditingConfig
 from .grace.config import GraceConfig
+from .lora.config import LoraConfig
 from .memoir.config import MemoirConfig
 from .rag.config import RagConfig
 from .rome.config import RomeConfig
+from .stableke.config import StableKeConfig
 from .wise.config import WiseConfig
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
 register(RagConfig, "rag.method:Rag")
+register(LoraConfig, "lora.method:Lora")
+register(StableKeConfig, "stableke.method:StableKe")
 register(RomeConfig, "rome.method:Rome")
 
 

@@ -32,6 +32,8 @@ QUICK = {
     "wise-retrieve": {"contexts": 1, "steps": 3, "learning_rate": 0.1, "act_ratio": 0.01, "save_every": 2},
     "grace": {"steps": 4, "radius": 0.5, "batch_size": 1},
     "rag": {"batch_size": 2},
+    "lora": {"steps": 2, "rank": 2},
+    "stableke": {"steps": 2, "rank": 2, "paraphrases": 1, "descriptions": 1, "wording_tokens": 4},
     "rome": {"contexts": 2, "steps": 3},
 }
 """Settings under which tiny models are edited in a second."""
@@ -41,6 +43,8 @@ UNREACHABLE = {
     "wise-retrieve": {"act_ratio": 1e9},
     "grace": {"radius": 1e-6},
     "rome": GATED,
+    "lora": GATED,
+    "stableke": GATED,
 }
 """Settings under which no edit answers, where that is not a threshold of 1; changed weights always do, but gated."""
 EDITS = [
