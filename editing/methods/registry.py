@@ -6,11 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CorrigendaError
+from .alphaedit.config import AlphaEditConfig
 from .associative.config import AssociativeConfig
 from .config import CONFIGS, EditingConfig
+from .ftm.config import FtmConfig
 from .grace.config import GraceConfig
+from .memit.config import MemitConfig
 from .memoir.config import MemoirConfig
 from .rome.config import RomeConfig
+from .ultraedit.config import UltraEditConfig
 from .wise.config import WiseConfig
 
 if TYPE_CHECKING:
@@ -33,6 +37,10 @@ register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
 register(RomeConfig, "rome.method:Rome")
+register(MemitConfig, "memit.method:Memit")
+register(AlphaEditConfig, "alphaedit.method:AlphaEdit")
+register(UltraEditConfig, "ultraedit.method:UltraEdit")
+register(FtmConfig, "ftm.method:FtM")
 
 
 def summaries() -> str:

@@ -145,20 +145,22 @@ class WeightMethod(Method):
 
     @classmethod
     def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
-        """Of each site; `sizes` are those of down-projections."""
+        """Of each site; sites may be of other widths than the layer's, which `check` knows."""
         of_site = by_site(tensors)
         if not of_site:
             raise CorrigendaError("it has no tensors")
-        for site, own in of_site.items():
-            check_tensors(own, cls.record_shapes, sizes if site.endswith(".down_proj") else {})
+        for own in of_site.values():
+            check_tensors(own, cls.record_shapes, sizes)
+
+    def _sizes(self, site: str) -> dict[str, int]:
+        return dict(zip("Dd", self.shapes[site]))
 
     def check(self, record: Record) -> None:
         self.check_shapes(record.tensors, {})
         for site, own in by_site(record.tensors).items():
             if site not in self.shapes:
                 raise CorrigendaError(f'its tensors are of "{site}", which is not edited')
-            width, out_width = self.shapes[site]
-            check_tensors(own, self.record_shapes, {"D": width, "d": out_width})
+            self.check_shapes({f"{site}.{kind}": tensor for kind, tensor in own.items()}, self._sizes(site))
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 
