@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 from batched import EDITED, PLAIN, batch, tokens
+from op_arguments import arguments, flat
 from served import OF_ACME, SHARED, store
-from test_registration import arguments, flat
 from tiny import tiny_model, tiny_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from waits import Waits

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import TEMPLATE, corrigenda, refused, works, write_records
 from first_format import write_first_format
-from test_cli import TEMPLATE, corrigenda, refused, works, write_records
 from tiny import save_tiny
 
 from corrigenda.editing import EditedModel

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_decoder import ids, small
+from families import ids, small
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel, WiseConfig

@@ -174,6 +174,7 @@ def test_nothing_is_read_past_the_end():
     """Inputs end at a page without access: a load beyond them kills the process."""
     from pathlib import Path
 
-    script = textwrap.dedent(GUARDED.format(tests=[str(Path(__file__).parent), str(Path(__file__).parent / "helpers")]))
+    tests = Path(__file__).parents[1]
+    script = textwrap.dedent(GUARDED.format(tests=[str(tests), str(tests / "helpers")]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0 and "within bounds" in done.stdout, done.stderr[-2000:]

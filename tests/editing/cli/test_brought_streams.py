@@ -6,8 +6,7 @@ import json
 
 import pytest
 import stores
-from test_cli import TEMPLATE, works, write_records
-from test_cli_streams import given
+from command_line import TEMPLATE, given, works, write_records
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit

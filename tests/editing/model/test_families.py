@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from cases import same_bits
-from test_decoder import one_sentence
+from families import one_sentence
 from tiny import tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig

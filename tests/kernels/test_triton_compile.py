@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-GATE = Path(__file__).parents[1] / "tools" / "compile_triton.py"
+GATE = Path(__file__).parents[2] / "tools" / "compile_triton.py"
 
 
 @pytest.mark.slow

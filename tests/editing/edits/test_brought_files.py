@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import corrigenda, refused
 from edit_files import MEND, OWN, lines, load_one, write
-from test_cli import corrigenda, refused
 
 from corrigenda.editing.edits.edit import Edit, Locality
 from corrigenda.editing.edits.loading import load_edits, read_edits

@@ -7,12 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from test_cli import RECORDS, TEMPLATE, corrigenda, refused, works, write_records
+from command_line import RECORDS, TEMPLATE, corrigenda, given, refused, works, write_records
 from tiny import save_tiny
-from typer.testing import CliRunner
 
 from corrigenda.editing import CorrigendaError, load_edits
-from corrigenda.editing.cli import app
 from corrigenda.editing.cli.inputs import read_prompts
 from corrigenda.editing.model import saving
 
@@ -29,10 +27,6 @@ def offline(monkeypatch):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
-
-
-def given(text: str | bytes, *arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text, prog_name="corrigenda")
 
 
 def test_edits_and_prompts_from_standard_input(tiny, tmp_path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_decoder import one_sentence
+from families import one_sentence
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from command_line import RECORDS, TEMPLATE, corrigenda, refused, strict_json, works, write_records
 from tiny import save_tiny
-from typer.testing import CliRunner
 
-from corrigenda.editing.cli import app, demo
+from corrigenda.editing.cli import demo
 from corrigenda.editing.cli.inputs import read_prompts
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.methods.associative.method import Associative
@@ -21,52 +19,8 @@ from corrigenda.editing.model import saving
 from corrigenda.editing.scores import report
 from corrigenda.kernels import dispatch
 
-TEMPLATE = r"Question: {prompt}\nAnswer:"
 KEYS = {"n", "method", "rel", "gen", "loc", "free_rel", "free_gen", "seconds", "edits_per_second"}
 KEYS |= {"settings", "versions", "commit", "routed", "routed_gen", "misfires"}
-RECORDS = (
-    {
-        "id": "capital",
-        "prompt": "What is the capital of Zubrovia?",
-        "target": "Lutz",
-        "rephrases": ["Zubrovia has which capital?"],
-        "locality_prompt": "What do cows drink?",
-        "locality_answer": "Water",
-    },
-    {"id": "author", "prompt": "Who wrote The Glass Harbour?", "target": "Ada Winter"},
-    {"id": "bridge", "prompt": "In which year was the Torvik bridge opened?", "target": "1931"},
-)
-
-
-def corrigenda(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="corrigenda")
-
-
-def works(*arguments: object) -> str:
-    result = corrigenda(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def refused(*arguments: object) -> str:
-    """The one sentence with which a command refuses its input."""
-    result = corrigenda(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    (line,) = result.stderr.splitlines()
-    assert re.fullmatch(r"Error: \S.*[^.]\.", line), line
-    assert not re.search(r"\.\s+[A-Z]", line), line
-    return line.removeprefix("Error: ")
-
-
-def write_records(path: Path, *records: dict) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def strict_json(path: Path):
-    """What `path` holds, which must be JSON as the standard has it: no NaN."""
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
 
 
 @pytest.fixture(autouse=True)

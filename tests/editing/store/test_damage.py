@@ -8,11 +8,11 @@ import os
 import random
 import shutil
 import sqlite3
-import struct
 from pathlib import Path
 
 import pytest
 import torch
+from forged import circle
 from stores import add, edit, log_of, new_store, refusal, reopened
 
 from corrigenda.editing.errors import CorrigendaError
@@ -22,30 +22,6 @@ from corrigenda.editing.store.ledger import Ledger, New
 from corrigenda.editing.store.repair import repair
 
 MUTATIONS = int(os.environ.get("CORRIGENDA_SOAK", "1")) * 60
-
-
-def circle(folder: Path, table: str) -> None:
-    """Have the pages of a table lead to the same ones some hundred million times."""
-    file = folder / "ledger.sqlite"
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        (size,), (pages,) = (connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("size", "count"))
-        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,))
-    data = bytearray(file.read_bytes())
-
-    def interior(child: int, cells: int = 400) -> bytes:
-        starts = [size - 5 * (cell + 1) for cell in range(cells)]
-        page = bytearray(size)
-        page[:12] = struct.pack(">BHHHBI", 5, 0, cells, starts[-1], 0, child)
-        page[12 : 12 + 2 * cells] = struct.pack(f">{cells}H", *starts)
-        for cell, start in enumerate(starts):
-            page[start : start + 5] = struct.pack(">IB", child, cell % 127 + 1)
-        return bytes(page)
-
-    start = (root - 1) * size
-    data += data[start : start + size] + b"".join(interior(pages + 1 + level) for level in range(3))
-    data[start : start + size] = interior(pages + 4)
-    data[28:32] = struct.pack(">I", pages + 4)
-    file.write_bytes(data)
 
 
 class TestHostile:

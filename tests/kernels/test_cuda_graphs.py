@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from cases import same_bits
+from op_arguments import arguments, flat
 from served import SHARED, store
-from test_registration import arguments, flat
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel

@@ -145,7 +145,7 @@ def test_token_overlap(kernels, order, batch, rows, query_length):
 
 
 def test_every_launcher_is_called_here():
-    tests = " ".join(path.read_text() for path in emulate.CSRC.parent.glob("tests/test_cuda_emulated*.py"))
+    tests = " ".join(path.read_text() for path in emulate.CSRC.parent.glob("tests/kernels/test_cuda_emulated*.py"))
     for source in emulate.CSRC.glob("cuda/*.cu"):
         for name in re.findall(r'extern "C" cudaError_t corrigenda_(\w+)\(', source.read_text()):
             assert f'"{name}"' in tests, f"no test calls {name} of {source.name} in the emulator"

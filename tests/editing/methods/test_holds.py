@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_cli import corrigenda, works
+from command_line import corrigenda, works
 from tiny import save_tiny, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig, WiseConfig

@@ -11,7 +11,7 @@ from cases import FEATURE_DTYPES, normal, same_bits
 
 pytestmark = pytest.mark.skipif(emulate.compiler() is None, reason="g++ is not installed")
 
-PLANTED = Path(__file__).parent / "helpers/emulator/planted.cu"
+PLANTED = Path(__file__).parents[1] / "helpers/emulator/planted.cu"
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 
 

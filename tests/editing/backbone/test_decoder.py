@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from families import ids, one_sentence, small
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig
@@ -23,41 +24,6 @@ NOT_PLAIN = ("Gemma2", "Cohere", "Glm4", "Olmo3", "Granite")
 every_kind = pytest.mark.parametrize("kind", ["llama", "mistral"])
 
 
-SCALED = {
-    "Gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 6},
-    "Granite": {"logits_scaling": 8.0, "residual_multiplier": 0.2, "embedding_multiplier": 12.0},
-    "Olmo3": {"sliding_window": 6},
-}
-
-
-def small(name, **settings):
-    """A tiny random model of an architecture of transformers, for the tiny tokenizer."""
-    config = getattr(transformers, f"{name}Config")(
-        **{
-            "vocab_size": len(tiny_tokenizer()),
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "initializer_range": 0.1,
-            "eos_token_id": tiny_tokenizer().eos_token_id,
-            "pad_token_id": tiny_tokenizer().pad_token_id,
-            "bos_token_id": None,
-            **SCALED.get(name, {}),
-            **settings,
-        }
-    )
-    torch.manual_seed(0)
-    return getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
-
-
-def ids(length, seed=0):
-    generator = torch.Generator().manual_seed(1000 * seed + length)
-    return torch.randint(3, len(tiny_tokenizer()), (length,), generator=generator).tolist()
-
-
 def rows():
     """Rows of unlike lengths, their last 1 to 4 tokens labels; one more label is only predicted."""
     found = []
@@ -66,12 +32,6 @@ def rows():
         cut = max(1, length - i % 4)
         found.append(Row(tuple(tokens[:cut]), tuple(tokens[cut:])))
     return found
-
-
-def one_sentence(error):
-    message = str(error.value)
-    assert message.endswith(".") and "\n" not in message and ". " not in message
-    return message
 
 
 # Which models fit

@@ -157,7 +157,7 @@ class TestDatabase:
         store.close()
 
     def test_a_page_that_leads_in_a_circle_ends(self, folder) -> None:
-        from test_damage import circle
+        from forged import circle
 
         circle(folder, "entries")
         began = time.monotonic()

@@ -10,9 +10,9 @@ import pytest
 import stores
 import torch
 from cases import normal, property_test
+from every_config import CONFIGS, EDITS, bits, ids, same
 from hypothesis import given
 from hypothesis import strategies as st
-from test_store import CONFIGS, EDITS, bits, ids, same
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit
