@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,15 +270,43 @@ class StoredEdits:
         since: str | None = None,
         until: str | None = None,
         author: str | None = None,
+        note: str | None = None,
+        resolve: bool = False,
     ) -> Change:
         """Take edits out: by their ids, or `by` an author, or written `since` or `until` a time (ISO 8601).
 
         The memory is then, bit for bit, what a rebuild without them gives, and no older edit answers their questions
         instead (`Withdrawn`). It is not unlearning: the base model never held them, and the ledger keeps them.
+
+        resolve: solve anew, in the order and batches of their writing, all edits that were solved beside these or after
+        them: the memory is then what the stream without them gives. The ledger has the new solutions as writings of
+        their own, and the note of the undo says so.
         """
         with self._versions.lock:
             edits = self._selected(Selection(_names("undo", ids), by, since, until), undo=True)
-            return self._after(self.store.undo(edits, author=author))
+            if not resolve:
+                return self._after(self.store.undo(edits, author=author, note=note))
+            return self._resolved([stored for stored in edits if stored.wanted], author, note)
+
+    def _resolved(self, undone: list[StoredEdit], author: str | None, note: str | None) -> Change:
+        """Undo edits, and write those of their batches and after them again; all of it, or nothing."""
+        history, out = self.store.history, {stored.seq for stored in undone}
+        first = min((stored.batch for stored in undone), default=history.store.seq + (1 << 62))
+        inside = [history.edits[seq] for seq in self._view.order if seq not in out]
+        again = [stored for stored in inside if stored.batch >= first]
+        note = f"{note + ': ' if note else ''}re-solved, what was solved beside or after it was solved anew"
+        change = self._after(self.store.undo([*undone, *again], author=author, note=note))
+        before = self.store.ledger.count
+        try:
+            for _, batch in itertools.groupby(again, key=lambda stored: stored.batch):
+                self.edit([stored.edit for stored in batch], author=author, keep_unsolved=True)
+        except BaseException:
+            new = [stored for seq, stored in self.store.history.edits.items() if seq > before]
+            self.store.undo(new, author=author, note="could not be solved anew")
+            self._after(self.store.redo([*undone, *again], author=author, note="could not be solved anew"))
+            raise
+        solved = f"{len(again)} edit{'' if len(again) == 1 else 's'} beside it or after it solved anew."
+        return replace(change, edits=undone, notes=[*change.notes, solved])
 
     def redo(
         self,

@@ -14,9 +14,9 @@ from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...memories.weight_changes import WeightChanges
 from ..defaults import edited_layer
-from ..record import Record, Solved, Written, check_tensors
+from ..record import Record, Solved, Written
 from ..weights.defaults import filled
-from ..weights.method import WeightMethod, by_site, down_proj
+from ..weights.method import WeightMethod, down_proj
 from .config import FtmConfig
 
 _DEPTH = 21.5 / 32
@@ -95,6 +95,5 @@ class FtM(WeightMethod):
             super().add(memory, record)
 
     @classmethod
-    def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
-        for own in by_site(tensors).values():
-            check_tensors(own, cls.record_shapes if "delta" in own else WeightMethod.record_shapes, sizes)
+    def shapes_of(cls, own: Mapping[str, Tensor]) -> Mapping[str, tuple[str, ...]]:
+        return cls.record_shapes if "delta" in own else WeightMethod.record_shapes

@@ -145,22 +145,24 @@ class WeightMethod(Method):
 
     @classmethod
     def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
-        """Of each site; sites may be of other widths than the layer's, which `check` knows."""
+        """Of each site; `sizes` are a down-projection's, which gates and up-projections have the other way round."""
         of_site = by_site(tensors)
         if not of_site:
             raise CorrigendaError("it has no tensors")
-        for own in of_site.values():
-            check_tensors(own, cls.record_shapes, sizes)
+        for site, own in of_site.items():
+            turned = not site.endswith(".down_proj") and sizes
+            check_tensors(own, cls.shapes_of(own), {"D": sizes["d"], "d": sizes["D"]} if turned else sizes)
 
-    def _sizes(self, site: str) -> dict[str, int]:
-        return dict(zip("Dd", self.shapes[site]))
+    @classmethod
+    def shapes_of(cls, own: Mapping[str, Tensor]) -> Mapping[str, tuple[str, ...]]:
+        """The shapes of one site's tensors, by their kinds."""
+        return cls.record_shapes
 
     def check(self, record: Record) -> None:
-        self.check_shapes(record.tensors, {})
-        for site, own in by_site(record.tensors).items():
+        self.check_shapes(record.tensors, {"D": self.width, "d": self.out_width})
+        for site in by_site(record.tensors):
             if site not in self.shapes:
                 raise CorrigendaError(f'its tensors are of "{site}", which is not edited')
-            self.check_shapes({f"{site}.{kind}": tensor for kind, tensor in own.items()}, self._sizes(site))
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 
