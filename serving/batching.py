@@ -318,6 +318,8 @@ class ServedModel:
 class _Deciding:
     """What `GenerateProvider` asks of a method, for the rows of one call."""
 
+    reads_text = False
+
     def __init__(self, served: ServedModel, owners: Sequence[str | None]) -> None:
         self.config = served.catalogue.config
         self.prompts = served.catalogue.prompts
@@ -339,6 +341,9 @@ class _Deciding:
         margins = torch.tensor([one.margin for one in found], dtype=torch.float32, device="cpu")
         none = torch.full_like(places, -1)
         return Decision(places, places, scores, torch.zeros_like(scores), margins, none, torch.zeros_like(places))
+
+    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
+        return [list(prompt) for prompt in prompts]
 
 
 def _batching_config(given: dict[str, Any], device: torch.device) -> Any:

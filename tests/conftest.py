@@ -133,8 +133,8 @@ def few_background_prompts():
 
     few = background_prompts()[:16]
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("associative", "memoir", "wise", "weights"):
-            patch.setattr(f"corrigenda.editing.methods.{name}.method.background_prompts", lambda: few)
+        for name in ("associative.method", "memoir.method", "wise.method", "weights.method", "prompted"):
+            patch.setattr(f"corrigenda.editing.methods.{name}.background_prompts", lambda: few)
         yield
 
 

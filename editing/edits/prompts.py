@@ -111,6 +111,21 @@ class PromptFormat:
                 return start + len(opening), end
         return 0, len(ids)
 
+    def text_place(self, ids: Sequence[int]) -> int:
+        """Where in a tokenised prompt a text before its question belongs: in a chat at the last user turn's beginning,
+        else at the prompt's, after a token that begins every text."""
+        ids = list(ids)
+        if not self.chat:
+            return int(bool(ids) and ids[0] == self.tokenizer.bos_token_id)
+        turns = [{"role": "user", "content": _MARK}]
+        later = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *turns]
+        before, again = (self._turns(each).partition(_MARK)[0] for each in (turns, later))
+        opening = self.tokenizer(_common_ending(before, again).lstrip(), add_special_tokens=False)["input_ids"]
+        for start in range(len(ids) - len(opening), -1, -1):
+            if opening and ids[start : start + len(opening)] == opening:
+                return start + len(opening)
+        return self.user_tokens(ids)[0]
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: `PromptFormat(tokenizer, **saved)` gives the same format back."""
         return {"template": self.template.text, "chat": self.chat}

@@ -42,6 +42,10 @@ class Method:
     """Whether a route is an edit, by its place; else it is a memory that several share."""
     keeps_unsolved: ClassVar[bool] = False
     """Whether an edit that does not hold is written all the same, where the user does not say."""
+    reads_text: ClassVar[bool] = False
+    """Whether an edit is read in the prompt: see `read_as`."""
+    needs_gradients: ClassVar[bool] = True
+    """Whether writing takes gradients through the layers above the edited one."""
     memory: Memory
     router: EditRouter
 
@@ -163,6 +167,10 @@ class Method:
         if self.router.needs_features:
             return None
         return self.router.decide([self.prompts.question(ids) for ids in prompts])
+
+    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
+        """What the model is to read for tokenised prompts that this was decided of: more, where it `reads_text`."""
+        return [list(prompt) for prompt in prompts]
 
     def routes(self, prompts: Sequence[str]) -> Decision:
         """What the router decides about prompts, as `generate` would ask them."""

@@ -13,6 +13,7 @@ from .ftm.config import FtmConfig
 from .grace.config import GraceConfig
 from .memit.config import MemitConfig
 from .memoir.config import MemoirConfig
+from .rag.config import RagConfig
 from .rome.config import RomeConfig
 from .ultraedit.config import UltraEditConfig
 from .wise.config import WiseConfig
@@ -36,6 +37,7 @@ register(AssociativeConfig, "associative.method:Associative")
 register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
+register(RagConfig, "rag.method:Rag")
 register(RomeConfig, "rome.method:Rome")
 register(MemitConfig, "memit.method:Memit")
 register(AlphaEditConfig, "alphaedit.method:AlphaEdit")

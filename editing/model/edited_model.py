@@ -25,12 +25,13 @@ from ..methods.associative.config import AssociativeConfig
 from ..methods.config import EditingConfig
 from ..methods.registry import method_class, resolved
 from ..routers.context import RoutingContext
-from ..routers.router import Decision
+from ..routers.router import Decision, part_of
 from ..scores.evaluate import Evaluator, Scores
 from . import saving
 from .answers import Answer, Progress, Provenance, laid_out, provenance_of
 from .generation import GenerateProvider, fingerprint_weight, prompts_of
 from .layer import EditedOutput
+from .read_prompts import ReadPrompts
 from .stored import StoredEdits
 
 __all__ = ["Answer", "EditedModel", "Progress", "Provenance"]
@@ -137,9 +138,12 @@ class EditedModel(StoredEdits):
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
         prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
-        with self._reading(autocast=True) as edits, self._provider.session(prompt, mask) as session:
-            output = self.model.generate(prompt, **kwargs)
-            return (output, self._provenance(session.decision, edits)) if provenance else output
+        with self._reading(autocast=True) as edits:
+            read = ReadPrompts.of(self.method, self.decoder.model, prompt, mask)
+            read.take_place(kwargs)
+            with self._provider.session(read.prompt, read.mask, read.decision) as session:
+                output = read.put_back(self.model.generate(read.prompt, **kwargs))
+                return (output, self._provenance(session.decision, edits)) if provenance else output
 
     def _provenance(self, decision: Decision, edits: Sequence[Edit]) -> list[Provenance]:
         return provenance_of(decision, self.method, edits)
@@ -169,11 +173,17 @@ class EditedModel(StoredEdits):
         self, rows: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int = 16
     ) -> list[Answer]:
         """The same for tokenised prompts, each with its own limit."""
-        self._check_lengths(rows, max_new_tokens)
         answers: list[Answer | None] = [None] * len(rows)
         with self._reading() as edits:
-            self._answer_into(answers, rows, max_new_tokens, batch_size, edits)
+            read, known = self.read_as(rows)
+            self._check_lengths(read, max_new_tokens)
+            self._answer_into(answers, read, max_new_tokens, batch_size, edits, known)
         return answers
+
+    def read_as(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], Decision | None]:
+        """Tokenised prompts as the model reads them, and what was decided of them, where edits are read as text."""
+        known = self.method.decide(rows) if self.method.reads_text and len(rows) else None
+        return ([list(row) for row in rows] if known is None else self.method.read_as(rows, known)), known
 
     def _answer_into(
         self,
@@ -182,6 +192,7 @@ class EditedModel(StoredEdits):
         max_new_tokens: Sequence[int],
         batch_size: int,
         edits: Sequence[Edit],
+        known: Decision | None,
     ) -> None:
         device = self.model.get_input_embeddings().weight.device
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
@@ -198,7 +209,7 @@ class EditedModel(StoredEdits):
                 ids, mask = ids.to(device), mask.to(device)
                 most = max(max_new_tokens[i] for i in part)
                 with (
-                    self._provider.session(ids, mask) as session,
+                    self._provider.session(ids, mask, part_of(known, part)) as session,
                     greedy(self.decoder.model, self.tokenizer, most) as settings,
                 ):
                     output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
@@ -213,21 +224,35 @@ class EditedModel(StoredEdits):
 
     @contextlib.contextmanager
     def teacher_forcing(
-        self, ids: Tensor, prompts: Sequence[int], lengths: Sequence[int], edited: bool = True
+        self,
+        ids: Tensor,
+        prompts: Sequence[int],
+        lengths: Sequence[int],
+        edited: bool = True,
+        known: Decision | None = None,
     ) -> Iterator[Callable[[], list[int]]]:
         """Within: one forward over right-padded `ids` `[rows, length]`, row i routed by its first `prompts[i]` tokens.
 
+        known: what `read_as` decided, where edits are read as text and the prompts are those that it gave.
         Yields a function that tells the edit applied to each row, or -1, once the forward has run.
         """
         with self._reading(gradients=torch.is_grad_enabled()):
             if edited:
-                yield from self._routed(ids, prompts, lengths)
+                yield from self._routed(ids, prompts, lengths, known)
             else:
                 yield lambda: [-1] * len(prompts)
 
-    def _routed(self, ids: Tensor, prompts: Sequence[int], lengths: Sequence[int]) -> Iterator[Callable[[], list[int]]]:
+    def _routed(
+        self, ids: Tensor, prompts: Sequence[int], lengths: Sequence[int], known: Decision | None
+    ) -> Iterator[Callable[[], list[int]]]:
         rows = [row[:count] for row, count in zip(ids.tolist(), prompts)]
-        known = self.method.decide(rows)
+        if known is None:
+            known = self.method.decide(rows)
+            if self.method.reads_text and bool((known.route >= 0).any()):
+                raise CorrigendaError(
+                    f"The method {self.config.method} puts an edit's text before a prompt: give teacher_forcing what "
+                    "read_as makes of the prompts, and what it decided as `known`."
+                )
         columns = torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)
         last = torch.tensor(prompts, dtype=torch.int64, device=ids.device)[:, None] - 1
         real = columns < torch.tensor(lengths, dtype=torch.int64, device=ids.device)[:, None]

@@ -17,6 +17,7 @@ from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
 from ..routers.context import RoutingContext
 from ..routers.router import Decision
+from .read_prompts import ReadPrompts
 
 
 class DecidingMethod(Protocol):
@@ -25,7 +26,12 @@ class DecidingMethod(Protocol):
     config: Any
     prompts: PromptFormat
 
+    @property
+    def reads_text(self) -> bool: ...
+
     def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None: ...
+
+    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]: ...
 
 
 class GenerateProvider:
@@ -82,8 +88,10 @@ class GenerateProvider:
                 if self._session is not None or self._aside:  # ours, or a part of one that goes on
                     return original(inputs, *args, **kwargs)
                 prompt, mask = prompts_of(self.model, inputs, kwargs)
-                with self.session(prompt, mask):
-                    return original(prompt, *args, **kwargs)
+                read = ReadPrompts.of(self.method, self.model, prompt, mask)
+                read.take_place(kwargs)
+                with self.session(read.prompt, read.mask, read.decision):
+                    return read.put_back(original(read.prompt, *args, **kwargs))
 
         self._patch.replace(self.model, "generate", generate)
         warned = False
@@ -113,9 +121,12 @@ class GenerateProvider:
             self._aside = before
 
     @contextlib.contextmanager
-    def session(self, prompt: Tensor, mask: Tensor | None) -> Iterator[_Session]:
-        """Within: the model's forwards belong to these prompts `[rows, length]`, padded where `mask` is 0."""
-        self._session = _Session(self.method, self.context, prompt, mask)
+    def session(self, prompt: Tensor, mask: Tensor | None, known: Decision | None = None) -> Iterator[_Session]:
+        """Within: the model's forwards belong to these prompts `[rows, length]`, padded where `mask` is 0.
+
+        known: what was decided of them before, where the model reads others than were asked.
+        """
+        self._session = _Session(self.method, self.context, prompt, mask, known)
         try:
             yield self._session
         finally:
@@ -126,12 +137,19 @@ class GenerateProvider:
 class _Session:
     """The prompts of one `generate` call and how they are routed."""
 
-    def __init__(self, method: DecidingMethod, context: RoutingContext, prompt: Tensor, mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        method: DecidingMethod,
+        context: RoutingContext,
+        prompt: Tensor,
+        mask: Tensor | None,
+        known: Decision | None = None,
+    ) -> None:
         self.method = method
         self.context = context
         self.prompt_mask = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
         rows = [row[keep].tolist() for row, keep in zip(prompt.cpu(), self.prompt_mask.cpu())]
-        self._known = method.decide(rows)
+        self._known = method.decide(rows) if known is None else known
         self._weight = fingerprint_weight(method, rows, self.prompt_mask)
         columns = torch.arange(prompt.shape[1], dtype=torch.int64, device=prompt.device)
         self._last = torch.where(self.prompt_mask, columns, -1).amax(1)

@@ -187,8 +187,9 @@ class StoredEdits:
         if store is not None:
             self.write_into(store)
         if not self._checked:
-            with self._writing():
-                check_decoder(self.decoder, self.config.layer)
+            if self.method.needs_gradients:
+                with self._writing():
+                    check_decoder(self.decoder, self.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if resume else None)
         results = WrittenEdits()

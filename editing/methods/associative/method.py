@@ -18,12 +18,11 @@ from ...edits.prompts import PromptFormat
 from ...errors import CorrigendaError
 from ...memories.row_banks import RowBanks
 from ...routers.masks import MaskRouter
-from ...routers.meaning.router import MeaningRouter
 from ...routers.router import EditRouter
-from ...routers.tokens import TokenRouter
 from ..config import EditingConfig
 from ..method import Method
 from ..record import Record, Solved, Written
+from ..text_routers import text_router
 from .config import AssociativeConfig
 from .defaults import resolved
 from .head_start import HeadStart, readable_head
@@ -67,9 +66,7 @@ class Associative(Method):
     def text_router(
         config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
-        if isinstance(config, AssociativeConfig) and config.router == "meaning":
-            return MeaningRouter(tokenizer, background, encoder=config.encoder, threshold=config.threshold)
-        return TokenRouter(tokenizer, background, threshold=config.threshold, device=device)
+        return text_router(config, tokenizer, background, device)
 
     @property
     def router_layer(self) -> int:

@@ -31,6 +31,7 @@ QUICK = {
     },
     "wise-retrieve": {"contexts": 1, "steps": 3, "learning_rate": 0.1, "act_ratio": 0.01, "save_every": 2},
     "grace": {"steps": 4, "radius": 0.5, "batch_size": 1},
+    "rag": {"batch_size": 2},
     "rome": {"contexts": 2, "steps": 3},
     "memit": {"contexts": 2, "steps": 3, "layer": 2, "first_layer": 1, "batch_size": 1},
     "alphaedit": {"contexts": 2, "steps": 3, "layer": 2, "first_layer": 1, "null_threshold": 0.05, "batch_size": 1},
