@@ -41,7 +41,7 @@ def bake(edited: EditedModel, directory: str | Path) -> float:
         )
     if method.names_edits:
         raise CorrigendaError(
-            f'These edits are gated by a router (router="{edited.config.router}"), which no plain model has: write '
+            f'These edits are gated by a router (router="{method.config.router}"), which no plain model has: write '
             'them with router="none" to bake them.'
         )
     if not edited.edits:
