@@ -14,7 +14,7 @@ class Cholesky:
     def __init__(self, matrix: Tensor) -> None:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if int(failed):  # fewer tokens than the keys are wide: what was not seen gets the least that counts
-            least = 1e-7 * matrix.trace()  # what rounding to float32 may take from any direction
+            least = 1e-6 * matrix.trace()  # more than rounding to float32 takes from any direction
             factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag(least.expand(len(matrix))))
         if int(failed):
             raise CorrigendaError("The covariance of keys is not positive: compute it over more text.")
