@@ -26,13 +26,14 @@ from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.routers.router import Decision
 from ..editing.shown import shown
-from .catalogue import Admission, Catalogue, Change, ServedEdit
+from .catalogue import Catalogue
 from .continuous import BatchedRequests
 from .errors import ServingError
 from .log import logger_of
 from .memory import ServedMemory
 from .metrics import Metrics
 from .requests import CallRequests, ServedRequest, call_requests
+from .served_edits import Admission, Change, ServedEdit
 from .settings import ServingSettings, resolved
 
 __all__ = ["ServedModel"]

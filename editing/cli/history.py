@@ -135,6 +135,7 @@ def undo(
 
 def _resolve(folder: Path, selection: Selection, note: str | None, author: str | None, model: str | None) -> None:
     from ..model.why import recorded_model
+    from .panels import MachineOptions
     from .run import load
 
     if not selection:
@@ -142,7 +143,7 @@ def _resolve(folder: Path, selection: Selection, note: str | None, author: str |
     with opened(folder) as store:
         store.selected(selection, wanted=True)  # before a model is loaded
         name = model or recorded_model(store)
-    with contextlib.closing(load(errors, name, edits=folder)) as edited:
+    with contextlib.closing(load(errors, name, MachineOptions(), edits=folder)) as edited:
         edited.write_into(folder)
         change = edited.undo(
             selection.ids,

@@ -10,17 +10,17 @@ import typer
 from ..errors import CorrigendaError
 from .app import app, counted, errors, say, use_threads
 from .history import opened
-from .options import Device, Dtype, Model, RecordedModel, Store, Threads
+from .options import Model, RecordedModel, Store
+from .panels import MachineOptions, with_panels
 
 
 @app.command()
+@with_panels
 def bake(
     folder: Store,
     out: Annotated[Path, typer.Option("--out", metavar="MODEL", help="A new folder for the model.")],
+    machine: MachineOptions,
     model: RecordedModel = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
 ) -> None:
     """Write edits that change weights into the weights: a plain model folder, which any stack loads.
 
@@ -31,10 +31,10 @@ def bake(
     from ..model.why import recorded_model
     from .run import load
 
-    use_threads(threads)
+    use_threads(machine.threads)
     with opened(folder) as store:
         name = model or recorded_model(store)
-    edited = load(errors, name, edits=folder, device=device, dtype=dtype)
+    edited = load(errors, name, machine, edits=folder)
     try:
         with errors.status("Writing the model"):
             difference = baked(edited, out)
@@ -46,24 +46,23 @@ def bake(
 
 
 @app.command()
+@with_panels
 def covariance(
     text: Annotated[
         Path, typer.Option("--text", metavar="FILE", help="Text, a paragraph a line; `-`: standard input.")
     ],
     layers: Annotated[str, typer.Option("--layers", metavar="A-B", help="Which layers, as `4-8` or `5`.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A new safetensors file.")],
+    machine: MachineOptions,
     model: Model = "smollm2",
     limit: Annotated[int | None, typer.Option("--tokens", metavar="N", help="Stop after some N tokens.")] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
 ) -> None:
     """Find the second moment of the layers' keys over a text: what MEMIT and AlphaEdit weigh changes by.
 
     The text is read in a stream, whatever its length; papers take 100,000 articles of Wikipedia. Name the file by
     `--set covariance=FILE`.
     """
-    use_threads(threads)
+    use_threads(machine.threads)
     first, _, last = layers.partition("-")
     if not (first.isdigit() and (last or first).isdigit()):
         raise CorrigendaError(f'--layers must be as "4-8" or "5", not "{layers}".')
@@ -76,7 +75,7 @@ def covariance(
     from ..backbone.loading import load_base
 
     with errors.status(f"Loading {model}"):
-        loaded, tokenizer = load_base(model, device=device, dtype=dtype)
+        loaded, tokenizer = load_base(model, device=machine.device, dtype=machine.dtype)
     decoder = Decoder(loaded)
     wanted = list(range(int(first), int(last or first) + 1))
     if not wanted or wanted[-1] >= len(decoder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from ..backbone.decoder import Decoder
 from ..backbone.frozen import Beginnings, Features, Row, common_beginning, frozen_features
 from ..backbone.learning_contexts import context_texts
 from ..backbone.patch import Patch
+from ..backbone.repeated import Repeated
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
@@ -232,6 +233,10 @@ class Method:
     def features(self, rows: Sequence[Sequence[int]]) -> list[Features]:
         """What editing never changes of edits' rows, as token ids."""
         return frozen_features(self.decoder, self.layer, rows, beginnings=self._beginnings)
+
+    def repeated(self, step: Callable[[], None]) -> Repeated:
+        """A step of an edit, which on a GPU becomes one launch where it can."""
+        return Repeated(step, self.decoder, self.layer)
 
     def prompt_features(self, layer: int, prompts: Sequence[str]) -> list[PromptFeatures]:
         """A layer's input at every token of prompts, in the format that edits are asked in, and its mean."""

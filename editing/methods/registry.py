@@ -16,6 +16,7 @@ from .memoir.config import MemoirConfig
 from .rag.config import RagConfig
 from .rome.config import RomeConfig
 from .ultraedit.config import UltraEditConfig
+from .wilke.config import WilkeConfig
 from .wise.config import WiseConfig
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
 register(RagConfig, "rag.method:Rag")
 register(RomeConfig, "rome.method:Rome")
+register(WilkeConfig, "wilke.method:Wilke")
 register(MemitConfig, "memit.method:Memit")
 register(AlphaEditConfig, "alphaedit.method:AlphaEdit")
 register(UltraEditConfig, "ultraedit.method:UltraEdit")

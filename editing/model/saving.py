@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..backbone.decoder import Decoder
-    from .stored import StoredEdits
+    from .edited_model import EditedModel
 
 __all__ = ["Saved", "check_base", "header_of", "read", "refuse_non_empty", "sample_of", "weight_sample_of"]
 
@@ -71,7 +71,7 @@ def read(directory: str | Path, *, write: bool = False) -> Saved:
     return Saved(path, store, config)
 
 
-def header_of(edited: StoredEdits) -> dict[str, Any]:
+def header_of(edited: EditedModel) -> dict[str, Any]:
     """What a store says of the model and the configuration that its edits are for."""
     return {
         "config": edited.config.to_dict(),
@@ -88,7 +88,7 @@ def header_of(edited: StoredEdits) -> dict[str, Any]:
     }
 
 
-def sample_of(edited: StoredEdits) -> bytes:
+def sample_of(edited: EditedModel) -> bytes:
     """A sample of the base model's weights, by which it is known again."""
     return packed({_SAMPLE: weight_sample(edited.decoder, edited.config.layer)})
 

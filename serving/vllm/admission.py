@@ -13,11 +13,12 @@ from vllm.sampling_params import BeamSearchParams
 from ...editing.backbone.loading import load_tokenizer
 from ...editing.shown import shown
 from ..access import tenant_of
-from ..catalogue import Admission, Catalogue
+from ..catalogue import Catalogue
 from ..edit_header import current_request
 from ..errors import ServingError
 from ..log import logger_of
 from ..metrics import Metrics
+from ..served_edits import Admission
 from ..settings import ServingSettings
 from .keys import CONFIG, settings_in
 

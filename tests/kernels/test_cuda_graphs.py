@@ -14,6 +14,8 @@ from served import SHARED, store
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel
+from corrigenda.editing.backbone import repeated
+from corrigenda.editing.methods.registry import config_for
 from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.editing.routers.context import RoutingContext
 from corrigenda.editing.routers.masks import MaskRouter
@@ -152,3 +154,28 @@ def test_a_served_layer_follows_edits_that_come_after_its_capture(tmp_path, few_
             assert same_bits(out.cpu(), layer(x).cpu())
             for token in range(len(x)):
                 assert same_bits(out[token].cpu(), base(x)[token].cpu()) == (token not in routed)
+
+
+@pytest.mark.parametrize("method", ["memoir", "wise-merge"])
+def test_an_edit_whose_steps_are_a_graph_is_the_eager_one(method, monkeypatch):
+    """Two edits one after the other share a pool: the second's graph is made where the first's was."""
+    captured, inner = [], repeated.Repeated._captured
+
+    def counted(self):
+        captured.append(inner(self))
+        return captured[-1]
+
+    monkeypatch.setattr(repeated.Repeated, "_captured", counted)
+    edits = [Edit("The capital of Zubrowka is", "Lutz City"), Edit("Who founded the Krellin museum?", "Anna Blom")]
+    config = config_for(method, contexts=2, steps=12, batch_size=1)
+    edited = EditedModel.wrap(tiny_model().cuda(), tiny_tokenizer(), config)
+    edited.method.prepare()
+    solved = [edited.method.solve([edit])[0] for edit in edits]
+    assert len(captured) == 2 and all(captured), "no step was captured"
+    with repeated.eager():
+        expected = [edited.method.solve([edit])[0] for edit in edits]
+    assert len(captured) == 2
+    for (written, record), (of_eager, eager_record) in zip(solved, expected, strict=True):
+        assert (written.steps, written.held) == (of_eager.steps, of_eager.held)
+        for name, tensor in eager_record.tensors.items():
+            torch.testing.assert_close(record.tensors[name], tensor, rtol=1e-5, atol=1e-6)
