@@ -34,7 +34,7 @@ def bake(edited: EditedModel, directory: str | Path) -> float:
     method's edits are no change of weights for every request, or where the layers' weights are quantised or adapted.
     """
     method, path = edited.method, Path(directory)
-    if not isinstance(method, WeightMethod):
+    if not isinstance(method, WeightMethod) or not method.bakeable:
         raise CorrigendaError(
             f"Edits of the method {edited.config.method} answer only requests that are routed to them, which no plain "
             "model does: bake edits of one that changes weights for every request (rome, memit, ft-m, ...)."

@@ -21,7 +21,7 @@ PUBLISHED: dict[str, Any] = {
 }
 """As EasyEdit has it for LLaMA-2 and Mistral: layers 4 to 8 of 32."""
 
-_KNOWN: dict[tuple[str, int, int], dict[str, Any]] = {}
+KNOWN: dict[tuple[str, int, int], dict[str, Any]] = {}
 
 _DEPTH, _LAYERS = 8.5 / 32, 5
 
@@ -30,7 +30,7 @@ Spread = TypeVar("Spread", bound=SpreadConfig)
 
 def resolved(config: MemitConfig, decoder: Decoder) -> MemitConfig:
     """`config` with every field that was left to the model filled in, and checked against the model."""
-    return with_layers(filled(config, decoder, PUBLISHED, _KNOWN), decoder)
+    return with_layers(filled(config, decoder, PUBLISHED, KNOWN), decoder)
 
 
 def with_layers(config: Spread, decoder: Decoder) -> Spread:

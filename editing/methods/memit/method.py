@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backbone.decoder import Decoder
+from ...backbone.frozen import Row
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
 from ...memories.weight_changes import WeightChanges
@@ -47,7 +49,7 @@ class Spreading(WeightMethod):
         contexts = self.prepare()
         self.get_ready()
         memory = self.memory.copy()
-        with memory.applied(self.modules):
+        with self.through(memory):
             asked = self.asked(edits, contexts, self.layer)
             found = optimised_values(self.decoder, self.layer, asked, self.config)
             wanted = self._hidden(asked, [one.features[0].hidden for one in asked]) + found.delta
@@ -56,6 +58,13 @@ class Spreading(WeightMethod):
         records = [self.record(edit, of_edit) for edit, of_edit in zip(edits, tensors)]
         return [Solved(Written(*how), record) for *how, record in zip(found.loss, found.steps, held, records)]
 
+    def through(self, memory: WeightChanges) -> contextlib.AbstractContextManager[None]:
+        """Within: passes are through what the memory changes."""
+        return memory.applied(self.modules)
+
+    def written(self, site: str) -> None:
+        """Told of each site when a batch has been written into it."""
+
     @torch.no_grad()
     def _spread(self, memory: WeightChanges, asked: Sequence[Asked], wanted: Tensor) -> list[dict[str, Tensor]]:
         """The change of every layer, written into `memory` as it is found; each edit's tensors."""
@@ -63,11 +72,12 @@ class Spreading(WeightMethod):
         layers = self.edited_layers()
         for i, layer in enumerate(layers):
             keys = self.mean_keys(asked, layer)
-            prompts = [one.rows[0].tokens for one in asked]
+            prompts = [one.rows[0].prompt for one in asked]
             now = self._hidden(asked, [f.hidden for f in self.features_now(self.layer, prompts)])
             residual = (wanted - now) / (len(layers) - i)
             x, site = self.directions(layer, keys.T.double()).T.float(), down_proj(layer)
             memory.add(site, x, residual)
+            self.written(site)
             for own, row, of_edit in zip(tensors, x, residual):
                 own |= {f"{site}.x": row[None], f"{site}.h": of_edit[None]}
         return tensors
@@ -76,11 +86,16 @@ class Spreading(WeightMethod):
         """fp32 `[edits, d]`: at the lookup of each prompt that stands alone."""
         return torch.stack([h[one.lookups[0]] for one, h in zip(asked, hidden)]).float()
 
+    def key_row(self, row: Row, lookup: int) -> tuple[int, ...]:
+        """What is passed of a row for its key: later tokens do not change it."""
+        return row.prompt[: lookup + 1]
+
     @torch.no_grad()
     def mean_keys(self, asked: Sequence[Asked], layer: int) -> Tensor:
         """fp32 `[edits, D]`: each edit's key now, half of the prompt's alone and half of the mean after contexts."""
-        rows = [row.tokens[: at + 1] for one in asked for row, at in zip(one.rows, one.lookups)]
-        keys = torch.stack([f.inputs[-1].float() for f in self.features_now(layer, rows)])
+        rows = [self.key_row(row, at) for one in asked for row, at in zip(one.rows, one.lookups)]
+        places = [at for one in asked for at in one.lookups]
+        keys = torch.stack([f.inputs[at].float() for f, at in zip(self.features_now(layer, rows), places)])
         keys = keys.view(len(asked), -1, keys.shape[1])
         return keys[:, 0] if keys.shape[1] == 1 else (keys[:, 0] + keys[:, 1:].mean(1)) / 2
 
