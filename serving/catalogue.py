@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..editing.backbone.identity import another_model, tokenizer_digest
 from ..editing.edits.prompts import PromptFormat
+from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.methods.registry import text_router
 from ..editing.model import saving
@@ -45,7 +46,7 @@ class Catalogue:
     version, at once for all requests that come after.
     """
 
-    def __init__(self, tokenizer: Any, settings: ServingSettings) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: ServingSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self.version = 0

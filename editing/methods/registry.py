@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from .alphaedit.config import AlphaEditConfig
 from .associative.config import AssociativeConfig
@@ -71,7 +72,7 @@ def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
     return method_class(config.method).resolved(config, decoder)
 
 
-def text_router(config: EditingConfig, tokenizer: Any) -> EditRouter:
+def text_router(config: EditingConfig, tokenizer: Tokenizer) -> EditRouter:
     """The router of a configuration that is `routed_by_text`, without ground and edits."""
     return method_class(config.method).text_router(config, tokenizer, (), "cpu")
 

@@ -15,6 +15,7 @@ from ...backbone.frozen import Features, Row, frozen_features, length_groups, pa
 from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
+from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ...memories.weight_changes import WeightChanges
 from ...routers.always import AlwaysOn
@@ -75,7 +76,7 @@ class WeightMethod(Method):
 
     @staticmethod
     def text_router(
-        config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+        config: EditingConfig, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
         if not (isinstance(config, WeightsConfig) and config.routed_by_text):
             return AlwaysOn(device)
