@@ -27,11 +27,11 @@ class MeloConfig(EditingConfig):
     only_solving: ClassVar = EditingConfig.only_solving | {"steps", "learning_rate", "halve_every"}
     mode: Literal["serving", "published"] = "serving"
     """Who routes: "serving" decides once a sequence, by the last token of its prompt. "published": the key of a stored
-    edit is that of the last token of its prompt and label, which has seen the answer; each generated token finds a
-    block of its own."""
+    edit is that of the last token of its prompt and label, which has seen the answer; and each generated token finds
+    a block of its own."""
     scope: Literal["causal", "full"] = "full"
     layer: int | None = None
-    """The router's layer: keys are what its `mlp.up_proj` puts out. Adapters are on the same map of the layers above."""
+    """The router's: keys are what its `mlp.up_proj` puts out. Adapters are on the same map of the layers above."""
     threshold: float | str | None = None
     """Not asked for: clusters have radii; see `radius`."""
     batch_size: int = 4

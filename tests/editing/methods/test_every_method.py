@@ -36,6 +36,12 @@ QUICK = {
     "lora": {"steps": 2, "rank": 2},
     "stableke": {"steps": 2, "rank": 2, "paraphrases": 1, "descriptions": 1, "wording_tokens": 4},
     "rome": {"contexts": 2, "steps": 3},
+    "wilke": {"contexts": 2, "steps": 3},
+    "memit": {"contexts": 2, "steps": 3, "layer": 2, "first_layer": 1, "batch_size": 1},
+    "alphaedit": {"contexts": 2, "steps": 3, "layer": 2, "first_layer": 1, "null_threshold": 0.05, "batch_size": 1},
+    "coachhook": {"contexts": 2, "steps": 3, "layer": 2, "first_layer": 1, "covariance_weight": 1.0, "batch_size": 1},
+    "ultraedit": {"modules": "up_proj:1,down_proj:1-2", "learning_rate": 1e-3, "batch_size": 1},
+    "ft-m": {"steps": 3},
 }
 """Settings under which tiny models are edited in a second."""
 GATED = {"router": "tokens", "threshold": 1.0}
@@ -44,9 +50,8 @@ UNREACHABLE = {
     "wise-retrieve": {"act_ratio": 1e9},
     "grace": {"radius": 1e-6},
     "melo": {"radius": 1e-6},
-    "rome": GATED,
-    "lora": GATED,
-    "stableke": GATED,
+    **dict.fromkeys(("lora", "stableke", "rome", "wilke", "memit", "alphaedit", "ultraedit", "ft-m"), GATED),
+    "coachhook": {"alpha": 1e9, "falls": False},
 }
 """Settings under which no edit answers, where that is not a threshold of 1; changed weights always do, but gated."""
 EDITS = [
