@@ -177,7 +177,7 @@ def background_covariances(
 
 
 def covariances_of_text(
-    decoder: Decoder, tokenizer: Any, layers: Sequence[int], path: Path, limit: int | None = None
+    decoder: Decoder, tokenizer: Tokenizer, layers: Sequence[int], path: Path, limit: int | None = None
 ) -> tuple[dict[int, Covariance], str]:
     """Of a text, a line at a time (`-`: standard input), up to `limit` tokens; and the SHA-256 of what was read."""
     digest = hashlib.sha256()
