@@ -155,13 +155,12 @@ class WeightMethod(Method):
 
     @classmethod
     def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
-        """Of each site; `sizes` are a down-projection's, which gates and up-projections have the other way round."""
+        """Of each site; `sizes` are those of down-projections, and of other sites' only `check` knows."""
         of_site = by_site(tensors)
         if not of_site:
             raise CorrigendaError("it has no tensors")
         for site, own in of_site.items():
-            turned = not site.endswith(".down_proj") and sizes
-            check_tensors(own, cls.shapes_of(own), {"D": sizes["d"], "d": sizes["D"]} if turned else sizes)
+            check_tensors(own, cls.shapes_of(own), sizes if site.endswith(".down_proj") else {})
 
     @classmethod
     def shapes_of(cls, own: Mapping[str, Tensor]) -> Mapping[str, tuple[str, ...]]:
@@ -169,10 +168,11 @@ class WeightMethod(Method):
         return cls.record_shapes
 
     def check(self, record: Record) -> None:
-        self.check_shapes(record.tensors, {"D": self.width, "d": self.out_width})
-        for site in by_site(record.tensors):
+        self.check_shapes(record.tensors, {})
+        for site, own in by_site(record.tensors).items():
             if site not in self.shapes:
                 raise CorrigendaError(f'its tensors are of "{site}", which is not edited')
+            check_tensors(own, self.shapes_of(own), dict(zip("Dd", self.shapes[site])))
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 
