@@ -107,7 +107,7 @@ class Lte(Prompted):
             return super().told(rows)
 
     def ground(self) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for site, (down, up) in self.memory.pairs.items():
             found |= {f"aligned.{site}.down": down, f"aligned.{site}.up": up}
         return {**found, **super().ground()}
