@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -173,3 +174,34 @@ def background_covariances(
                 with contextlib.suppress(CorrigendaError):  # a full disk: the next one finds it anew
                     save_covariances(places[layer], {layer: found[layer]}, decoder, tokenizer, digest)
     return found
+
+
+def covariances_of_text(
+    decoder: Decoder, tokenizer: Tokenizer, layers: Sequence[int], path: Path, limit: int | None = None
+) -> tuple[dict[int, Covariance], str]:
+    """Of a text, a line at a time (`-`: standard input), up to `limit` tokens; and the SHA-256 of what was read."""
+    digest = hashlib.sha256()
+
+    def rows(lines: Iterable[bytes]) -> Iterator[list[int]]:
+        left = limit
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8").strip()
+            except UnicodeDecodeError:
+                raise CorrigendaError(f"{path}, line {number}: the text is not UTF-8.") from None
+            if not text:
+                continue
+            digest.update(line)
+            row = tokenizer(text)["input_ids"][:left]
+            yield row
+            if left is not None:
+                left -= len(row)
+                if left <= 0:
+                    return
+
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as lines:
+            found = key_covariances(decoder, layers, rows(lines))
+    except OSError as error:
+        raise CorrigendaError(f"{path} cannot be read: {error.strerror}.") from None
+    return found, digest.hexdigest()

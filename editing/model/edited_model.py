@@ -202,13 +202,17 @@ class EditedModel:
         since: str | None = None,
         until: str | None = None,
         author: str | None = None,
+        note: str | None = None,
+        resolve: bool = False,
     ) -> Change:
         """Take edits out: by their ids, or `by` an author, or written `since` or `until` a time (ISO 8601).
 
         The memory is then, bit for bit, what a rebuild without them gives, and no older edit answers their questions
         instead (`Withdrawn`). It is not unlearning: the base model never held them, and the ledger keeps them.
+        resolve: solve anew all edits that were solved beside these or after them, as new writings of their own: the
+        memory is then what the stream without these gives. The note of the undo says so.
         """
-        return self._writer.undo(Selection(names_of("undo", ids), by, since, until), author)
+        return self._writer.undo(Selection(names_of("undo", ids), by, since, until), author, note, resolve)
 
     def redo(
         self,
