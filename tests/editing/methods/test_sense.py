@@ -112,7 +112,7 @@ def test_equals_the_formulas_in_float64(wrap):
 def test_the_senses_are_chosen_by_their_weights_where_it_answers(wrap):
     config = SenseConfig(most=6, background_weight=2.0, background_prompts=3)
     edited = wrap(tiny_backpack(), tiny_tokenizer(), config)
-    row, model = Row((5, 90, 33, 5, 17), (44, 2, 61)), tiny_backpack()
+    row, model = Row((5, 90, 33, 5, 17), (44, 2, 61)), tiny_backpack().requires_grad_(False)
     _, weights = slow_logits(model, list(row.tokens), {})
     own, background, positions = {}, {}, 0
     for ids, sums, first in [
@@ -162,7 +162,7 @@ def test_the_form_for_llama_learns_and_is_read_as_its_formulas_say(wrap):
 def test_learning_lowers_the_loss_and_spares_the_background(wrap):
     losses = {}
     for weight in (0.0, 50.0):
-        config = TokenVectorConfig(layer=1, steps=15, kl_weight=weight, background_prompts=4, learning_rate=0.05)
+        config = TokenVectorConfig(layer=1, steps=15, kl_weight=weight, background_prompts=4, learning_rate=0.5)
         edited = wrap(tiny_model(), tiny_tokenizer(), config)
         (written,) = edited.edit(EDITS[0], keep_unsolved=True)
         losses[weight] = written.loss
