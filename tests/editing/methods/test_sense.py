@@ -162,14 +162,14 @@ def test_the_form_for_llama_learns_and_is_read_as_its_formulas_say(wrap):
 def test_learning_lowers_the_loss_and_spares_the_background(wrap):
     losses = {}
     for weight in (0.0, 50.0):
-        config = TokenVectorConfig(layer=1, steps=15, kl_weight=weight, background_prompts=4, learning_rate=0.5)
+        config = TokenVectorConfig(layer=2, steps=30, kl_weight=weight, background_prompts=4, learning_rate=0.2)
         edited = wrap(tiny_model(), tiny_tokenizer(), config)
         (written,) = edited.edit(EDITS[0], keep_unsolved=True)
         losses[weight] = written.loss
         edited.detach()
-    edited = wrap(tiny_model(), tiny_tokenizer(), TokenVectorConfig(layer=1, steps=1, learning_rate=1e-9))
+    edited = wrap(tiny_model(), tiny_tokenizer(), TokenVectorConfig(layer=2, steps=1, learning_rate=1e-9))
     (before,) = edited.edit(EDITS[0], keep_unsolved=True)
-    assert losses[0.0] < 0.7 * before.loss and losses[0.0] <= losses[50.0]
+    assert losses[0.0] < 0.85 * before.loss and losses[0.0] < losses[50.0] - 0.1
 
 
 def test_a_model_without_senses_is_refused_with_what_there_is(wrap):
