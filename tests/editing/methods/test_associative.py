@@ -104,9 +104,9 @@ def test_values_are_stronger_where_the_loss_is_no_higher_for_it(sharp_model, wra
 def test_most_edits_are_done_after_a_step_once_they_are_strong(sharp_model, wrap):
     """From the head's start: the loss that stops an edit after its first step is that of what is stored."""
     plain = wrap(sharp_model(), tiny_tokenizer(), settings(gain=1, steps=1, retries=0))
-    plain.edit(EDITS)
+    plain.edit(EDITS, keep_unsolved=True)
     edited = wrap(sharp_model(), tiny_tokenizer(), settings(stop_loss=1.0))
-    results = edited.edit(EDITS)
+    results = edited.edit(EDITS, keep_unsolved=True)
     first = [i for i, result in enumerate(results) if result.steps == 1]
     assert first and all(result.steps >= 1 and result.loss <= 1.0 for result in results)
     for i in first:
