@@ -20,19 +20,21 @@ from ..editing.backbone.identity import another_model, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
+from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.routers.router import Decision
 from ..editing.shown import shown
-from .catalogue import Admission, Catalogue, Change, ServedEdit
+from .catalogue import Catalogue
 from .continuous import BatchedRequests
 from .errors import ServingError
 from .log import logger_of
 from .memory import ServedMemory
 from .metrics import Metrics
 from .requests import CallRequests, ServedRequest, call_requests
+from .served_edits import Admission, Change, ServedEdit
 from .settings import ServingSettings, resolved
 
 __all__ = ["ServedModel"]
@@ -56,7 +58,7 @@ class ServedModel:
     """
 
     @own_modes()
-    def __init__(self, model: Any, tokenizer: Any, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
         if getattr(unwrapped(model), "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before serving it.")
         self.model = model

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..editing.model.layer import Site
 from ..editing.routers.context import RoutingContext
-from .catalogue import Admission
+from .served_edits import Admission
 
 
 class ServedRequest:

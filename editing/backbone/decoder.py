@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,16 @@ class Decoder:
     def device(self, layer: int) -> torch.device:
         """Where the layer's weights are, and so where its memory must be."""
         return next(self.layers[layer].parameters()).device
+
+    def check_lengths(self, rows: Sequence[Sequence[int]], new: Sequence[int]) -> None:
+        """Raise where a tokenised prompt and its `new` tokens are more than the model's context."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        for number, (row, more) in enumerate(zip(rows, new), start=1):
+            if limit is not None and len(row) + more > limit:
+                raise CorrigendaError(
+                    f"Prompt {number} has {len(row)} tokens; with {more} new ones it exceeds the model's context of "
+                    f"{limit}: shorten it, or ask for fewer."
+                )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings `[rows, length, d]` of `[rows, length]` ids."""

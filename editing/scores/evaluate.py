@@ -157,7 +157,7 @@ class Evaluator:
         routes = [-1] * len(asked)
         read, known = model.read_as([a.prompt for a in asked]) if edited else ([a.prompt for a in asked], None)
         rows = [prompt + a.answer[:-1] for prompt, a in zip(read, asked)]
-        model._check_lengths(rows, [1] * len(rows))
+        model.decoder.check_lengths(rows, [1] * len(rows))
         for group in length_groups([len(row) for row in rows], _TOKENS):
             ids = padded_ids([rows[i] for i in group], model.model.get_input_embeddings().weight.device)
             prompts = [len(read[i]) for i in group]

@@ -1,5 +1,6 @@
 """Edits of a tiny model by each method, and a memory's bits."""
 
+import pytest
 from cases import same_bits
 
 from corrigenda.editing import AssociativeConfig, Edit, MemoirConfig, WiseConfig
@@ -48,3 +49,15 @@ def same(left, right):
 
 def ids(edited):
     return [edit.id for edit in edited.edits]
+
+
+def broken_off(model, stream, cut, **options):
+    """Write a stream that ends after `cut` edits."""
+
+    def stop(progress):
+        if progress.passed == cut:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        model.edit(stream, on_progress=stop, **options)
+    model.detach()

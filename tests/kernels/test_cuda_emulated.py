@@ -63,18 +63,18 @@ def run_topk_mask(kernels, features):
 
 @pytest.mark.parametrize("options", [False, True], ids=["plain", "all"])
 @pytest.mark.parametrize("width, k, lengths", FINGERPRINTS, ids=str)
-def test_topk_mask(kernels, order, width, k, lengths, options):
-    dtype = FEATURE_DTYPES[(order + len(lengths)) % 3]
-    features = fingerprint_inputs(width, k, lengths, dtype, order, options)
+def test_topk_mask(kernels, thread_order, width, k, lengths, options):
+    dtype = FEATURE_DTYPES[(thread_order + len(lengths)) % 3]
+    features = fingerprint_inputs(width, k, lengths, dtype, thread_order, options)
     if width == 33:
         x = features["x"]
         x[-1, 3], x[-1, 30], x[0, 8] = torch.nan, torch.inf, -torch.inf
     assert torch.equal(run_topk_mask(kernels, features), reference.topk_mask(**features))
 
 
-def test_topk_mask_weighs_tokens(kernels, order):
-    features = fingerprint_inputs(65, 9, (1, 7, 4), torch.float32, order, False)
-    features |= {"x": dyadic(12, 65, seed=order), "weight": torch.tensor([4.0, 0, 0, 0, 2, 0, 0, 2, 0, 0, 0, 0])}
+def test_topk_mask_weighs_tokens(kernels, thread_order):
+    features = fingerprint_inputs(65, 9, (1, 7, 4), torch.float32, thread_order, False)
+    features |= {"x": dyadic(12, 65, seed=thread_order), "weight": torch.tensor([4.0, 0, 0, 0, 2, 0, 0, 2, 0, 0, 0, 0])}
     assert torch.equal(run_topk_mask(kernels, features), reference.topk_mask(**features))
 
 
@@ -88,11 +88,11 @@ def visibility(batch, rows, seed):
 
 @pytest.mark.parametrize("width", [97, 160, 1536])
 @pytest.mark.parametrize("batch, rows", [(1, 0), (1, 301), (6, 129), (9, 50), (70, 400)])
-def test_mask_overlap(kernels, order, batch, rows, width):
+def test_mask_overlap(kernels, thread_order, batch, rows, width):
     query, stored = random_masks(batch, width, seed=1), random_masks(rows, width, seed=2)
     if rows > 40:
         query[0] = stored[31] = stored[37]  # equals, in one block or in two
-    for visible in visibility(batch, rows, order):
+    for visible in visibility(batch, rows, thread_order):
         index, overlap = empty(batch), empty(batch)
         sizes = {"batch": batch, "rows": rows, "words": query.shape[1]}
         given = {"query": query, "stored": stored, **visible}
@@ -102,12 +102,12 @@ def test_mask_overlap(kernels, order, batch, rows, width):
 
 
 @pytest.mark.parametrize("lengths", [(1,), (2, 16, 0)], ids=str)
-def test_mask_route(kernels, order, lengths):
+def test_mask_route(kernels, thread_order, lengths):
     width, k, rows, batch = 320, 40, 100, len(lengths)
-    features = fingerprint_inputs(width, k, lengths, torch.bfloat16, order, True)
-    stored = random_masks(rows, width, seed=order, k=k)
+    features = fingerprint_inputs(width, k, lengths, torch.bfloat16, thread_order, True)
+    stored = random_masks(rows, width, seed=thread_order, k=k)
     stored[60] = reference.topk_mask(**features)[0]
-    for visible in visibility(batch, rows, order):
+    for visible in visibility(batch, rows, thread_order):
         for least in (5, 30, 41):
             given = {**features, "stored": stored, "minimum": torch.tensor([least], dtype=torch.int32), **visible}
             outputs = {name: empty(batch) for name in ("nearest", "overlap", "route")}
@@ -125,12 +125,12 @@ def token_sets(rows, length, vocabulary, seed):
 
 
 @pytest.mark.parametrize("batch, rows, query_length", [(1, 0, 5), (1, 5, 1), (2, 300, 9), (5, 40, 300)])
-def test_token_overlap(kernels, order, batch, rows, query_length):
+def test_token_overlap(kernels, thread_order, batch, rows, query_length):
     vocabulary, stored_length = 331, 11
     query = token_sets(batch, query_length, vocabulary, 1)
     stored = token_sets(rows, stored_length, vocabulary, 1000)
     rarity = integers(vocabulary, low=0, high=4, seed=2) * 1000
-    for visible in visibility(batch, rows, order):
+    for visible in visibility(batch, rows, thread_order):
         for extra_weight in (0.0, 0.125):
             given = {"query": query, "stored": stored, "rarity": rarity, "extra_weight": extra_weight, **visible}
             outputs = {"index": empty(batch)}

@@ -62,8 +62,8 @@ def doubles(*tensors):
 
 @pytest.mark.parametrize("poison", [False, True], ids=["finite", "poison"])
 @pytest.mark.parametrize("tokens, width, outputs, entries", MASKED)
-def test_masked_linear(kernels, order, tokens, width, outputs, entries, poison):
-    dtypes = DTYPES[(order + tokens + poison) % len(DTYPES)]
+def test_masked_linear(kernels, thread_order, tokens, width, outputs, entries, poison):
+    dtypes = DTYPES[(thread_order + tokens + poison) % len(DTYPES)]
     y, x, memory, masks, route = masked_inputs(tokens, width, outputs, entries, dtypes, poison)
     expected = reference.masked_linear(*doubles(y, x, memory), masks, route)
     given = {"x": x, "memory": memory, "masks": masks, "route": route}
@@ -79,8 +79,8 @@ def test_masked_linear(kernels, order, tokens, width, outputs, entries, poison):
 @pytest.mark.parametrize(
     "tokens, width, outputs, entries", [(0, 33, 4, 2), (3, 97, 5, 0), (9, 97, 40, 1), (20, 160, 24, 3)]
 )
-def test_masked_linear_backward(kernels, order, tokens, width, outputs, entries, poison):
-    dtypes = DTYPES[(order + tokens + poison) % len(DTYPES)]
+def test_masked_linear_backward(kernels, thread_order, tokens, width, outputs, entries, poison):
+    dtypes = DTYPES[(thread_order + tokens + poison) % len(DTYPES)]
     grad, x, memory, masks, route = masked_inputs(tokens, width, outputs, entries, dtypes, poison)
     if poison:
         grad[route < 0] = torch.nan
@@ -141,8 +141,10 @@ def run_read_backward(kernels, grad, x, first, keys, values, pages, *rest, neede
 
 
 @pytest.mark.parametrize("tokens, counts, width, outputs", READS, ids=str)
-def test_associative_read(kernels, order, tokens, counts, width, outputs):
-    y, x, first, keys, values, *rest = reading_inputs(tokens, counts, width, outputs, DTYPES[(order + tokens) % 5])
+def test_associative_read(kernels, thread_order, tokens, counts, width, outputs):
+    y, x, first, keys, values, *rest = reading_inputs(
+        tokens, counts, width, outputs, DTYPES[(thread_order + tokens) % 5]
+    )
     wide = doubles(y, x), first, doubles(keys, values)
     expected = reference.associative_read(*wide[0], first, *wide[2], *rest, BETA, None)
     for out in (unwritten(y), y.clone()):
@@ -153,8 +155,8 @@ def test_associative_read(kernels, order, tokens, counts, width, outputs):
         assert same_bits(out[kept], y[kept])
 
 
-def test_associative_read_of_eight_bits(kernels, order):
-    y, x, first, keys, values, *rest = reading_inputs(7, (9, 1, 4), 40, 33 - order % 2, DTYPES[1])
+def test_associative_read_of_eight_bits(kernels, thread_order):
+    y, x, first, keys, values, *rest = reading_inputs(7, (9, 1, 4), 40, 33 - thread_order % 2, DTYPES[1])
     scales = values.float().nan_to_num().abs().amax(-1) / 127
     small = (values.float() / scales[..., None]).nan_to_num().round().to(torch.int8)
     plain = small.double() * scales.double()[..., None]
@@ -164,8 +166,8 @@ def test_associative_read_of_eight_bits(kernels, order):
 
 
 @pytest.mark.parametrize("tokens, counts, width, outputs", [*READS[:4], (9, (9, 2), 520, 16)], ids=str)
-def test_associative_read_backward(kernels, order, tokens, counts, width, outputs):
-    dtypes = DTYPES[(order + tokens) % 5]
+def test_associative_read_backward(kernels, thread_order, tokens, counts, width, outputs):
+    dtypes = DTYPES[(thread_order + tokens) % 5]
     grad, x, first, keys, values, pages, rows, route, background = reading_inputs(
         tokens, counts, width, outputs, dtypes
     )
@@ -179,7 +181,7 @@ def test_associative_read_backward(kernels, order, tokens, counts, width, output
                 assert_as_close(actual, wanted)
 
 
-def test_a_token_without_a_direction(kernels, order):
+def test_a_token_without_a_direction(kernels, thread_order):
     """Scores of zero at the background; nearer than 1e-6 to it the norm is a constant."""
     grad, x, first, keys, values, pages, rows, route, background = reading_inputs(3, (4,), 16, 8, DTYPES[0])
     first[:], route[:], background[:] = False, 0, 0
@@ -199,8 +201,8 @@ STEPS = [(0, 33, 40), (1, 5, 3), (9, 130, 264), (33, 64, 97), (130, 16, 32)]
 
 
 @pytest.mark.parametrize("tokens, width, outputs", STEPS, ids=str)
-def test_masked_sgd(kernels, order, tokens, width, outputs):
-    dtypes = DTYPES[(order + tokens) % 5]
+def test_masked_sgd(kernels, thread_order, tokens, width, outputs):
+    dtypes = DTYPES[(thread_order + tokens) % 5]
     x, gradient = normal(tokens, width, seed=1, dtype=dtypes[1]), normal(tokens, outputs, seed=2, dtype=dtypes[2])
     masks, base = random_masks(width, outputs, seed=3), normal(width, outputs, seed=4, dtype=dtypes[0])
     if tokens > 8:
@@ -236,8 +238,8 @@ SIDES = [
 
 
 @pytest.mark.parametrize("tokens, width, outputs, bounds", SIDES, ids=str)
-def test_delta_linear(kernels, order, tokens, width, outputs, bounds):
-    dtypes = DTYPES[(order + tokens) % 5]
+def test_delta_linear(kernels, thread_order, tokens, width, outputs, bounds):
+    dtypes = DTYPES[(thread_order + tokens) % 5]
     x, base = normal(tokens, width, seed=1, dtype=dtypes[1]), normal(tokens, outputs, seed=2, dtype=dtypes[0])
     delta, offsets = normal(width, outputs, seed=3, dtype=dtypes[2]), torch.tensor(bounds, dtype=torch.int32)
     padding = torch.arange(tokens) % 3 == 1
@@ -270,8 +272,8 @@ ALWAYS, NEVER = 0, 1 << 40  # whether shards are sampled before they are counted
 
 @pytest.mark.parametrize("shape", [(0,), (7,), (64, 32), (33, 7)], ids=str)
 @pytest.mark.parametrize("shards", [1, 2, 4, 8, 9])
-def test_ties_merge(kernels, order, shards, shape):
-    dtype = (SINGLE, BRAIN, HALF)[(order + shards) % 3]
+def test_ties_merge(kernels, thread_order, shards, shape):
+    dtype = (SINGLE, BRAIN, HALF)[(thread_order + shards) % 3]
     for deltas in (
         normal(shards, *shape, seed=shards, dtype=dtype),
         dyadic(shards, *shape, seed=1, dtype=dtype, steps=3),

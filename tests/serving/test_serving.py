@@ -27,8 +27,8 @@ def applied(catalogue, prompt, tenant=None):
     return found.edit and found.edit.target
 
 
-def test_a_tenant_sees_its_own_and_the_shared_edits(settings):
-    catalogue = Catalogue(tiny_tokenizer(), settings)
+def test_a_tenant_sees_its_own_and_the_shared_edits(served_settings):
+    catalogue = Catalogue(tiny_tokenizer(), served_settings)
     for tenant, capital, leader in ((None, "Lutz City", None), ("acme", "Port Adlen", "Ines Okafor")):
         assert applied(catalogue, "Zubrowka has which capital?", tenant) == capital
         assert applied(catalogue, "Who leads Vantrello Foods?", tenant) == leader
@@ -39,8 +39,8 @@ def test_a_tenant_sees_its_own_and_the_shared_edits(settings):
         applied(catalogue, "Who?", "other")
 
 
-def test_a_change_that_fails_changes_nothing(settings, monkeypatch, tmp_path):
-    catalogue = Catalogue(tiny_tokenizer(), settings)
+def test_a_change_that_fails_changes_nothing(served_settings, monkeypatch, tmp_path):
+    catalogue = Catalogue(tiny_tokenizer(), served_settings)
     more = store(tmp_path / "more", OF_ACME[1:])
     asked = ("Zubrowka has which capital?", "Who leads Vantrello Foods?")
     before = [applied(catalogue, prompt, tenant) for prompt in asked for tenant in (None, "acme")]
@@ -63,8 +63,8 @@ def test_a_change_that_fails_changes_nothing(settings, monkeypatch, tmp_path):
     assert [applied(catalogue, "Zubrowka has which capital?", tenant) for tenant in (None, "acme")] == before[:2]
 
 
-def test_a_store_whose_fingerprints_are_not_the_routers_is_refused(settings, tmp_path):
-    catalogue = Catalogue(tiny_tokenizer(), settings)
+def test_a_store_whose_fingerprints_are_not_the_routers_is_refused(served_settings, tmp_path):
+    catalogue = Catalogue(tiny_tokenizer(), served_settings)
     folder = store(tmp_path / "odd", OF_ACME[1:])
     old = Ledger.open(folder)
     entries = []
@@ -169,10 +169,10 @@ def test_what_was_undone_is_told_from_what_came_since_while_the_clock_stands_sti
     assert model.answer([asked], 1)[0].edit.target == applied(catalogue, asked) == "The newer road"
 
 
-def test_a_version_counts_only_when_published(settings):
-    served = Served(settings)
+def test_a_version_counts_only_when_published(served_settings):
+    served = Served(served_settings)
     asked = served.ids("Who leads Vantrello Foods?")
-    change = served.catalogue.read([(None, settings.root / "acme")])
+    change = served.catalogue.read([(None, served_settings.root / "acme")])
     assert change.added == [] and change.needed == {}  # another tenant has them already
     assert served.catalogue.admit(asked).edit is None
     served.take(change)
@@ -200,14 +200,14 @@ def test_settings_that_make_no_sense(given, words):
         ServingSettings.parse(given)
 
 
-def test_what_cannot_be_served(folders, settings, tmp_path):
+def test_what_cannot_be_served(folders, served_settings, tmp_path):
     with pytest.raises(ServingError, match="There is no folder"):
         Catalogue(tiny_tokenizer(), ServingSettings.parse(tmp_path / "none"))
     memoir = EditedModel.wrap(tiny_model(), tiny_tokenizer(), MemoirConfig(steps=1, contexts=1))
     memoir.save_pretrained(tmp_path / "memoir")
     with pytest.raises(ServingError, match=r'memoir.*scope="causal"'):
         Catalogue(tiny_tokenizer(), ServingSettings.parse(tmp_path / "memoir"))
-    catalogue = Catalogue(tiny_tokenizer(), settings)
+    catalogue = Catalogue(tiny_tokenizer(), served_settings)
     cases = {
         "its weights differ": {"model": tiny_model(seed=1)},
         "have layer=1": {"layer": 1},
@@ -221,12 +221,12 @@ def test_what_cannot_be_served(folders, settings, tmp_path):
     assert catalogue.version == 1
 
 
-def test_folders_that_a_request_may_name(settings, tmp_path):
-    catalogue = Catalogue(tiny_tokenizer(), settings)
-    assert catalogue.allowed("acme", "acme") == settings.root / "acme"
-    assert catalogue.allowed(str(settings.root / "shared")) == settings.root / "shared"
-    (settings.root / "way-out").unlink(missing_ok=True)
-    (settings.root / "way-out").symlink_to(tmp_path)
+def test_folders_that_a_request_may_name(served_settings, tmp_path):
+    catalogue = Catalogue(tiny_tokenizer(), served_settings)
+    assert catalogue.allowed("acme", "acme") == served_settings.root / "acme"
+    assert catalogue.allowed(str(served_settings.root / "shared")) == served_settings.root / "shared"
+    (served_settings.root / "way-out").unlink(missing_ok=True)
+    (served_settings.root / "way-out").symlink_to(tmp_path)
     long = "x" * 5000
     cases = {
         "acme": 404,
@@ -242,9 +242,9 @@ def test_folders_that_a_request_may_name(settings, tmp_path):
         with pytest.raises(ServingError) as error:
             catalogue.allowed(folder)
         assert error.value.status == status
-    (settings.root / "way-out").unlink()
-    closed = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings.edits[0]))
-    assert closed.allowed(str(settings.edits[0])) == settings.edits[0]
+    (served_settings.root / "way-out").unlink()
+    closed = Catalogue(tiny_tokenizer(), ServingSettings.parse(served_settings.edits[0]))
+    assert closed.allowed(str(served_settings.edits[0])) == served_settings.edits[0]
     with pytest.raises(ServingError, match="loads no further folders"):
         closed.allowed("acme")
     with pytest.raises(ServingError, match="No folder can be named '~nosuchuser/x'") as error:
@@ -252,34 +252,34 @@ def test_folders_that_a_request_may_name(settings, tmp_path):
     assert error.value.status == 400
 
 
-def test_undo_of_what_is_not_there(settings):
-    catalogue = Catalogue(tiny_tokenizer(), settings)
+def test_undo_of_what_is_not_there(served_settings):
+    catalogue = Catalogue(tiny_tokenizer(), served_settings)
     for name, tenant, status in (("zzz", None, 404), ("e", None, 404), ("b", "acme", 404)):
         with pytest.raises(ServingError) as error:
             catalogue.undo(name, tenant)
         assert error.value.status == status
-    writer = EditStore.open(settings.edits[0], write=True)
+    writer = EditStore.open(served_settings.edits[0], write=True)
     try:
         with pytest.raises(ServingError, match="Another process is writing") as error:
             catalogue.undo("a", None)
         assert error.value.status == 409
     finally:
         writer.close()
-    fixed = Catalogue(tiny_tokenizer(), ServingSettings.parse({"edits": settings.edits[0], "read_only": True}))
+    fixed = Catalogue(tiny_tokenizer(), ServingSettings.parse({"edits": served_settings.edits[0], "read_only": True}))
     with pytest.raises(ServingError, match="corrigenda undo"):
         fixed.undo("a", None)
 
 
-def test_why_names_the_nearest(settings):
-    catalogue = Catalogue(tiny_tokenizer(), settings)
+def test_why_names_the_nearest(served_settings):
+    catalogue = Catalogue(tiny_tokenizer(), served_settings)
     answer = catalogue.why("Zubrowka has which capital?", "acme")
     assert answer["edit"] == "a" and answer["nearest"][0]["target"] == "Port Adlen"
     assert catalogue.why("What time is it?")["edit"] is None
     assert json.dumps(catalogue.listing("acme"))
 
 
-def test_template_and_edit_are_those_of_the_store(settings):
-    catalogue = Catalogue(tiny_tokenizer(), settings)
+def test_template_and_edit_are_those_of_the_store(served_settings):
+    catalogue = Catalogue(tiny_tokenizer(), served_settings)
     assert catalogue.prompts.template.text == TEMPLATE.replace("\\n", "\n")
     assert catalogue.served()[0].stored.edit == Edit(SHARED[0].prompt, SHARED[0].target, id="a")
 

@@ -33,9 +33,9 @@ def chunked(served, request, ids, sizes, edit):
     return torch.cat(logits)
 
 
-def test_chunks_do_not_change_what_an_edit_does(settings):
-    served = Served(settings)
-    reference = EditedModel.from_pretrained(tiny_model(), settings.edits[0], tokenizer=tiny_tokenizer())
+def test_chunks_do_not_change_what_an_edit_does(served_settings):
+    served = Served(served_settings)
+    reference = EditedModel.from_pretrained(tiny_model(), served_settings.edits[0], tokenizer=tiny_tokenizer())
     ids = served.ids("Zubrowka has which capital?")
     admitted = served.catalogue.admit(ids)
     whole = chunked(served, "r", ids, [len(ids)], admitted.key)
@@ -48,8 +48,8 @@ def test_chunks_do_not_change_what_an_edit_does(settings):
         assert torch.allclose(chunked(served, "r", ids, sizes, admitted.key), whole, atol=1e-5)
 
 
-def test_a_packed_pass_tells_whose_tokens_it_holds(settings):
-    served = Served(settings)
+def test_a_packed_pass_tells_whose_tokens_it_holds(served_settings):
+    served = Served(served_settings)
     slots, context = served.slots, served.context
     slots.start("edited", 4, 1)
     slots.start("plain", 3, -1)
@@ -70,9 +70,9 @@ def test_a_packed_pass_tells_whose_tokens_it_holds(settings):
     assert len(slots) == 1 and "edited" not in slots and slots.places() == set()
 
 
-def test_a_layer_that_may_be_captured_runs_in_every_pass(settings):
+def test_a_layer_that_may_be_captured_runs_in_every_pass(served_settings):
     """What a graph was captured with must be there before the first request, and when none is edited."""
-    served = Served(settings)
+    served = Served(served_settings)
     context = RoutingContext(torch.device("cpu"))
     slots = Slots(context, 4, 32, captured=True)
     assert context.active and context.token_routes(32).tolist() == [-1] * 32
@@ -88,8 +88,8 @@ def test_a_layer_that_may_be_captured_runs_in_every_pass(settings):
     assert not served.context.active
 
 
-def test_slots_run_out_in_one_sentence(settings):
-    served = Served(settings, requests=2)
+def test_slots_run_out_in_one_sentence(served_settings):
+    served = Served(served_settings, requests=2)
     for name in "ab":
         served.slots.start(name, 1, -1)
     with pytest.raises(CorrigendaError, match="More than 2 requests"):
@@ -122,15 +122,15 @@ def test_undo_is_a_version_and_rows_stay_while_they_are_read(folders, tmp_path):
     assert all(same_bits(a, b) for a, b in zip(rows, memory.banks.rows_of(place)))
 
 
-def test_rows_that_changed_under_the_server(settings):
-    served = Served(settings)
+def test_rows_that_changed_under_the_server(served_settings):
+    served = Served(served_settings)
     with pytest.raises(ServingError, match="changed while it was loaded"):
-        served.memory.load(settings.edits[0], {"0" * 24: 3})
+        served.memory.load(served_settings.edits[0], {"0" * 24: 3})
     assert len(served.memory) == len(SHARED) + len(OF_ACME)
 
 
-def test_an_edit_that_does_not_fit_the_layer_is_named(settings):
-    served = Served(settings)
+def test_an_edit_that_does_not_fit_the_layer_is_named(served_settings):
+    served = Served(served_settings)
     (folder, edits), *_ = served.catalogue.start.needed.items()
     fresh = type(served.memory)(served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32)
     fresh._take_ground = lambda ledger: None
@@ -140,8 +140,8 @@ def test_an_edit_that_does_not_fit_the_layer_is_named(settings):
     assert error.value.status == 422 and len(fresh) == 0
 
 
-def test_a_fixed_memory_says_when_it_is_full(settings):
-    served = Served(settings)
+def test_a_fixed_memory_says_when_it_is_full(served_settings):
+    served = Served(served_settings)
     fresh = type(served.memory)(served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32)
     fresh.reserve(64)
     fresh.banks.fixed = True
@@ -151,17 +151,17 @@ def test_a_fixed_memory_says_when_it_is_full(settings):
     record = fresh.banks.rows_of(0)
     while fresh.banks.has_room([8]):
         fresh.banks.put(*record)
-    other = served.catalogue.start.needed[settings.root / "acme"]
+    other = served.catalogue.start.needed[served_settings.root / "acme"]
     with pytest.raises(ServingError, match="no room for 2 more edits") as error:
-        fresh.load(settings.root / "acme", other)
+        fresh.load(served_settings.root / "acme", other)
     assert error.value.status == 507 and fresh.banks._keys.data_ptr() == address
     assert all(key not in fresh._place for key in other)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_an_edit_that_is_longer_than_the_server_takes_is_named(settings, tmp_path, fixed):
+def test_an_edit_that_is_longer_than_the_server_takes_is_named(served_settings, tmp_path, fixed):
     """However long a target the store's own setting allows: every other edit would pay for the table's width."""
-    served = Served(settings)
+    served = Served(served_settings)
 
     def memory(*rows):
         built = type(served.memory)(

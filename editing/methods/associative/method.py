@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ...backbone.frozen import length_groups, pass_tokens
 from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
+from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ...memories.row_banks import RowBanks
 from ...routers.masks import MaskRouter
@@ -64,7 +65,7 @@ class Associative(Method):
 
     @staticmethod
     def text_router(
-        config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+        config: EditingConfig, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
         return text_router(config, tokenizer, background, device)
 

@@ -52,15 +52,17 @@ class Grace(Method):
         self.router = NearestKeyRouter(self.width, config.radius, self.device)
 
     def tap(self, patch: Patch, context: RoutingContext) -> None:
-        super().tap(patch, context)
-        if self.config.mode == "serving":
-            return
+        """The router sees the layer's inputs: once in a pass of prompts, or in every pass."""
+        published = self.config.mode == "published"
 
-        def route_each(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            if context.active:
-                context.each = self.router.route_each(args[0])
+        def observe(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            prompts = context.deciding
+            if context.active and prompts:
+                self.router.observe(args[0], context)
+            if context.active and published:
+                self.router.route_each(args[0], context, prompts)
 
-        patch.pre_hook(self.decoder.down_proj(self.layer), route_each)
+        patch.pre_hook(self.decoder.down_proj(self.layer), observe)
 
     def as_routed(self, prompts: Sequence[str]) -> Tensor:
         """fp32 `[prompts, D]`: the keys of prompts."""

@@ -79,7 +79,7 @@ class TestIds:
         model.edit([seat("Marn"), seat("Voss")])
         assert ids(model) == ["66", "66#3"]
 
-    def test_a_stream_that_goes_on_knows_its_own(self, model, load, tmp_path) -> None:
+    def test_a_stream_that_goes_on_knows_its_own(self, model, load_edited, tmp_path) -> None:
         folder, files = (
             tmp_path / "edits",
             [[seat(place) for place in PLACES[:2]], [seat(place) for place in PLACES[2:]]],
@@ -169,7 +169,7 @@ class TestOnePrompt:
         model.edit(asking(4), on_conflict="keep")
         assert ids(model) == ["n0"] == solved and len(model.store.notices) == 3
 
-    def test_what_was_left_out_counts_as_recorded(self, model, load, tmp_path) -> None:
+    def test_what_was_left_out_counts_as_recorded(self, model, load_edited, tmp_path) -> None:
         stream, passed = asking(5), []
 
         def stop(progress):
@@ -179,7 +179,7 @@ class TestOnePrompt:
         with pytest.raises(InterruptedError):
             model.edit(stream, store=tmp_path / "edits", on_progress=stop)
         model.detach()
-        resumed = load(tmp_path / "edits")
+        resumed = load_edited(tmp_path / "edits")
         resumed.edit(stream, store=tmp_path / "edits", resume=True, on_progress=lambda p: passed.append(p.passed))
         assert passed == [4, 5] and ids(resumed) == ["n4"]
         assert resumed.edit(stream, resume=True) == []

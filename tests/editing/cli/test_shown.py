@@ -45,14 +45,14 @@ def test_a_name_is_one_that_is_shown_as_it_is(text) -> None:
 
 
 @pytest.fixture
-def hostile(folder):
+def hostile(edits_folder):
     """A folder of an earlier version, each text of which a terminal would obey."""
     for path in ("id", "author", "edit.prompt", "edit.target"):
-        forge_field(folder, "edit", path, HOSTILE)
-    forge_field(folder, "edit", "edit.metadata", {HOSTILE: HOSTILE})
-    forge_field(folder, "status", "author", HOSTILE)
-    forge_field(folder, "status", "note", HOSTILE)
-    return folder
+        forge_field(edits_folder, "edit", path, HOSTILE)
+    forge_field(edits_folder, "edit", "edit.metadata", {HOSTILE: HOSTILE})
+    forge_field(edits_folder, "status", "author", HOSTILE)
+    forge_field(edits_folder, "status", "note", HOSTILE)
+    return edits_folder
 
 
 @pytest.mark.parametrize(

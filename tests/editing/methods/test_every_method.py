@@ -31,8 +31,17 @@ QUICK = {
     },
     "wise-retrieve": {"contexts": 1, "steps": 3, "learning_rate": 0.1, "act_ratio": 0.01, "save_every": 2},
     "grace": {"steps": 4, "radius": 0.5, "batch_size": 1},
+    "melo": {"steps": 3, "radius": 0.5, "batch_size": 1},
     "rag": {"batch_size": 2},
+    "lora": {"steps": 2, "rank": 2},
+    "stableke": {"steps": 2, "rank": 2, "paraphrases": 1, "descriptions": 1, "wording_tokens": 4},
     "rome": {"contexts": 2, "steps": 3},
+    "wilke": {"contexts": 2, "steps": 3},
+    "memit": {"contexts": 2, "steps": 3, "layer": 2, "first_layer": 1, "batch_size": 1},
+    "alphaedit": {"contexts": 2, "steps": 3, "layer": 2, "first_layer": 1, "null_threshold": 0.05, "batch_size": 1},
+    "coachhook": {"contexts": 2, "steps": 3, "layer": 2, "first_layer": 1, "covariance_weight": 1.0, "batch_size": 1},
+    "ultraedit": {"modules": "up_proj:1,down_proj:1-2", "learning_rate": 1e-3, "batch_size": 1},
+    "ft-m": {"steps": 3},
 }
 """Settings under which tiny models are edited in a second."""
 GATED = {"router": "tokens", "threshold": 1.0}
@@ -40,7 +49,9 @@ UNREACHABLE = {
     "wise-merge": {"act_ratio": 1e9},
     "wise-retrieve": {"act_ratio": 1e9},
     "grace": {"radius": 1e-6},
-    "rome": GATED,
+    "melo": {"radius": 1e-6},
+    **dict.fromkeys(("lora", "stableke", "rome", "wilke", "memit", "alphaedit", "ultraedit", "ft-m"), GATED),
+    "coachhook": {"alpha": 1e9, "falls": False},
 }
 """Settings under which no edit answers, where that is not a threshold of 1; changed weights always do, but gated."""
 EDITS = [
@@ -117,14 +128,14 @@ def test_what_no_edit_answers_is_the_base_models_bit_for_bit(edited, method):
 
 
 @every_method
-def test_undo_redo_and_reload_give_the_same_bits(edited, load, tmp_path, method):
+def test_undo_redo_and_reload_give_the_same_bits(edited, load_edited, tmp_path, method):
     model = edited(method)
     whole = state(model)
     model.undo("b")
     assert [edit.id for edit in model.edits] == ["a", "c"]
     without = state(model)
     model.save_pretrained(tmp_path / "without")
-    same(without, state(load(tmp_path / "without")))
+    same(without, state(load_edited(tmp_path / "without")))
     model.redo("b")
     same(whole, state(model))
     model.undo(["a", "b", "c"])
@@ -132,14 +143,14 @@ def test_undo_redo_and_reload_give_the_same_bits(edited, load, tmp_path, method)
 
 
 @every_method
-def test_its_folder_is_whole_and_can_be_merged(edited, load, tmp_path, method):
+def test_its_folder_is_whole_and_can_be_merged(edited, load_edited, tmp_path, method):
     edited(method).save_pretrained(tmp_path / "all")
     edited(method, EDITS[:1]).save_pretrained(tmp_path / "one")
     assert list(problems(tmp_path / "all")) == []
     into, other = EditStore.open(tmp_path / "one", write=True), EditStore.open(tmp_path / "all")
     with closing(into), closing(other):
         merge(into, other)
-    merged = load(tmp_path / "one")
+    merged = load_edited(tmp_path / "one")
     assert {edit.id for edit in merged.edits} == {"a", "b", "c"}
 
 

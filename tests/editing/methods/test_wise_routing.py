@@ -65,7 +65,7 @@ def test_the_largest_distance_of_a_prompts_tokens_can_route(sharp_model, wrap):
     base, delta = edited.method._base_output(prompt.inputs), edited.method.memory.current.delta
     tokens = (torch.nn.functional.silu(base + prompt.inputs @ delta) - torch.nn.functional.silu(base)).norm(dim=1)
     assert edited.method.routes([TWENTY[0].prompt]).score.item() == pytest.approx(tokens.max().item(), rel=1e-4)
-    minima = [edited.store.history.edits[seq].body["numbers"]["minimum"] for seq in edited._view.order]
+    minima = [edited.store.history.edits[seq].body["numbers"]["minimum"] for seq in edited._writer.places]
     assert edited.method.memory.current.minimum.item() == pytest.approx(min(minima))
     assert min(minima) > tokens.mean()
 

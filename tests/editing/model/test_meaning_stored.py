@@ -49,8 +49,8 @@ def found(edited, prompts=ASKED):
     return {prompt: source.edit and source.edit.id for prompt, source in zip(prompts, edited.answer(list(prompts), 1))}
 
 
-def test_loaded_edits_answer_what_they_are_asked(saved, load):
-    edited = load(saved)
+def test_loaded_edits_answer_what_they_are_asked(saved, load_edited):
+    edited = load_edited(saved)
     assert found(edited) == ASKED
     assert [answer.edit.id for answer in edited.answer([edit.prompt for edit in EDITS], 1)] == [
         "leader",
@@ -63,24 +63,24 @@ def test_loaded_edits_answer_what_they_are_asked(saved, load):
     assert found(edited) == ASKED
 
 
-def test_the_last_write_of_a_question_wins_and_another_question_does_not(saved, load):
-    edited = load(saved)
+def test_the_last_write_of_a_question_wins_and_another_question_does_not(saved, load_edited):
+    edited = load_edited(saved)
     edited.edit(Edit("who is the chief executive of Vantrello Foods", "Bea", subject="Vantrello Foods", id="later"))
     edited.edit(Edit("Who founded Vantrello Foods?", "Cy", subject="Vantrello Foods", id="founder"))
     assert [edit.id for edit in edited.edits] == ["seat", "tongue", "later", "founder"]
 
 
-def test_opening_encodes_no_edit(saved, load, monkeypatch):
+def test_opening_encodes_no_edit(saved, load_edited, monkeypatch):
     calls = []
     encode = meaning.Encoder.encode
     monkeypatch.setattr(meaning.Encoder, "encode", lambda self, texts: calls.append(texts) or encode(self, texts))
-    edited = load(saved)
+    edited = load_edited(saved)
     assert edited.answer(["What is the boiling point of water?"], 1)[0].edit is None
     assert not any(calls)
 
 
-def test_why_needs_no_model(saved, load):
-    edited = load(saved)
+def test_why_needs_no_model(saved, load_edited):
+    edited = load_edited(saved)
     by_model = explained(edited.method.router, ["Who runs Vantrello Foods?"], edited.edits)
     assert by_model["edit"] == "leader" and by_model["nearest"][0]["id"] == "leader"
     assert by_model["score"] >= by_model["needed"] == by_model["threshold"] == 0.5
@@ -91,11 +91,11 @@ def test_why_needs_no_model(saved, load):
     assert answer.provenance.to_dict()["reason"] == other["reason"]
 
 
-def test_a_folder_of_another_encoder_is_refused_by_name(saved, load, monkeypatch):
+def test_a_folder_of_another_encoder_is_refused_by_name(saved, load_edited, monkeypatch):
     router = meaning.MeaningRouter(tiny_tokenizer(), ())
     monkeypatch.setattr(router.encoder, "digest", "another")
     with pytest.raises(CorrigendaError, match=r"cannot be used: it was written with another encoder"):
-        load(saved)
+        load_edited(saved)
 
 
 def test_a_server_decides_the_same(saved):

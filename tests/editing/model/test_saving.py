@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import re
 import shutil
 import sqlite3
@@ -10,16 +9,13 @@ import stat
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
-from cases import same_bits
 from first_format import resign, sign, write_first_format
+from saved import change, load, refusal, same_state, with_ground
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 import corrigenda.editing
-from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, Locality, MemoirConfig, WiseConfig
-from corrigenda.editing.store.codec import packed
-from corrigenda.editing.store.ledger import Ledger, New
+from corrigenda.editing import AssociativeConfig, Edit, EditedModel, Locality, MemoirConfig, WiseConfig
 from corrigenda.editing.store.migrate import migrate
 
 EDITS = [
@@ -48,17 +44,6 @@ FILES = ["head.json", "ledger.sqlite"]
 FIRST_FILES = ["editing_config.json", "edits.jsonl", "manifest.json", "memory.safetensors"]
 first_methods = pytest.mark.parametrize("method", ["associative", "mask router", "memoir"])
 every_method = pytest.mark.parametrize("method", ["associative", "mask router", "memoir", "wise"])
-
-
-@contextlib.contextmanager
-def refusal(*words):
-    """Within: a CorrigendaError is raised, one sentence that holds each of `words`."""
-    with pytest.raises(CorrigendaError) as raised:
-        yield
-    message = str(raised.value)
-    assert message.endswith(".") and "\n" not in message and ". " not in message, message
-    for word in words:
-        assert str(word) in message, message
 
 
 @pytest.fixture
@@ -97,21 +82,6 @@ def saved(originals, tmp_path):
 def first(originals, tmp_path):
     """The same in the first format."""
     return Path(shutil.copytree(originals / "first", tmp_path / "edits"))
-
-
-def load(folder, model, tokenizer=None):
-    return EditedModel.from_pretrained(model, edits=folder, tokenizer=tokenizer or tiny_tokenizer())
-
-
-def same_state(one, other):
-    states = one.method.state(), other.method.state()
-    assert states[0].keys() == states[1].keys()
-    for name, tensor in states[0].items():
-        assert same_bits(tensor, states[1][name]), name
-
-
-def change(file, **values):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 # What is saved comes back
@@ -385,19 +355,6 @@ def test_edits_for_another_shape_are_refused(saved, sharp_model, shape):
         load(saved, model)
     assert not hasattr(model, "_corrigenda") and all(parameter.requires_grad for parameter in model.parameters())
     assert type(model.model.layers[2 if shape != {"layers": 3} else 1].mlp.down_proj) is torch.nn.Linear
-
-
-def with_ground(folder, copy, **changed):
-    """The ledger of a folder again, whole, with other ground tensors."""
-    ledger, entries = Ledger.open(folder), []
-    for seq, kind, body in list(ledger.entries()):
-        tensors = ledger.tensors(seq, body["tensors"]) if "tensors" in body else None
-        if kind == "ground":
-            tensors = packed({**safetensors.torch.load(tensors), **changed})
-        entries.append(New(kind, body, tensors))
-    ledger.close()
-    Ledger.create(copy, lambda new: new.append(entries)).close()
-    return copy
 
 
 @pytest.mark.parametrize(

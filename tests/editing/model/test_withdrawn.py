@@ -266,7 +266,7 @@ def asked(model, prompt=TAKEN.prompt):
 
 
 @every_router
-def test_the_question_of_an_undone_edit_gets_the_base_models_answer(edited, load, tmp_path, method):
+def test_the_question_of_an_undone_edit_gets_the_base_models_answer(edited, load_edited, tmp_path, method):
     model = edited(method, [])
     base = asked(model).text
     model.edit([EDITS[1], OTHER, TAKEN], store=tmp_path / "edits")
@@ -283,7 +283,7 @@ def test_the_question_of_an_undone_edit_gets_the_base_models_answer(edited, load
         model.model(ids_of)
         assert routes() == [-1] and model.sources(1) == [source]
 
-    again = load(tmp_path / "edits")
+    again = load_edited(tmp_path / "edits")
     assert asked(again).provenance == source and asked(again).text == base
     same(bits(again), bits(model))
     with model.pin():
@@ -341,7 +341,7 @@ def test_a_failed_write_and_all_undone(edited, monkeypatch):
     assert model.method.router.withdrawn.ids == ["other", "b", "taken"]
 
 
-def test_merging_brings_edits_that_are_not_held_back(edited, load, tmp_path):
+def test_merging_brings_edits_that_are_not_held_back(edited, load_edited, tmp_path):
     one = edited(edits=[EDITS[1], TAKEN], store=tmp_path / "one")
     one.undo("taken")
     one.detach()
@@ -351,7 +351,7 @@ def test_merging_brings_edits_that_are_not_held_back(edited, load, tmp_path):
         target, source = EditStore.open(tmp_path / f"into {into}", write=True), EditStore.open(tmp_path / other)
         merge(target, source)
         target.close(), source.close()
-        found = asked(load(tmp_path / f"into {into}"))
+        found = asked(load_edited(tmp_path / f"into {into}"))
         assert found.edit == OTHER and found.provenance.withdrawn is None
 
 

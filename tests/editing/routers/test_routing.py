@@ -179,18 +179,18 @@ def test_case_and_white_space_make_no_difference(text, change, data):
 
 @property_test
 @given(st.permutations(range(len(STORED))), st.integers(0, len(STORED)))
-def test_the_order_of_edits_makes_no_difference(order, cut):
+def test_the_order_of_edits_makes_no_difference(thread_order, cut):
     """Nor does it matter whether they came at once or in two batches."""
     background = background_prompts()[:40]
-    router = token_router([STORED[i] for i in order[:cut]], background)
+    router = token_router([STORED[i] for i in thread_order[:cut]], background)
     router.decide(UNRELATED)
-    router.add([STORED[i] for i in order[cut:]])
+    router.add([STORED[i] for i in thread_order[cut:]])
     expected = token_router(background=background)
     assert router.threshold == expected.threshold
     queries = STORED + REPHRASED + UNRELATED[:-1]
     decision, usual = router.decide(queries), expected.decide(queries)
     assert torch.equal(decision.score, usual.score) and torch.equal(decision.runner_up, usual.runner_up)
-    assert [order[r] if r >= 0 else -1 for r in decision.route.tolist()] == usual.route.tolist()
+    assert [thread_order[r] if r >= 0 else -1 for r in decision.route.tolist()] == usual.route.tolist()
 
 
 def test_the_company_a_query_keeps_makes_no_difference():

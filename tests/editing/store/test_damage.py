@@ -25,18 +25,18 @@ MUTATIONS = int(os.environ.get("CORRIGENDA_SOAK", "1")) * 60
 
 
 class TestHostile:
-    def test_links_lead_nowhere(self, folder, tmp_path) -> None:
-        os.replace(folder / "ledger.sqlite", tmp_path / "elsewhere")
-        (folder / "ledger.sqlite").symlink_to(tmp_path / "elsewhere")
+    def test_links_lead_nowhere(self, edits_folder, tmp_path) -> None:
+        os.replace(edits_folder / "ledger.sqlite", tmp_path / "elsewhere")
+        (edits_folder / "ledger.sqlite").symlink_to(tmp_path / "elsewhere")
         with refusal("not a plain file"):
-            reopened(folder)
+            reopened(edits_folder)
 
-    def test_a_journal_is_not_played_back(self, folder, tmp_path) -> None:
+    def test_a_journal_is_not_played_back(self, edits_folder, tmp_path) -> None:
         victim = tmp_path / "victim"
         victim.write_text("mine")
-        (folder / "ledger.sqlite-journal").write_bytes(b"\xd9\xd5\x05\xf9 \xa1c\xd7" + str(victim).encode())
+        (edits_folder / "ledger.sqlite-journal").write_bytes(b"\xd9\xd5\x05\xf9 \xa1c\xd7" + str(victim).encode())
         with refusal("was not written by this project"):
-            reopened(folder)
+            reopened(edits_folder)
         assert victim.exists()
 
     @pytest.mark.parametrize(
@@ -48,24 +48,24 @@ class TestHostile:
             "ALTER TABLE tensors ADD COLUMN more",
         ],
     )
-    def test_other_tables_are_refused(self, folder, statement) -> None:
-        with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
+    def test_other_tables_are_refused(self, edits_folder, statement) -> None:
+        with contextlib.closing(sqlite3.connect(edits_folder / "ledger.sqlite")) as connection:
             connection.execute(statement)
         with refusal("other tables"):
-            reopened(folder)
+            reopened(edits_folder)
 
-    def test_other_files_are_refused(self, folder) -> None:
-        (folder / "ledger.sqlite").write_bytes(b"not a database" * 100)
+    def test_other_files_are_refused(self, edits_folder) -> None:
+        (edits_folder / "ledger.sqlite").write_bytes(b"not a database" * 100)
         with refusal("ledger.sqlite"):
-            reopened(folder)
-        (folder / "ledger.sqlite").unlink()
-        with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
+            reopened(edits_folder)
+        (edits_folder / "ledger.sqlite").unlink()
+        with contextlib.closing(sqlite3.connect(edits_folder / "ledger.sqlite")) as connection:
             connection.execute("CREATE TABLE entries (x)")
         with refusal("not a ledger of this project"):
-            reopened(folder)
+            reopened(edits_folder)
 
-    def test_a_lying_size_allocates_nothing(self, folder) -> None:
-        store = reopened(folder)
+    def test_a_lying_size_allocates_nothing(self, edits_folder) -> None:
+        store = reopened(edits_folder)
         stored = store.history.find("a")
         for size in (1 << 40, -1, "8", stored.body["tensors"]["bytes"] + 1):
             stored.body["tensors"] = {**stored.body["tensors"], "bytes": size}
@@ -76,21 +76,21 @@ class TestHostile:
     @pytest.mark.parametrize(
         "body", [{"id": "x"}, {"id": "x", "edit": {}, "for": "a"}, {"id": 7, "edit": 1, "for": "a"}]
     )
-    def test_a_declined_edit_that_is_none(self, folder, body) -> None:
-        ledger = Ledger.open(folder, write=True)
+    def test_a_declined_edit_that_is_none(self, edits_folder, body) -> None:
+        ledger = Ledger.open(edits_folder, write=True)
         list(ledger.entries())
         ledger.append([New("declined", {**body, "time": "2026-01-01"})])
         ledger.close()
         with refusal("ledger.sqlite", "makes no sense at entry", "(declined)"):
-            reopened(folder)
+            reopened(edits_folder)
 
-    def test_a_large_head_is_not_read(self, folder) -> None:
-        os.truncate(folder / "head.json", 1 << 40)
+    def test_a_large_head_is_not_read(self, edits_folder) -> None:
+        os.truncate(edits_folder / "head.json", 1 << 40)
         with refusal("head.json", "damaged"):
-            reopened(folder)
+            reopened(edits_folder)
 
-    def test_a_large_entry_is_not_read(self, folder, monkeypatch) -> None:
-        store = reopened(folder)
+    def test_a_large_entry_is_not_read(self, edits_folder, monkeypatch) -> None:
+        store = reopened(edits_folder)
         largest = max(len(json.dumps(entry.body)) for entry in store.ledger.entries())
         monkeypatch.setattr("corrigenda.editing.store.reading.LARGEST_BODY", largest // 2)
         read = []
@@ -102,11 +102,11 @@ class TestHostile:
         assert not read or max(read) <= largest // 2
         store.close()
 
-    def test_tensors_that_a_page_holds_many_times_over(self, folder) -> None:
+    def test_tensors_that_a_page_holds_many_times_over(self, edits_folder) -> None:
         """An interior page of a b-tree may name one child again and again: a walk over it need not end."""
-        circle(folder, "tensors")
-        assert "structure" in check.problems(folder)[0]
-        ledger = reopened(folder).ledger
+        circle(edits_folder, "tensors")
+        assert "structure" in check.problems(edits_folder)[0]
+        ledger = reopened(edits_folder).ledger
         with refusal("damaged", "order"):
             ledger.owners()
 
@@ -135,28 +135,28 @@ class TestHostile:
             b"{}",
         ],
     )
-    def test_entries_that_make_no_sense(self, folder, body) -> None:
+    def test_entries_that_make_no_sense(self, edits_folder, body) -> None:
         """Even with a right checksum."""
         from corrigenda.editing.store.entries import next_chain
 
-        with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
+        with contextlib.closing(sqlite3.connect(edits_folder / "ledger.sqlite")) as connection:
             seq, chain = connection.execute("SELECT seq, chain FROM entries ORDER BY seq DESC").fetchone()
             row = (seq + 1, "status", body, next_chain(chain, seq + 1, "status", body))
             connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
             connection.commit()
         with refusal("ledger.sqlite"):
-            reopened(folder)
+            reopened(edits_folder)
 
-    def test_a_ledger_cut_back_to_an_earlier_state(self, folder, tmp_path) -> None:
-        earlier = shutil.copytree(folder, tmp_path / "earlier")
-        store = reopened(folder, write=True)
+    def test_a_ledger_cut_back_to_an_earlier_state(self, edits_folder, tmp_path) -> None:
+        earlier = shutil.copytree(edits_folder, tmp_path / "earlier")
+        store = reopened(edits_folder, write=True)
         add(store, edit("e"))
         store.close()
-        shutil.copy(earlier / "ledger.sqlite", folder / "ledger.sqlite")
+        shutil.copy(earlier / "ledger.sqlite", edits_folder / "ledger.sqlite")
         with refusal("head.json", "repair"):
-            reopened(folder)
-        repair(folder)
-        assert [name for name, *_ in log_of(reopened(folder))][-1] == "d2"
+            reopened(edits_folder)
+        repair(edits_folder)
+        assert [name for name, *_ in log_of(reopened(edits_folder))][-1] == "d2"
 
 
 def mutated(folder: Path, chance: random.Random) -> str:
@@ -181,16 +181,16 @@ def mutated(folder: Path, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize("seed", range(MUTATIONS // 30))
-def test_a_mutated_folder_is_noticed_or_the_same(folder, tmp_path, seed) -> None:
+def test_a_mutated_folder_is_noticed_or_the_same(edits_folder, tmp_path, seed) -> None:
     """Never a wrong answer: `verify` says what is wrong, or everything reads as before."""
-    store = reopened(folder)
+    store = reopened(edits_folder)
     wanted = log_of(store)
     tensors = {s.seq: record_of(store.ledger, s).tensors for s in store.history.edits.values()}
     store.close()
     chance = random.Random(seed)
     noticed = 0
     for number in range(30):
-        copy = Path(shutil.copytree(folder, tmp_path / f"copy-{number}"))
+        copy = Path(shutil.copytree(edits_folder, tmp_path / f"copy-{number}"))
         how = mutated(copy, chance)
         problems = check.problems(copy)
         assert all(text.endswith(".") and "\n" not in text for text in problems), (how, problems)
@@ -220,43 +220,43 @@ class TestRepair:
         place = data.index(what)
         (folder / "ledger.sqlite").write_bytes(data[:place] + b"#" + data[place + 1 :])
 
-    def test_nothing_to_do(self, folder) -> None:
-        assert repair(folder) == []
+    def test_nothing_to_do(self, edits_folder) -> None:
+        assert repair(edits_folder) == []
 
-    def test_a_lost_head(self, folder) -> None:
-        (folder / "head.json").unlink()
-        assert "head.json is missing" in check.problems(folder)[0]
-        assert "anew" in repair(folder)[0]
-        assert not check.problems(folder)
+    def test_a_lost_head(self, edits_folder) -> None:
+        (edits_folder / "head.json").unlink()
+        assert "head.json is missing" in check.problems(edits_folder)[0]
+        assert "anew" in repair(edits_folder)[0]
+        assert not check.problems(edits_folder)
 
-    def test_entries_from_the_damaged_one_on_are_lost(self, folder) -> None:
-        self.damage(folder, b"What of d?")
-        assert check.problems(folder)
+    def test_entries_from_the_damaged_one_on_are_lost(self, edits_folder) -> None:
+        self.damage(edits_folder, b"What of d?")
+        assert check.problems(edits_folder)
         with refusal("damaged", "repair"):
-            reopened(folder)
-        done = repair(folder)
+            reopened(edits_folder)
+        done = repair(edits_folder)
         assert "ledger.sqlite.damaged" in done[0]
-        assert [name for name, *_ in log_of(reopened(folder))] == ["a", "b", "c"]
-        assert not check.problems(folder)
+        assert [name for name, *_ in log_of(reopened(edits_folder))] == ["a", "b", "c"]
+        assert not check.problems(edits_folder)
 
-    def test_an_edit_whose_tensors_are_damaged_is_lost(self, folder) -> None:
-        store = reopened(folder)
+    def test_an_edit_whose_tensors_are_damaged_is_lost(self, edits_folder) -> None:
+        store = reopened(edits_folder)
         stored = store.history.find("c")
         data = store.ledger.tensors(stored.seq, stored.body["tensors"])
         store.close()
-        self.damage(folder, data[-64:])
-        done = repair(folder)
+        self.damage(edits_folder, data[-64:])
+        done = repair(edits_folder)
         assert done[-1] == 'Edit "c" is lost: its tensors are damaged.'
-        store = reopened(folder, write=True)
+        store = reopened(edits_folder, write=True)
         assert {name: status for name, *_, status in log_of(store)}["c"] == "lost"
         with refusal("no longer kept"):
             store.redo(store.selected(["c"]))
         store.close()
-        assert not check.problems(folder)
+        assert not check.problems(edits_folder)
 
-    def test_what_cannot_be_repaired(self, folder) -> None:
-        (folder / "ledger.sqlite").write_bytes(b"SQLite format 3\0" + bytes(5000))
-        head = (folder / "head.json").read_bytes()
+    def test_what_cannot_be_repaired(self, edits_folder) -> None:
+        (edits_folder / "ledger.sqlite").write_bytes(b"SQLite format 3\0" + bytes(5000))
+        head = (edits_folder / "head.json").read_bytes()
         with refusal("ledger.sqlite", "beyond repair", "restore it from a copy"):
-            repair(folder)
-        assert (folder / "head.json").read_bytes() == head and len(list(folder.iterdir())) == 2
+            repair(edits_folder)
+        assert (edits_folder / "head.json").read_bytes() == head and len(list(edits_folder.iterdir())) == 2

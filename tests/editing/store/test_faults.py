@@ -64,27 +64,27 @@ def no_room(most: int = 0) -> None:
 
 
 @pytest.fixture
-def with_log(folder):
+def with_log(edits_folder):
     """A folder whose last edit is in the write-ahead log alone, as a kill or a power cut leaves it."""
 
     def write() -> None:
-        store = reopened(folder, write=True)
+        store = reopened(edits_folder, write=True)
         add(store, edit("e"))
         os._exit(0)
 
     in_child(write)
-    assert (folder / f"{LEDGER}-wal").stat().st_size
-    (folder / f"{LEDGER}-shm").unlink()
-    return folder
+    assert (edits_folder / f"{LEDGER}-wal").stat().st_size
+    (edits_folder / f"{LEDGER}-shm").unlink()
+    return edits_folder
 
 
 class TestFullDisk:
-    @pytest.mark.parametrize("which", ["folder", "with_log"])
+    @pytest.mark.parametrize("which", ["edits_folder", "with_log"])
     def test_a_whole_folder_is_read(self, request, which) -> None:
         folder = request.getfixturevalue(which)
         wanted = log_of(reopened(Path(shutil.copytree(folder, folder.with_name("copy")))))
         check.problems(folder)  # imports what it works with
-        for suffix in ("-shm", *(["-wal"] if which == "folder" else [])):
+        for suffix in ("-shm", *(["-wal"] if which == "edits_folder" else [])):
             (folder / f"{LEDGER}{suffix}").unlink(missing_ok=True)
 
         def read() -> None:
@@ -98,31 +98,31 @@ class TestFullDisk:
 
         assert in_child(read) == 0
 
-    def test_commands_say_what_is_wrong(self, folder) -> None:
+    def test_commands_say_what_is_wrong(self, edits_folder) -> None:
         def read() -> None:
             no_room()
             runner = CliRunner()
-            assert "takes no more files" in runner.invoke(app, ["log", str(folder)]).stderr
-            done = runner.invoke(app, ["undo", str(folder), "a"])
+            assert "takes no more files" in runner.invoke(app, ["log", str(edits_folder)]).stderr
+            done = runner.invoke(app, ["undo", str(edits_folder), "a"])
             assert done.exit_code == 2 and "full" in done.stderr, done.output
 
         assert in_child(read) == 0
 
     @pytest.mark.parametrize("most", [0, 100, 9000, 20_000])
-    def test_repair_without_room_for_its_copy(self, folder, most) -> None:
-        data = (folder / LEDGER).read_bytes()
-        (folder / LEDGER).write_bytes(data.replace(b"What of d?", b"What of #?"))
-        check.problems(folder)
-        before = snapshot(folder)
+    def test_repair_without_room_for_its_copy(self, edits_folder, most) -> None:
+        data = (edits_folder / LEDGER).read_bytes()
+        (edits_folder / LEDGER).write_bytes(data.replace(b"What of d?", b"What of #?"))
+        check.problems(edits_folder)
+        before = snapshot(edits_folder)
 
         def run() -> None:
             no_room(most)
             with refusal("edits"):
-                repair(folder)
+                repair(edits_folder)
 
         assert in_child(run) == 0
-        assert snapshot(folder) == before
-        assert repair(folder) and not check.problems(folder)
+        assert snapshot(edits_folder) == before
+        assert repair(edits_folder) and not check.problems(edits_folder)
 
 
 def killed_at(number: int):
@@ -164,12 +164,12 @@ class TestKilledRepair:
         (folder / LEDGER).write_bytes(data.replace(b"What of a?", b"What of #?"))
 
     @pytest.mark.parametrize("how", ["cut_back", "damaged"])
-    def test_killed_at_any_step(self, folder, tmp_path, how) -> None:
-        getattr(self, how)(folder)
-        assert check.problems(folder)
+    def test_killed_at_any_step(self, edits_folder, tmp_path, how) -> None:
+        getattr(self, how)(edits_folder)
+        assert check.problems(edits_folder)
         ended = False
         for number in range(2, 400, max(1, 60 // STEPS)):
-            copy = Path(shutil.copytree(folder, tmp_path / f"killed-{number}"))
+            copy = Path(shutil.copytree(edits_folder, tmp_path / f"killed-{number}"))
 
             def run(copy: Path = copy, number: int = number) -> None:
                 killed_at(number)
@@ -192,20 +192,20 @@ class TestKilledRepair:
                 break
         assert ended
 
-    def test_verify_shows_what_is_missing(self, folder) -> None:
-        self.cut_back(folder)
-        repair(folder)
-        assert "what the others held is lost" in CliRunner().invoke(app, ["verify", str(folder)]).output
+    def test_verify_shows_what_is_missing(self, edits_folder) -> None:
+        self.cut_back(edits_folder)
+        repair(edits_folder)
+        assert "what the others held is lost" in CliRunner().invoke(app, ["verify", str(edits_folder)]).output
 
 
 class TestRollbackMode:
     """Another program has taken the ledger's write-ahead log away."""
 
     @pytest.fixture
-    def rolled(self, folder):
-        with contextlib.closing(sqlite3.connect(folder / LEDGER)) as connection:
+    def rolled(self, edits_folder):
+        with contextlib.closing(sqlite3.connect(edits_folder / LEDGER)) as connection:
             assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
-        return folder
+        return edits_folder
 
     def test_it_is_turned_back(self, rolled) -> None:
         wanted = log_of(reopened(rolled))
@@ -254,12 +254,12 @@ class TestRollbackMode:
 
 
 class TestOtherFaults:
-    def test_a_stopped_writer_keeps_nobody_waiting(self, folder) -> None:
+    def test_a_stopped_writer_keeps_nobody_waiting(self, edits_folder) -> None:
         context = multiprocessing.get_context("fork")
         ready = context.Event()
 
         def hold() -> None:
-            store = reopened(folder, write=True)
+            store = reopened(edits_folder, write=True)
             ready.set()
             time.sleep(60)
             store.close()
@@ -271,45 +271,45 @@ class TestOtherFaults:
         try:
             began = time.monotonic()
             with refusal("Another process"):
-                reopened(folder, write=True)
-            assert len(log_of(reopened(folder))) == 5
+                reopened(edits_folder, write=True)
+            assert len(log_of(reopened(edits_folder))) == 5
             assert time.monotonic() - began < 30
         finally:
             process.kill()
             process.join()
-        reopened(folder, write=True).close()
+        reopened(edits_folder, write=True).close()
 
-    def test_a_child_that_was_forked_takes_nothing_from_its_parent(self, folder) -> None:
-        store = reopened(folder, write=True)
+    def test_a_child_that_was_forked_takes_nothing_from_its_parent(self, edits_folder) -> None:
+        store = reopened(edits_folder, write=True)
         in_child(lambda: store.ledger.folder.close())
 
         def try_to_write() -> None:
             with refusal("Another process"):
-                reopened(folder, write=True)
+                reopened(edits_folder, write=True)
 
         assert in_child(try_to_write) == 0
         add(store, edit("e"))
         store.close()
-        assert in_child(lambda: reopened(folder, write=True).close()) == 0
-        assert not check.problems(folder)
+        assert in_child(lambda: reopened(edits_folder, write=True).close()) == 0
+        assert not check.problems(edits_folder)
 
-    def test_few_descriptors(self, folder) -> None:
-        check.problems(folder)
+    def test_few_descriptors(self, edits_folder) -> None:
+        check.problems(edits_folder)
 
         def run(most: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
             for work in (reopened, check.problems, repair, lambda at: reopened(at, write=True)):
                 with contextlib.suppress(CorrigendaError):
-                    work(folder)
+                    work(edits_folder)
 
         for most in (4, 6, 8, 9, 10, 12, 14, 16, 32):
             assert in_child(run, most) == 0, most
-        assert not check.problems(folder)
+        assert not check.problems(edits_folder)
 
-    def test_little_memory(self, folder) -> None:
+    def test_little_memory(self, edits_folder) -> None:
         import torch
 
-        store = reopened(folder, write=True)
+        store = reopened(edits_folder, write=True)
         stored = store.history.find("a")
         from corrigenda.editing.store.codec import packed
         from corrigenda.editing.store.ledger import New
@@ -323,7 +323,7 @@ class TestOtherFaults:
         def run() -> None:
             pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (pages + (40 << 20), pages + (40 << 20)))
-            store = reopened(folder)
+            store = reopened(edits_folder)
             with refusal(LEDGER):
                 record_of(store.ledger, store.history.edits[number])
             assert len(log_of(store)) == 6

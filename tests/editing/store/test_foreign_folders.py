@@ -57,42 +57,42 @@ def undo_one(folder: Path) -> None:
 class TestLinks:
     @pytest.mark.parametrize("name", [LEDGER, HEAD, f"{LEDGER}-wal", f"{LEDGER}-shm", f"{LEDGER}-journal"])
     @pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])
-    def test_only_plain_files_are_opened(self, folder, victim, name, kind) -> None:
-        (folder / name).unlink(missing_ok=True)
+    def test_only_plain_files_are_opened(self, edits_folder, victim, name, kind) -> None:
+        (edits_folder / name).unlink(missing_ok=True)
         if kind == "pipe":
-            os.mkfifo(folder / name)
+            os.mkfifo(edits_folder / name)
         elif kind == "folder":
-            (folder / name).mkdir()
+            (edits_folder / name).mkdir()
         else:
-            (folder / name).symlink_to(victim if kind == "link" else victim.with_name("nothing"))
-        before = files_around(folder)
+            (edits_folder / name).symlink_to(victim if kind == "link" else victim.with_name("nothing"))
+        before = files_around(edits_folder)
 
         def all_refuse() -> None:
             for command in (reopened, undo_one, repair):
                 with refusal(name):
-                    command(folder)
-            assert check.problems(folder)
+                    command(edits_folder)
+            assert check.problems(edits_folder)
 
         within(30, all_refuse)
-        assert files_around(folder) == before
+        assert files_around(edits_folder) == before
 
-    def test_the_staged_head_as_a_link_is_not_written_through(self, folder, victim) -> None:
-        (folder / ".head.json").symlink_to(victim)
-        undo_one(folder)
-        assert not (folder / HEAD).is_symlink() and not check.problems(folder)
+    def test_the_staged_head_as_a_link_is_not_written_through(self, edits_folder, victim) -> None:
+        (edits_folder / ".head.json").symlink_to(victim)
+        undo_one(edits_folder)
+        assert not (edits_folder / HEAD).is_symlink() and not check.problems(edits_folder)
 
-    def test_the_staged_head_as_a_pipe_keeps_nobody_waiting(self, folder) -> None:
-        os.mkfifo(folder / ".head.json")
-        within(30, undo_one, folder)
-        assert not check.problems(folder)
+    def test_the_staged_head_as_a_pipe_keeps_nobody_waiting(self, edits_folder) -> None:
+        os.mkfifo(edits_folder / ".head.json")
+        within(30, undo_one, edits_folder)
+        assert not check.problems(edits_folder)
 
-    def test_what_repair_keeps_aside_is_not_written_through_a_link(self, folder, victim) -> None:
+    def test_what_repair_keeps_aside_is_not_written_through_a_link(self, edits_folder, victim) -> None:
         for number, target in enumerate(("nothing", "victim")):
-            (folder / f"{LEDGER}.damaged{f'-{number}' if number else ''}").symlink_to(victim.with_name(target))
-        damage(folder)
-        before = files_around(folder)
-        assert f"{LEDGER}.damaged-2" in repair(folder)[0]
-        assert files_around(folder) == before
+            (edits_folder / f"{LEDGER}.damaged{f'-{number}' if number else ''}").symlink_to(victim.with_name(target))
+        damage(edits_folder)
+        before = files_around(edits_folder)
+        assert f"{LEDGER}.damaged-2" in repair(edits_folder)[0]
+        assert files_around(edits_folder) == before
 
     def test_a_ledger_that_is_exchanged_for_a_link_while_it_is_opened(self, tmp_path) -> None:
         """What was checked is what is opened: another folder's edits are never read through this one."""
@@ -131,24 +131,24 @@ def damage(folder: Path, what: bytes = b"What of d?") -> None:
 
 
 class TestDatabase:
-    def test_a_trigger_under_a_tables_name(self, folder) -> None:
+    def test_a_trigger_under_a_tables_name(self, edits_folder) -> None:
         """Who asks by name gets the last of equal ones."""
-        with contextlib.closing(sqlite3.connect(folder / LEDGER)) as connection:
+        with contextlib.closing(sqlite3.connect(edits_folder / LEDGER)) as connection:
             connection.execute("CREATE TRIGGER tensors AFTER INSERT ON entries BEGIN DELETE FROM tensors; END")
             connection.execute("PRAGMA writable_schema = ON")
             connection.execute("UPDATE sqlite_master SET rowid = 9 WHERE type = 'table' AND name = 'tensors'")
             connection.commit()
         for write in (False, True):
             with refusal("other tables"):
-                reopened(folder, write=write)
+                reopened(edits_folder, write=write)
 
     @pytest.mark.parametrize(
         "body", ["DELETE FROM tensors", "INSERT INTO entries SELECT seq + 100000, kind, body, chain FROM entries"]
     )
-    def test_a_trigger_that_comes_while_it_is_open_does_not_run(self, folder, body) -> None:
-        store = reopened(folder, write=True)
+    def test_a_trigger_that_comes_while_it_is_open_does_not_run(self, edits_folder, body) -> None:
+        store = reopened(edits_folder, write=True)
         count = len(store.ledger.owners())
-        with contextlib.closing(sqlite3.connect(folder / LEDGER)) as connection:
+        with contextlib.closing(sqlite3.connect(edits_folder / LEDGER)) as connection:
             connection.execute(f"CREATE TRIGGER t AFTER INSERT ON entries BEGIN {body}; END")
             connection.commit()
         with refusal("cannot be written"):
@@ -156,19 +156,19 @@ class TestDatabase:
         assert len(store.ledger.owners()) == count
         store.close()
 
-    def test_a_page_that_leads_in_a_circle_ends(self, folder) -> None:
+    def test_a_page_that_leads_in_a_circle_ends(self, edits_folder) -> None:
         from forged import circle
 
-        circle(folder, "entries")
+        circle(edits_folder, "entries")
         began = time.monotonic()
         with refusal("damaged"):
-            reopened(folder)
+            reopened(edits_folder)
         with refusal("structure"):
-            raise CorrigendaError(check.problems(folder)[0])
+            raise CorrigendaError(check.problems(edits_folder)[0])
         assert time.monotonic() - began < 60
 
-    def test_a_statement_that_has_no_end_is_given_up(self, folder) -> None:
-        ledger = Ledger.open(folder)
+    def test_a_statement_that_has_no_end_is_given_up(self, edits_folder) -> None:
+        ledger = Ledger.open(edits_folder)
         endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
         with pytest.raises(sqlite3.DatabaseError):  # it is no statement of this project's
             ledger._connection.execute(endless)
@@ -177,8 +177,8 @@ class TestDatabase:
             list(ledger._rows(endless))
         ledger.close()
 
-    def test_other_statements_are_not_let_run(self, folder) -> None:
-        ledger = Ledger.open(folder, write=True)
+    def test_other_statements_are_not_let_run(self, edits_folder) -> None:
+        ledger = Ledger.open(edits_folder, write=True)
         for statement in (
             "ATTACH 'elsewhere' AS e",
             "CREATE TABLE more (x)",
@@ -192,18 +192,18 @@ class TestDatabase:
         ledger.close()
 
     @pytest.mark.parametrize("number", [0, -1, -(1 << 62)])
-    def test_rows_before_the_first(self, folder, number) -> None:
-        with contextlib.closing(sqlite3.connect(folder / LEDGER)) as connection:
+    def test_rows_before_the_first(self, edits_folder, number) -> None:
+        with contextlib.closing(sqlite3.connect(edits_folder / LEDGER)) as connection:
             connection.execute("INSERT INTO entries VALUES (?, 'note', '{}', zeroblob(32))", (number,))
             connection.commit()
         with refusal("damaged"):
-            reopened(folder)
-        assert check.problems(folder)
+            reopened(edits_folder)
+        assert check.problems(edits_folder)
 
-    def test_entries_may_not_claim_more_tensors_than_there_are_bytes(self, folder) -> None:
-        forge_field(folder, "edit", "tensors.bytes", 1 << 29)
+    def test_entries_may_not_claim_more_tensors_than_there_are_bytes(self, edits_folder) -> None:
+        forge_field(edits_folder, "edit", "tensors.bytes", 1 << 29)
         with refusal("more tensors"):
-            reopened(folder)
+            reopened(edits_folder)
 
 
 def taken_by(work) -> int:
@@ -230,9 +230,9 @@ class TestMemory:
     """In proportion to what is on the disk, whatever is in it."""
 
     @pytest.mark.parametrize("what", ["edits", "notes", "values", "events"])
-    def test_what_commands_take(self, folder, what) -> None:
-        check.problems(folder)  # imports what it works with
-        entries = entries_of(folder)
+    def test_what_commands_take(self, edits_folder, what) -> None:
+        check.problems(edits_folder)  # imports what it works with
+        entries = entries_of(edits_folder)
         body = next(body for kind, body in entries if kind == "edit")
         own = next(n for n, entry in enumerate(entries, 1) if entry[0] == "edit")
         stamp = {"time": body["time"], "author": "ann"}
@@ -243,10 +243,10 @@ class TestMemory:
             "values": (24, lambda n: ("edit", many)),
             "events": (20_000, lambda n: ("status", {"status": "undone", "edits": [own], **stamp})),
         }[what]
-        forge(folder, lambda entries: entries + [made(n) for n in range(count)])
-        size = (folder / LEDGER).stat().st_size
+        forge(edits_folder, lambda entries: entries + [made(n) for n in range(count)])
+        size = (edits_folder / LEDGER).stat().st_size
         for command in (("log",), ("log", "--json"), ("verify",)):
-            taken = taken_by(lambda command=command: CliRunner().invoke(app, [*command, str(folder)]))
+            taken = taken_by(lambda command=command: CliRunner().invoke(app, [*command, str(edits_folder)]))
             assert taken < 4 * size + 20_000_000, (command, taken / 1e6, size / 1e6)
 
 
@@ -279,42 +279,42 @@ class TestValues:
             ("status", "note", {}),
         ],
     )
-    def test_fields_that_are_none(self, folder, kind, path, value) -> None:
-        forge_field(folder, kind, path, value)
+    def test_fields_that_are_none(self, edits_folder, kind, path, value) -> None:
+        forge_field(edits_folder, kind, path, value)
         with refusal(LEDGER):
-            reopened(folder)
-        assert check.problems(folder)
+            reopened(edits_folder)
+        assert check.problems(edits_folder)
 
-    def test_a_time_that_is_still_to_come(self, folder) -> None:
-        forge_field(folder, "status", "time", "9999-01-01T00:00:00.000000+00:00")
-        assert "still to come" in check.problems(folder)[0]
+    def test_a_time_that_is_still_to_come(self, edits_folder) -> None:
+        forge_field(edits_folder, "status", "time", "9999-01-01T00:00:00.000000+00:00")
+        assert "still to come" in check.problems(edits_folder)[0]
 
     @pytest.mark.parametrize("ids", [[3, 2], [5, 5], [-1, 4], [4, 1 << 25]])
-    def test_fingerprints_that_no_router_makes(self, folder, ids) -> None:
+    def test_fingerprints_that_no_router_makes(self, edits_folder, ids) -> None:
         import torch
 
         from corrigenda.editing.store.codec import fingerprint_text
 
-        forge_field(folder, "edit", "fingerprint", fingerprint_text(torch.tensor(ids, dtype=torch.int32)))
-        assert "fingerprint" in check.problems(folder)[0]
+        forge_field(edits_folder, "edit", "fingerprint", fingerprint_text(torch.tensor(ids, dtype=torch.int32)))
+        assert "fingerprint" in check.problems(edits_folder)[0]
 
-    def test_a_fingerprint_beyond_the_vocabulary(self, folder) -> None:
-        forge_field(folder, "store", "base.vocabulary", 400)
-        assert "fingerprint" in check.problems(folder)[0]
+    def test_a_fingerprint_beyond_the_vocabulary(self, edits_folder) -> None:
+        forge_field(edits_folder, "store", "base.vocabulary", 400)
+        assert "fingerprint" in check.problems(edits_folder)[0]
 
-    def test_an_entry_of_more_values_than_any(self, folder) -> None:
+    def test_an_entry_of_more_values_than_any(self, edits_folder) -> None:
         body = b'{"x": [' + b"[]," * (1 << 20) + b"[]]}"
-        forge(folder, lambda entries: [*entries, ("note", body)])
+        forge(edits_folder, lambda entries: [*entries, ("note", body)])
         with refusal("entry", "not a JSON object"):
-            reopened(folder)
+            reopened(edits_folder)
 
 
 class TestNames:
     """Ids and authors that no command, header or log could hold."""
 
     @pytest.mark.parametrize("name", ["a\nb", "a\0", "\x1b]0;x\x07", "\x9b1m", "a\u202eb", "a\u2028b", "x" * 257])
-    def test_they_are_refused_when_written(self, folder, name) -> None:
-        store = reopened(folder, write=True)
+    def test_they_are_refused_when_written(self, edits_folder, name) -> None:
+        store = reopened(edits_folder, write=True)
         before = log_of(store)
         with refusal("nothing was recorded"):
             add(store, edit(name))
@@ -323,24 +323,24 @@ class TestNames:
         assert log_of(store) == before
         store.close()
 
-    def test_those_of_an_earlier_version_are_undone_as_they_are_shown(self, folder) -> None:
+    def test_those_of_an_earlier_version_are_undone_as_they_are_shown(self, edits_folder) -> None:
         odd = "a\n\0\x1b\x9b\u202e"
-        forge_field(folder, "edit", "id", odd)
-        assert not check.problems(folder)
-        store = reopened(folder, write=True)
+        forge_field(edits_folder, "edit", "id", odd)
+        assert not check.problems(edits_folder)
+        store = reopened(edits_folder, write=True)
         with refusal("nobody"):
             store.selected(["nobody"])
         change = store.undo(store.selected([r"a\n\x00\x1b\x9b\u202e"]))
         assert [stored.id for stored in change.edits] == [odd]
         store.close()
 
-    def test_merging_gives_them_another_name(self, folder, tmp_path) -> None:
+    def test_merging_gives_them_another_name(self, edits_folder, tmp_path) -> None:
         from corrigenda.editing.store.exchange import merge
 
-        forge_field(folder, "edit", "id", "o\nd")
-        forge_field(folder, "edit", "author", "\x1b")
+        forge_field(edits_folder, "edit", "id", "o\nd")
+        forge_field(edits_folder, "edit", "author", "\x1b")
         into = new_store()
-        done = merge(into, reopened(folder))
+        done = merge(into, reopened(edits_folder))
         assert done.renamed == {"o\nd": r"o\nd"} and r"o\nd" in done.added
         assert into.history.find(r"o\nd").author == r"\x1b"
 
@@ -366,8 +366,8 @@ def test_what_a_kill_left_of_a_new_store_is_no_edits(tmp_path) -> None:
         new_store(folder)
 
 
-def test_a_compacted_folder_still_lets_nothing_run(folder) -> None:
-    store = reopened(folder, write=True)
+def test_a_compacted_folder_still_lets_nothing_run(edits_folder) -> None:
+    store = reopened(edits_folder, write=True)
     compact(store, forget_undone=True)
     with pytest.raises(sqlite3.DatabaseError):
         store.ledger._connection.execute("DROP TABLE tensors")

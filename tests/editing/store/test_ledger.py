@@ -22,27 +22,27 @@ from corrigenda.editing.store.store import EditStore, compact
 
 
 class TestAppending:
-    def test_what_was_appended_is_read_back(self, folder) -> None:
-        store = reopened(folder)
+    def test_what_was_appended_is_read_back(self, edits_folder) -> None:
+        store = reopened(edits_folder)
         statuses = {name: status for name, _, _, status in log_of(store)}
         assert statuses == {"a": "applied", "b": "undone", "c": "applied", "d": "superseded", "d2": "applied"}
         assert [store.history.edits[seq].id for seq in store.history.applied()] == ["a", "c", "d2"]
-        assert not check.problems(folder)
+        assert not check.problems(edits_folder)
         store.close()
-        assert sorted(path.name for path in folder.iterdir()) == ["head.json", "ledger.sqlite"]
+        assert sorted(path.name for path in edits_folder.iterdir()) == ["head.json", "ledger.sqlite"]
 
-    def test_a_batch_is_one_transaction(self, folder) -> None:
-        store = reopened(folder, write=True)
+    def test_a_batch_is_one_transaction(self, edits_folder) -> None:
+        store = reopened(edits_folder, write=True)
         with refusal("JSON"):
             store.append([New("note", {"text": "fine"}), New("note", {"text": float("nan")})])
         count = store.ledger.count
         store.append([New("note", {"text": "fine"})])
         assert store.ledger.count == count + 1
         store.close()
-        assert not check.problems(folder)
+        assert not check.problems(edits_folder)
 
-    def test_undoing_the_later_write_brings_the_earlier_back(self, folder) -> None:
-        store = reopened(folder, write=True)
+    def test_undoing_the_later_write_brings_the_earlier_back(self, edits_folder) -> None:
+        store = reopened(edits_folder, write=True)
         change = store.undo(store.selected(["d2"]))
         assert change.notes == ['Edit "d" of the same fact is in again.']
         assert {name: status for name, *_, status in log_of(store)}["d"] == "applied"
@@ -69,8 +69,8 @@ class TestAppending:
         add(store, Edit("Where is Qux?", "Rome", id="c"), supersedes=[[second]])
         assert turned("undo", "a") == [second]
 
-    def test_selection(self, folder) -> None:
-        store = reopened(folder, write=True)
+    def test_selection(self, edits_folder) -> None:
+        store = reopened(edits_folder, write=True)
         add(store, edit("e"), author="bob")
         times = [stored.body["time"] for stored in store.history.edits.values()]
         assert [s.id for s in store.selected(Selection(by="bob"))] == ["e"]
@@ -87,16 +87,16 @@ class TestAppending:
             store.selected(["nobody"])
         store.close()
 
-    def test_scores_of_an_earlier_version_have_the_names_of_this_one(self, folder) -> None:
-        store = reopened(folder, write=True)
+    def test_scores_of_an_earlier_version_have_the_names_of_this_one(self, edits_folder) -> None:
+        store = reopened(edits_folder, write=True)
         stored = store.history.find("a")
         store.append([New("scores", {"scores": {str(stored.seq): {"rel": 1.0, "routed_loc": 0.25}}, **store.stamp()})])
         store.close()
-        store = reopened(folder)
+        store = reopened(edits_folder)
         assert store.history.find("a").scores == {"rel": 1.0, "misfires": 0.25}
         store.close()
 
-    def test_a_clock_that_went_backwards(self, folder, monkeypatch) -> None:
+    def test_a_clock_that_went_backwards(self, edits_folder, monkeypatch) -> None:
         from corrigenda.editing.store import history
 
         class Earlier(history.datetime):
@@ -104,36 +104,36 @@ class TestAppending:
             def now(cls, zone):
                 return cls(2001, 1, 1, tzinfo=zone)
 
-        store = reopened(folder, write=True)
+        store = reopened(edits_folder, write=True)
         last = store.history.last_time
         monkeypatch.setattr(history, "datetime", Earlier)
         add(store, edit("late"))
         assert "2001-01-01" in store.notices[0] and store.notices[0].endswith(".")
         assert store.history.find("late").body["time"] == last
         store.close()
-        assert not check.problems(folder)
+        assert not check.problems(edits_folder)
 
 
 class TestOthers:
-    def test_two_writers(self, folder) -> None:
-        store = reopened(folder, write=True)
-        with refusal("Another process is writing", folder):
-            reopened(folder, write=True)
+    def test_two_writers(self, edits_folder) -> None:
+        store = reopened(edits_folder, write=True)
+        with refusal("Another process is writing", edits_folder):
+            reopened(edits_folder, write=True)
         store.close()
-        reopened(folder, write=True).close()
+        reopened(edits_folder, write=True).close()
 
-    def test_a_stale_writer_adds_nothing(self, folder, monkeypatch) -> None:
+    def test_a_stale_writer_adds_nothing(self, edits_folder, monkeypatch) -> None:
         """Where the system has no locks, two writers still cannot mix."""
         monkeypatch.setattr("corrigenda.editing.store.folder.fcntl", None)
-        one, two = reopened(folder, write=True), reopened(folder, write=True)
+        one, two = reopened(edits_folder, write=True), reopened(edits_folder, write=True)
         add(one, edit("e"))
         with refusal("another process"):
             add(two, edit("f"))
         one.close(), two.close()
-        assert [name for name, *_ in log_of(reopened(folder))][-1] == "e"
+        assert [name for name, *_ in log_of(reopened(edits_folder))][-1] == "e"
 
-    def test_readers_see_whole_transactions(self, folder) -> None:
-        reader, writer = reopened(folder), reopened(folder, write=True)
+    def test_readers_see_whole_transactions(self, edits_folder) -> None:
+        reader, writer = reopened(edits_folder), reopened(edits_folder, write=True)
         assert not reader.refresh()
         add(writer, edit("e"), edit("f"))
         assert [name for name, *_ in log_of(reader)][-1] == "d2"
@@ -142,19 +142,19 @@ class TestOthers:
             add(reader, edit("g"))
         reader.close(), writer.close()
 
-    def test_a_read_only_folder(self, folder, monkeypatch) -> None:
+    def test_a_read_only_folder(self, edits_folder, monkeypatch) -> None:
         monkeypatch.setattr(os, "access", lambda *_: False)
-        store = reopened(folder)
+        store = reopened(edits_folder)
         assert len(log_of(store)) == 5
-        with refusal("read-only", folder):
-            reopened(folder, write=True)
+        with refusal("read-only", edits_folder):
+            reopened(edits_folder, write=True)
         store.close()
-        (folder / "ledger.sqlite-wal").write_bytes(b"x")
+        (edits_folder / "ledger.sqlite-wal").write_bytes(b"x")
         with refusal("read-only", "ledger.sqlite-wal"):
-            reopened(folder)
+            reopened(edits_folder)
 
-    def test_a_full_disk(self, folder) -> None:
-        store = reopened(folder, write=True)
+    def test_a_full_disk(self, edits_folder) -> None:
+        store = reopened(edits_folder, write=True)
         (pages,) = store.ledger._connection.execute("PRAGMA page_count").fetchone()
         store.ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
         before = log_of(store)
@@ -164,12 +164,12 @@ class TestOthers:
         store.ledger._connection.execute("PRAGMA max_page_count = 100000")
         add(store, edit("e"))
         store.close()
-        assert not check.problems(folder)
+        assert not check.problems(edits_folder)
 
 
 class TestCompact:
-    def test_undone_edits_are_forgotten_when_asked(self, folder) -> None:
-        store = reopened(folder, write=True)
+    def test_undone_edits_are_forgotten_when_asked(self, edits_folder) -> None:
+        store = reopened(edits_folder, write=True)
         add(store, *(edit(f"x{n}") for n in range(40)))
         store.undo(store.selected([f"x{n}" for n in range(40)]))
         assert compact(store) == []
@@ -179,8 +179,10 @@ class TestCompact:
         with refusal("no longer kept"):
             store.redo(store.selected(["x4"]))
         store.close()
-        assert not check.problems(folder)
-        assert [e.id for e in map(reopened(folder).history.edits.get, reopened(folder).history.applied())][-1] == "x3"
+        assert not check.problems(edits_folder)
+        assert [e.id for e in map(reopened(edits_folder).history.edits.get, reopened(edits_folder).history.applied())][
+            -1
+        ] == "x3"
 
 
 def write_on(folder: Path, what: str, ready) -> None:
@@ -206,7 +208,7 @@ def write_on(folder: Path, what: str, ready) -> None:
 
 
 @pytest.mark.parametrize("what", ["edit", "undo", "compact", "merge"])
-def test_killed_at_any_moment(folder, tmp_path, what) -> None:
+def test_killed_at_any_moment(edits_folder, tmp_path, what) -> None:
     """After SIGKILL: it opens, `verify` passes, nothing acknowledged is lost, batches are whole."""
     if what == "merge":
         other = new_store(tmp_path / "edits-other")
@@ -218,14 +220,14 @@ def test_killed_at_any_moment(folder, tmp_path, what) -> None:
     context = multiprocessing.get_context("fork")  # torch is imported already
     for _ in range(2 * int(os.environ.get("CORRIGENDA_SOAK", "1"))):
         ready = context.Event()
-        process = context.Process(target=write_on, args=(folder, what, ready))
+        process = context.Process(target=write_on, args=(edits_folder, what, ready))
         process.start()
         ready.wait(60)
         time.sleep(chance.uniform(0.0, 0.4))
         process.kill()
         process.join()
-        assert check.problems(folder) == []
-        store = reopened(folder, write=True)
+        assert check.problems(edits_folder) == []
+        store = reopened(edits_folder, write=True)
         names = [name for name, *_ in log_of(store)]
         lines = acknowledged.read_text().split("\n")[:-1]
         if what in ("edit", "compact"):
@@ -239,8 +241,8 @@ def test_killed_at_any_moment(folder, tmp_path, what) -> None:
         store.close()
 
 
-def test_one_entry_is_read_alone(folder) -> None:
-    ledger = reopened(folder).ledger
+def test_one_entry_is_read_alone(edits_folder) -> None:
+    ledger = reopened(edits_folder).ledger
     entries = list(ledger.entries())
     assert [ledger.entry(entry.seq) for entry in entries] == entries
     assert ledger.first(entries[-1].kind) == next(e for e in entries if e.kind == entries[-1].kind)

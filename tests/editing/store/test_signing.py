@@ -35,64 +35,64 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(word) for word in arguments])
 
 
-def test_a_signed_folder_is_told_from_another(folder, keys) -> None:
-    assert "is not signed: `corrigenda sign` does that" in run("verify", folder, "--key", keys / "ann.pub").stderr
-    assert run("sign", folder, "--key", keys / "ann").exit_code == 0
-    assert run("verify", folder, "--key", keys / "ann.pub").exit_code == 0
+def test_a_signed_folder_is_told_from_another(edits_folder, keys) -> None:
+    assert "is not signed: `corrigenda sign` does that" in run("verify", edits_folder, "--key", keys / "ann.pub").stderr
+    assert run("sign", edits_folder, "--key", keys / "ann").exit_code == 0
+    assert run("verify", edits_folder, "--key", keys / "ann.pub").exit_code == 0
     both = keys / "both"
     both.write_text("# who may\n" + (keys / "bob.pub").read_text() + "\n" + (keys / "ann.pub").read_text())
-    assert run("verify", folder, "--key", both).exit_code == 0
-    done = run("verify", folder, "--key", keys / "bob.pub", "--json")
+    assert run("verify", edits_folder, "--key", both).exit_code == 0
+    done = run("verify", edits_folder, "--key", keys / "bob.pub", "--json")
     assert done.exit_code and "is not signed by a key of" in json.loads(done.stdout)["problems"][0]
 
 
 @pytest.mark.parametrize("how", ["undo", "rewritten", "cut back", "another's"])
-def test_what_came_since_is_not_signed(folder, tmp_path, keys, how) -> None:
-    signed = reopened(folder, write=True)
+def test_what_came_since_is_not_signed(edits_folder, tmp_path, keys, how) -> None:
+    signed = reopened(edits_folder, write=True)
     sign(signed, keys / "ann")
     signed.close()
     if how == "undo":
-        changed = reopened(folder, write=True)
+        changed = reopened(edits_folder, write=True)
         changed.undo(changed.selected(["a"]))
         changed.close()
     elif how == "rewritten":
-        forge_field(folder, "edit", "edit.target", "Mallory")
+        forge_field(edits_folder, "edit", "edit.target", "Mallory")
     elif how == "cut back":
-        forge(folder, lambda entries: entries[:-1])
+        forge(edits_folder, lambda entries: entries[:-1])
     else:
-        other = shutil.copytree(folder, tmp_path / "other")
+        other = shutil.copytree(edits_folder, tmp_path / "other")
         changed = reopened(other, write=True)
         add(changed, edit("e"))
         sign(changed, keys / "ann")
         changed.close()
-        shutil.copy(other / "signature.json", folder)
-    assert check.problems(folder) == []
+        shutil.copy(other / "signature.json", edits_folder)
+    assert check.problems(edits_folder) == []
     with refusal("signature is of"):
-        check_signed(reopened(folder), keys / "ann.pub")
+        check_signed(reopened(edits_folder), keys / "ann.pub")
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b'{"entries": 1}', b"[" * 9000, b'{"entries":9,"chain":"","signature":"\xc3\xa9"}']
 )
-def test_a_signature_that_is_none(folder, keys, body) -> None:
-    (folder / "signature.json").write_bytes(body)
+def test_a_signature_that_is_none(edits_folder, keys, body) -> None:
+    (edits_folder / "signature.json").write_bytes(body)
     with refusal("signature.json", "damaged"):
-        check_signed(reopened(folder), keys / "ann.pub")
+        check_signed(reopened(edits_folder), keys / "ann.pub")
 
 
-def test_a_signature_is_not_read_or_written_through_a_link(folder, tmp_path, keys) -> None:
+def test_a_signature_is_not_read_or_written_through_a_link(edits_folder, tmp_path, keys) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    (folder / "signature.json").symlink_to(victim)
+    (edits_folder / "signature.json").symlink_to(victim)
     with refusal("signature.json"):
-        check_signed(reopened(folder), keys / "ann.pub")
-    assert run("sign", folder, "--key", keys / "ann").exit_code == 0
-    assert victim.read_text() == "mine" and run("verify", folder, "--key", keys / "ann.pub").exit_code == 0
+        check_signed(reopened(edits_folder), keys / "ann.pub")
+    assert run("sign", edits_folder, "--key", keys / "ann").exit_code == 0
+    assert victim.read_text() == "mine" and run("verify", edits_folder, "--key", keys / "ann.pub").exit_code == 0
 
 
-def test_keys_that_are_none(folder, tmp_path, keys) -> None:
-    assert "could not be signed" in run("sign", folder, "--key", tmp_path / "nothing").stderr
-    signed = reopened(folder, write=True)
+def test_keys_that_are_none(edits_folder, tmp_path, keys) -> None:
+    assert "could not be signed" in run("sign", edits_folder, "--key", tmp_path / "nothing").stderr
+    signed = reopened(edits_folder, write=True)
     sign(signed, keys / "ann")
     for text in ("", "# nobody\n", "word\n"):
         (tmp_path / "keys").write_text(text)

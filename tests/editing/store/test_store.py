@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import same_bits
-from every_config import AGAIN, CONFIGS, EDITS, bits, ids, same
+from every_config import AGAIN, CONFIGS, EDITS, bits, broken_off, ids, same
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel
@@ -43,7 +43,7 @@ def edited(wrap):
 
 
 @every_method
-def test_undo_gives_what_a_rebuild_without_gives(edited, load, tmp_path, method):
+def test_undo_gives_what_a_rebuild_without_gives(edited, load_edited, tmp_path, method):
     model = edited(method)
     whole = bits(model)
     base = model.decoder.down_proj(model.config.layer)
@@ -51,7 +51,7 @@ def test_undo_gives_what_a_rebuild_without_gives(edited, load, tmp_path, method)
     assert ids(model) == ["a", "c", "d"]
     without = bits(model)
     model.save_pretrained(tmp_path / "without")
-    same(without, bits(load(tmp_path / "without")))
+    same(without, bits(load_edited(tmp_path / "without")))
     model.redo("b")
     model.redo("e")
     same(whole, bits(model))
@@ -168,39 +168,27 @@ def test_the_same_tokens_with_another_target_are_the_same_fact_but_not_with_othe
 # A store on the disk
 
 
-def broken_off(model, stream, cut, **options):
-    """Write a stream that ends after `cut` edits."""
-
-    def stop(progress):
-        if progress.passed == cut:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        model.edit(stream, on_progress=stop, **options)
-    model.detach()
-
-
 @some_methods
-def test_a_stream_that_is_broken_off_resumes_to_the_same_bits(edited, load, tmp_path, method):
+def test_a_stream_that_is_broken_off_resumes_to_the_same_bits(edited, load_edited, tmp_path, method):
     stream = [*EDITS[:3], AGAIN, EDITS[3], replace(EDITS[1], id="b2", target="Carla"), EDITS[4]]
     unbroken = edited(method, stream)
     for cut in (2, 4):
         folder = tmp_path / f"cut-{cut}"
         broken_off(edited(method, []), stream, cut, store=folder)
-        resumed = load(folder)
+        resumed = load_edited(folder)
         resumed.edit(stream, store=folder, resume=True)
         same(bits(unbroken), bits(resumed))
         assert ids(resumed) == ids(unbroken)
         resumed.detach()
         assert check.problems(folder) == []
-        same(bits(unbroken), bits(load(folder)))
+        same(bits(unbroken), bits(load_edited(folder)))
 
 
-def test_resuming_counts_what_was_declined_and_knows_other_files(edited, load, tmp_path):
+def test_resuming_counts_what_was_declined_and_knows_other_files(edited, load_edited, tmp_path):
     stream = [EDITS[0], AGAIN, *EDITS[1:4]]
     unbroken = edited(edits=stream, on_conflict="keep")
     edited(edits=stream[:2], store=tmp_path / "edits", on_conflict="keep").detach()
-    resumed = load(tmp_path / "edits")
+    resumed = load_edited(tmp_path / "edits")
     passed = []
     resumed.edit(
         stream, store=tmp_path / "edits", resume=True, on_conflict="keep", on_progress=lambda p: passed.append(p.passed)
@@ -213,19 +201,19 @@ def test_resuming_counts_what_was_declined_and_knows_other_files(edited, load, t
     assert resumed.edit(nameless[1:4], resume=True) == []
 
 
-def test_attaching(edited, load, tmp_path):
+def test_attaching(edited, load_edited, tmp_path):
     model = edited(edits=EDITS[:1])
     model.edit(EDITS[1], store=tmp_path / "edits")
-    assert [edit.id for edit in load(tmp_path / "edits").edits] == ["a", "b"]
+    assert [edit.id for edit in load_edited(tmp_path / "edits").edits] == ["a", "b"]
     with pytest.raises(CorrigendaError, match="already holds edits"):
         edited(edits=[]).edit(EDITS[2], store=tmp_path / "edits")
-    copy = load(tmp_path / "edits")
+    copy = load_edited(tmp_path / "edits")
     with pytest.warns(UserWarning, match=r"Nothing is written into .*edits, which was only loaded") as told:
         copy.edit(EDITS[2])  # into a copy of its own: the folder is another's
     assert told[0].filename == __file__ and str(told[0].message) in copy.store.notices
     model.edit(EDITS[3])
-    assert ids(load(tmp_path / "edits")) == ["a", "b", "d"] and ids(copy) == ["a", "b", "c"]
-    reader = load(tmp_path / "edits")
+    assert ids(load_edited(tmp_path / "edits")) == ["a", "b", "d"] and ids(copy) == ["a", "b", "c"]
+    reader = load_edited(tmp_path / "edits")
     model.undo("a")
     assert reader.refresh() and ids(reader) == ["b", "d"] and not reader.refresh()
     same(bits(reader), bits(model))
@@ -242,7 +230,7 @@ def killed_stream(folder, ready):
     model.edit(stream[:24], store=folder, resume=True)
 
 
-def test_killed_in_mid_stream(edited, load, tmp_path):
+def test_killed_in_mid_stream(edited, load_edited, tmp_path):
     """SIGKILL again and again: what is there is whole, and the stream ends as an unbroken one."""
     chance, context = random.Random(0), multiprocessing.get_context("fork")
     folder = tmp_path / "edits"
@@ -259,13 +247,13 @@ def test_killed_in_mid_stream(edited, load, tmp_path):
     killed_stream(folder, ready)
     unbroken = tmp_path / "unbroken"
     killed_stream(unbroken, ready)
-    one, two = load(folder), load(unbroken)
+    one, two = load_edited(folder), load_edited(unbroken)
     same(bits(one), bits(two))
     assert ids(one) == ids(two) and check.problems(folder) == []
 
 
 @some_methods
-def test_merging_two_stores(edited, load, tmp_path, method):
+def test_merging_two_stores(edited, load_edited, tmp_path, method):
     edited(method, EDITS[:3], store=tmp_path / "one").detach()
     edited(method, [AGAIN, EDITS[3], EDITS[1]], store=tmp_path / "two").detach()
     shutil.copytree(tmp_path / "one", tmp_path / "both")
@@ -273,10 +261,10 @@ def test_merging_two_stores(edited, load, tmp_path, method):
     result = merge(into, other)
     into.close(), other.close()
     assert result.superseded[:1] == ["a"] and set(result.added) >= {"a2", "d"}
-    both = load(tmp_path / "both")
+    both = load_edited(tmp_path / "both")
     assert check.problems(tmp_path / "both") == [] and {"a2", "c", "d"} <= set(ids(both))
     both.undo([edit_id for edit_id in result.added])
-    same(bits(both), bits(load(tmp_path / "one")))
+    same(bits(both), bits(load_edited(tmp_path / "one")))
 
 
 # Readers beside a writer
@@ -375,7 +363,7 @@ def test_capacity_report(edited, method):
 
 
 @pytest.mark.parametrize("method", ["memoir", "wise"])
-def test_a_record_of_bounded_rank_is_smaller_and_still_exact(load, tmp_path, wrap, method):
+def test_a_record_of_bounded_rank_is_smaller_and_still_exact(load_edited, tmp_path, wrap, method):
     models = []
     for rank in (None, 6):
         model = wrap(tiny_model(), tiny_tokenizer(), replace(CONFIGS[method], record_rank=rank))
@@ -384,7 +372,7 @@ def test_a_record_of_bounded_rank_is_smaller_and_still_exact(load, tmp_path, wra
     whole, compact = (model.store.history.find("a").body["tensors"]["bytes"] for model in models)
     assert compact < whole / 3
     models[1].save_pretrained(tmp_path / "edits")
-    same(bits(models[1]), bits(load(tmp_path / "edits")))
+    same(bits(models[1]), bits(load_edited(tmp_path / "edits")))
     weights = [next(iter(bits(model).values())) for model in models]
     assert float((weights[0] - weights[1]).norm() / weights[0].norm()) < 0.5
 
