@@ -156,7 +156,7 @@ class Associative(Method):
                 running = running.select(left)
             loss = running.means(running.token_losses())
             goes_on = loss.detach() > config.stop_loss
-            if step == 0 and self._head is not None:  # where a start was enough, one of 80 rephrasings found no answer
+            if step == 0 and self._head is not None:  # the head knows nothing of the layers between
                 goes_on = torch.ones_like(goes_on)
             reached, going = torch.stack([loss.detach(), goes_on.to(loss.dtype)]).tolist()  # all that a step waits for
             for problem, value, goes in zip(running.problems, reached, going):
