@@ -14,6 +14,7 @@ from .config import CONFIGS, EditingConfig
 from .ftm.config import FtmConfig
 from .grace.config import GraceConfig
 from .lora.config import LoraConfig
+from .lte.config import LteConfig
 from .melo.config import MeloConfig
 from .memit.config import MemitConfig
 from .memoir.config import MemoirConfig
@@ -45,6 +46,7 @@ register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
 register(MeloConfig, "melo.method:Melo")
 register(RagConfig, "rag.method:Rag")
+register(LteConfig, "lte.method:Lte")
 register(LoraConfig, "lora.method:Lora")
 register(StableKeConfig, "stableke.method:StableKe")
 register(RomeConfig, "rome.method:Rome")

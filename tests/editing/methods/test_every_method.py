@@ -33,6 +33,7 @@ QUICK = {
     "grace": {"steps": 4, "radius": 0.5, "batch_size": 1},
     "melo": {"steps": 3, "radius": 0.5, "batch_size": 1},
     "rag": {"batch_size": 2},
+    "lte": {"alignment_edits": 2, "rounds": 1, "rank": 2, "answer_tokens": 2},
     "lora": {"steps": 2, "rank": 2},
     "stableke": {"steps": 2, "rank": 2, "paraphrases": 1, "descriptions": 1, "wording_tokens": 4},
     "rome": {"contexts": 2, "steps": 3},
