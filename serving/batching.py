@@ -20,6 +20,7 @@ from ..editing.backbone.identity import another_model, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
+from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
@@ -57,7 +58,7 @@ class ServedModel:
     """
 
     @own_modes()
-    def __init__(self, model: Any, tokenizer: Any, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
         if getattr(unwrapped(model), "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before serving it.")
         self.model = model
@@ -263,6 +264,14 @@ class ServedModel:
         with self._changing:
             path = None if store is None else resolved(store)
             return self._take(self.catalogue.undo(edit, tenant, path, author))
+
+    def redo(
+        self, edit: str, tenant: str | None = None, store: str | Path | None = None, author: str | None = None
+    ) -> dict[str, Any]:
+        """Put an undone edit in again, in its store and here: the same."""
+        with self._changing:
+            path = None if store is None else resolved(store)
+            return self._take(self.catalogue.redo(edit, tenant, path, author))
 
     @own_modes()
     def _take(self, change: Change) -> dict[str, Any]:

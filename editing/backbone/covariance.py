@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from .decoder import Decoder
 from .frozen import length_groups, padded_ids, pass_tokens
@@ -101,7 +103,7 @@ def _batches(rows: Iterable[Sequence[int]], tokens: int) -> Iterator[list[Sequen
 
 
 def save_covariances(
-    path: str | Path, found: dict[int, Covariance], decoder: Decoder, tokenizer: Any, text_digest: str
+    path: str | Path, found: dict[int, Covariance], decoder: Decoder, tokenizer: Tokenizer, text_digest: str
 ) -> None:
     """Write them into one safetensors file, with what they are of: model, tokenizer and text. Whole, or not there."""
     tensors = {f"covariance.{layer}": one.matrix.float().cpu().contiguous() for layer, one in found.items()}
@@ -122,7 +124,7 @@ def save_covariances(
         raise CorrigendaError(f"The covariance cannot be written to {path}: {error.strerror}.") from error
 
 
-def load_covariance(path: str | Path, layer: int, decoder: Decoder, tokenizer: Any) -> Covariance:
+def load_covariance(path: str | Path, layer: int, decoder: Decoder, tokenizer: Tokenizer) -> Covariance:
     """One layer's, from a file that `save_covariances` wrote; raises where it is another model's, or damaged."""
     try:
         with safe_open(path, "pt", device="cpu") as opened:
@@ -149,7 +151,7 @@ def load_covariance(path: str | Path, layer: int, decoder: Decoder, tokenizer: A
 
 
 def background_covariances(
-    decoder: Decoder, tokenizer: Any, layers: Sequence[int], texts: Sequence[str]
+    decoder: Decoder, tokenizer: Tokenizer, layers: Sequence[int], texts: Sequence[str]
 ) -> dict[int, Covariance]:
     """The same over the project's own background texts: found when first asked for, and kept for wide layers."""
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
@@ -172,3 +174,34 @@ def background_covariances(
                 with contextlib.suppress(CorrigendaError):  # a full disk: the next one finds it anew
                     save_covariances(places[layer], {layer: found[layer]}, decoder, tokenizer, digest)
     return found
+
+
+def covariances_of_text(
+    decoder: Decoder, tokenizer: Tokenizer, layers: Sequence[int], path: Path, limit: int | None = None
+) -> tuple[dict[int, Covariance], str]:
+    """Of a text, a line at a time (`-`: standard input), up to `limit` tokens; and the SHA-256 of what was read."""
+    digest = hashlib.sha256()
+
+    def rows(lines: Iterable[bytes]) -> Iterator[list[int]]:
+        left = limit
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8").strip()
+            except UnicodeDecodeError:
+                raise CorrigendaError(f"{path}, line {number}: the text is not UTF-8.") from None
+            if not text:
+                continue
+            digest.update(line)
+            row = tokenizer(text)["input_ids"][:left]
+            yield row
+            if left is not None:
+                left -= len(row)
+                if left <= 0:
+                    return
+
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as lines:
+            found = key_covariances(decoder, layers, rows(lines))
+    except OSError as error:
+        raise CorrigendaError(f"{path} cannot be read: {error.strerror}.") from None
+    return found, digest.hexdigest()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import CorrigendaError
 from .template import Template, is_laid_out, join, join_target
+from .tokenizer import Tokenizer
 
 _MARK = "corrigenda-prompt-stands-here"
 
@@ -19,7 +20,7 @@ class PromptFormat:
     user turn or of the template's slot, so that a query is compared with the stored edits by what was asked alone.
     """
 
-    def __init__(self, tokenizer: Any, template: Template | str | None = None, chat: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: Template | str | None = None, chat: bool = False) -> None:
         self.tokenizer = tokenizer
         self.template = template if isinstance(template, Template) else Template.parse(template)
         self.chat = chat

@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +44,14 @@ class WeightChanges:
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         raise NotImplementedError("read a part of it: it acts at several places")
 
-    def view(self) -> WeightChanges:
+    def view(self) -> Self:
         """The memory as it is now, for a reader: later writes to this one do not show there."""
         view = copy.copy(self)
         view.matrices = dict(self.matrices)
         self._views.add(view)
         return view
 
-    def copy(self) -> WeightChanges:
+    def copy(self) -> Self:
         """Changes of its own, to try edits on."""
         other = self.view()
         self._views.discard(other)

@@ -15,6 +15,7 @@ from ..backbone.patch import Patch
 from ..backbone.repeated import Repeated
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from ..memories.memory import Memory
 from ..routers.context import RoutingContext
@@ -68,7 +69,7 @@ class Method:
 
     @staticmethod
     def text_router(
-        config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+        config: EditingConfig, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
         """The router of a configuration that is `routed_by_text`, without edits."""
         raise NotImplementedError

@@ -15,6 +15,7 @@ from ..backbone.told import label_losses_of
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..edits.template import join, join_target
+from ..edits.tokenizer import Tokenizer
 from ..memories.prompt import PromptMemory, put_before, text_of, text_tensor
 from ..routers.router import Decision, EditRouter
 from .defaults import edited_layer
@@ -65,13 +66,16 @@ class Prompted(Method):
         return config
 
     @staticmethod
-    def text_router(config: Any, tokenizer: Any, background: Sequence[str], device: torch.device | str) -> EditRouter:
+    def text_router(
+        config: Any, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str
+    ) -> EditRouter:
         return text_router(config, tokenizer, background, device)
 
     def sites(self) -> dict[str, torch.nn.Module]:
         return {}
 
     def prepare(self) -> list[str]:
+        self.has_background = True
         return [""]
 
     def text(self, edit: Edit) -> str:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from ..edits.tokenizer import Tokenizer
 from ..routers.meaning.router import MeaningRouter
 from ..routers.router import EditRouter
 from ..routers.tokens import TokenRouter
 
 
-def text_router(config: Any, tokenizer: Any, background: Sequence[str], device: torch.device | str) -> EditRouter:
+def text_router(config: Any, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str) -> EditRouter:
     """The one that a configuration's `router` names, with its `encoder`, `threshold` and `decoys`; without edits."""
     if config.router == "meaning":
         decoys = getattr(config, "decoys", "").splitlines()

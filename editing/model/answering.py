@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backbone.frozen import length_groups
+from ..edits.tokenizer import Tokenizer
 from .answers import Answer, Provenance, laid_out
 
 
@@ -16,7 +16,7 @@ def answered(
     rows: Sequence[Sequence[int]],
     max_new_tokens: Sequence[int],
     batch_size: int,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     device: torch.device,
     generate: Callable[[Tensor, Tensor, int, Sequence[int]], tuple[Tensor, list[Provenance]]],
 ) -> list[Answer]:

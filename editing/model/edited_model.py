@@ -20,6 +20,7 @@ from ..backbone.wrappers import unwrapped
 from ..edits.edit import Edit, kind_of
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from ..methods.associative.config import AssociativeConfig
 from ..methods.config import EditingConfig
@@ -53,7 +54,7 @@ class EditedModel:
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         config: EditingConfig | None = None,
         *,
         template: str | Template | None = None,
@@ -87,7 +88,7 @@ class EditedModel:
             self._patch.replace(self.decoder.model, "_corrigenda", self)
 
     @classmethod
-    def wrap(cls, model: Any, tokenizer: Any, config: EditingConfig | None = None, **options: Any) -> EditedModel:
+    def wrap(cls, model: Any, tokenizer: Tokenizer, config: EditingConfig | None = None, **options: Any) -> EditedModel:
         """Make a loaded model editable; `options` are `template`, `chat_template` and `name`."""
         return cls(model, tokenizer, config, **options)
 
@@ -98,7 +99,7 @@ class EditedModel:
         edits: str | Path | None = None,
         *,
         config: EditingConfig | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer = None,
         template: str | Template | None = None,
         chat_template: bool = False,
         device: str | None = None,
@@ -204,13 +205,17 @@ class EditedModel:
         since: str | None = None,
         until: str | None = None,
         author: str | None = None,
+        note: str | None = None,
+        resolve: bool = False,
     ) -> Change:
         """Take edits out: by their ids, or `by` an author, or written `since` or `until` a time (ISO 8601).
 
         The memory is then, bit for bit, what a rebuild without them gives, and no older edit answers their questions
         instead (`Withdrawn`). It is not unlearning: the base model never held them, and the ledger keeps them.
+        resolve: solve anew all edits that were solved beside these or after them, as new writings of their own: the
+        memory is then what the stream without these gives. The note of the undo says so.
         """
-        return self._writer.undo(Selection(names_of("undo", ids), by, since, until), author)
+        return self._writer.undo(Selection(names_of("undo", ids), by, since, until), author, note, resolve)
 
     def redo(
         self,

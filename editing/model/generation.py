@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
+from ..backbone.causal_model import CausalModel
 from ..backbone.patch import Patch
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
@@ -42,7 +43,7 @@ class GenerateProvider:
     alone, so a session is opened there.
     """
 
-    def __init__(self, model: Any, method: DecidingMethod, context: RoutingContext, patch: Patch) -> None:
+    def __init__(self, model: CausalModel, method: DecidingMethod, context: RoutingContext, patch: Patch) -> None:
         self.model = model
         self.method = method
         self.context = context
@@ -241,7 +242,7 @@ class _Unconditional:
             context.decision = decision
 
 
-def prompts_of(model: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def prompts_of(model: CausalModel, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The prompts `[rows, length]` of a `generate` call, taken out of `kwargs`, and their mask, put into it.
 
     Without a mask it is what transformers would infer, fixed here so that routing and the model see the same padding.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..backbone.causal_model import CausalModel
 from ..backbone.frozen import padded_ids
 from ..errors import CorrigendaError
 from ..routers.router import Decision
@@ -27,7 +28,7 @@ class ReadPrompts(NamedTuple):
     decision: Decision | None
 
     @classmethod
-    def of(cls, method: Any, model: Any, prompt: Tensor, mask: Tensor) -> ReadPrompts:
+    def of(cls, method: Any, model: CausalModel, prompt: Tensor, mask: Tensor) -> ReadPrompts:
         """Of a call's prompts `[rows, length]`, padded where `mask` is 0."""
         if not method.reads_text:
             return cls(prompt, prompt, mask, None)
@@ -66,7 +67,7 @@ class ReadPrompts(NamedTuple):
         return output
 
 
-def check_lengths(model: Any, rows: Sequence[Sequence[int]]) -> None:
+def check_lengths(model: CausalModel, rows: Sequence[Sequence[int]]) -> None:
     """Raise where a prompt with its edit's text is longer than the model's context."""
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, row in enumerate(rows, start=1):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..backbone.identity import another_model, tokenizer_digest, weight_sample
 from ..edits.edit import Edit
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from ..methods.config import EditingConfig
 from ..store import migrate
@@ -116,7 +117,7 @@ def weight_sample_of(store: EditStore) -> Tensor | None:
     return unpacked(store.ledger, entry.seq, entry.body.get("tensors", {})).get(_SAMPLE)
 
 
-def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
+def check_base(saved: Saved, decoder: Decoder, tokenizer: Tokenizer) -> None:
     """Raise where saved edits were written for another model or with another tokenizer."""
     _check_found(saved, {"layers": len(decoder)})
     if not isinstance(saved.config.layer, int) or not 0 <= saved.config.layer < len(decoder):

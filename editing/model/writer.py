@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,12 +213,36 @@ class EditWriter:
                 yield edits[start : start + size], later[start : start + size], sentences
                 sentences = []
 
-    def undo(self, selection: Selection, author: str | None = None) -> Change:
+    def undo(
+        self, selection: Selection, author: str | None = None, note: str | None = None, resolve: bool = False
+    ) -> Change:
         """Take the selected edits out of the memory, and record it; see `EditedModel.undo`."""
         with self._versions.lock:
             self._make_writable()
             edits = self._selected(selection, "undo")
-            return self._after(self.store.undo(edits, author=author))
+            if resolve:
+                return self._resolved([stored for stored in edits if stored.wanted], author, note)
+            return self._after(self.store.undo(edits, author=author, note=note))
+
+    def _resolved(self, undone: list[StoredEdit], author: str | None, note: str | None) -> Change:
+        """Undo edits, and write those of their batches and after them again; all of it, or nothing."""
+        history, out = self.store.history, {stored.seq for stored in undone}
+        first = min((stored.batch for stored in undone), default=self.store.ledger.count + 1)
+        inside = [history.edits[seq] for seq in self.places if seq not in out]
+        again = [stored for stored in inside if stored.batch >= first]
+        note = f"{note + ': ' if note else ''}re-solved, what was solved beside or after it was solved anew"
+        change = self._after(self.store.undo([*undone, *again], author=author, note=note))
+        before = self.store.ledger.count
+        try:
+            for _, batch in itertools.groupby(again, key=lambda stored: stored.batch):
+                self.write([stored.edit for stored in batch], StreamOptions(author=author, keep_unsolved=True))
+        except BaseException:
+            new = [stored for seq, stored in self.store.history.edits.items() if seq > before]
+            self.store.undo(new, author=author, note="could not be solved anew")
+            self._after(self.store.redo([*undone, *again], author=author, note="could not be solved anew"))
+            raise
+        solved = f"{len(again)} edit{'' if len(again) == 1 else 's'} beside it or after it solved anew."
+        return replace(change, edits=undone, notes=[*change.notes, solved])
 
     def redo(self, selection: Selection, author: str | None = None) -> Change:
         """Put the selected edits in again, each in its old place, and record it."""

@@ -56,3 +56,24 @@ class AlwaysOn(EditRouter):
 
     def state(self) -> dict[str, Tensor]:
         return {}
+
+
+class DecidedWithin(AlwaysOn):
+    """Whether the one memory answers is found by itself, in the pass that holds a whole prompt."""
+
+    needs_features = True
+
+    def from_features(self, pooled: Tensor) -> Tensor:
+        return pooled
+
+    def decision(self, ratio: Tensor) -> Decision:
+        """Of sequences that stand out by these shares of what it takes to be answered, fp32 `[sequences]`."""
+        none = torch.full_like(ratio, -1, dtype=torch.int32)
+        route = torch.where(ratio >= self.threshold, 0, none)
+        return Decision(
+            route, none, ratio, torch.zeros_like(ratio), ratio - self.threshold, none, torch.zeros_like(none)
+        )
+
+    @property
+    def threshold(self) -> float:
+        return 1 - 1e-4  # what was measured by other sums is met

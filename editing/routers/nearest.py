@@ -1,4 +1,4 @@
-"""Routes by the nearest stored key: the codebook of GRACE (arXiv 2211.11031)."""
+"""Routes by stored keys: the request's own key, a layer's features at its last token, lies near one of theirs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,11 @@ _GAP = 1e-5
 """By how much the older of two parted radii is the smaller, as published."""
 
 
-class Reach(NamedTuple):
-    """Where a new key would come to lie: the row it joins, or -1; the row it takes from, or -1; its distance to it."""
-
-    joins: int
-    parts: int
-    distance: float
-
-
-class NearestKeyRouter(EditRouter):
-    """An edit is found where a request's key lies within the radius of the nearest stored one, by Euclidean distance.
-
-    A key is the layer's input at the last token of a prompt. A new one opens a row of its own, of the radius `radius`,
-    where the nearest is further than that one's radius and its own; of the same label as the nearest it joins that row,
-    whose radius grows to hold it; of another label the distance is parted between both. What a row says is the last
-    edit that joined it. So the rows are a function of the stored keys in their order, and nothing else.
+class KeyRouter(EditRouter):
+    """What routers have that find an edit by a key within some radius, by Euclidean distance.
 
     The fingerprint of an edit is its key `[D]` and its label, one float each, by their bits. A score is
-    1 / (1 + distance / radius): .5 at the radius of the nearest row.
+    1 / (1 + distance / radius): .5 at the radius. What is stored is a function of all keys in their order.
     """
 
     needs_features = True
@@ -43,15 +30,6 @@ class NearestKeyRouter(EditRouter):
         super().__init__(0.5, 0.5, 0.5, 0.0, device)
         self.width = width
         self.radius = radius
-        self.rows = 0
-        self.row_of: list[int] = []
-        """By edit: the row that holds its key."""
-        self._keys = torch.zeros(64, width, dtype=torch.float32, device=self.device)
-        self._radii = torch.zeros(64, dtype=torch.float32, device=self.device)
-        self._labels = torch.zeros(64, dtype=torch.float32, device=self.device)
-        self._edits = torch.full((64,), -1, dtype=torch.int32, device=self.device)
-
-    # Edits
 
     def fingerprints_of(self, prompts: Tensor, edits: Sequence[Edit] | None = None) -> list[Tensor]:
         """Of keys and labels `[edits, D + 1]`."""
@@ -66,6 +44,86 @@ class NearestKeyRouter(EditRouter):
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         return torch.stack([fingerprint[: self.width] for fingerprint in fingerprints]).to(self.device)
 
+    def reset(self) -> None:
+        """Forget every edit."""
+        raise NotImplementedError
+
+    def remove(self, edits: set[int]) -> None:
+        if edits:
+            raise NotImplementedError("what is stored depends on all keys in their order: reset, and add what is left")
+
+    def from_features(self, pooled: Tensor) -> Tensor:
+        return pooled.float()
+
+    def queries(self, requests: Tensor) -> Tensor:
+        return requests.float()
+
+    def nearest_stored(self, fingerprints: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.nearest(self.rows_of(fingerprints).view(torch.float32))
+
+    def nearest_withdrawn(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        distance, row = distances(queries, self.withdrawn.rows.view(torch.float32)).min(1)
+        return row.int(), score_of(distance, torch.full_like(distance, self.radius))
+
+    def observe(self, features: Tensor, context: RoutingContext) -> None:
+        """Decide the routes of a pass that holds whole prompts, by `features` `[..., D]` at their last tokens."""
+        with scope("edit: route"):
+            rows = features.reshape(-1, self.width)
+            decision = self.decide(rows.index_select(0, context.last_tokens()))
+            context.routes.copy_(decision.route)
+        context.decision = decision
+        context.deciding = False  # once a prompt, whatever else passes under the same description
+
+    def route_each(self, features: Tensor, context: RoutingContext, prompts: bool) -> None:
+        """Let every generated token of `features` `[..., D]` find an edit of its own anew, as published.
+
+        prompts: whether the pass holds prompts; up to their last tokens what `observe` decided stays.
+        """
+        found, score, _ = self.nearest(self.queries(features.reshape(-1, self.width)))
+        each = torch.where(score >= self.threshold, found, -1)
+        if prompts:
+            slot = context.slot[: len(each)].long()
+            last = torch.cat([torch.zeros(1, dtype=torch.int64, device=slot.device), context.last_tokens()])
+            in_prompt = torch.arange(len(each), dtype=torch.int64, device=slot.device) <= last[slot]
+            each = torch.where(in_prompt, context.route.index_select(0, slot), each)
+        context.each = each
+
+    def ground(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_ground(self, tensors: dict[str, Tensor]) -> None:
+        self.reset()
+
+
+class Reach(NamedTuple):
+    """Where a new key would come to lie: the row it joins, or -1; the row it takes from, or -1; its distance to it."""
+
+    joins: int
+    parts: int
+    distance: float
+
+
+class NearestKeyRouter(KeyRouter):
+    """The codebook of GRACE (arXiv 2211.11031): an edit is found within the radius of the nearest stored key.
+
+    A key is the layer's input at the last token of a prompt. A new one opens a row of its own, of the radius `radius`,
+    where the nearest is further than that one's radius and its own; of the same label as the nearest it joins that row,
+    whose radius grows to hold it; of another label the distance is parted between both. What a row says is the last
+    edit that joined it.
+    """
+
+    def __init__(self, width: int, radius: float, device: torch.device | str = "cpu") -> None:
+        super().__init__(width, radius, device)
+        self.rows = 0
+        self.row_of: list[int] = []
+        """By edit: the row that holds its key."""
+        self._keys = torch.zeros(64, width, dtype=torch.float32, device=self.device)
+        self._radii = torch.zeros(64, dtype=torch.float32, device=self.device)
+        self._labels = torch.zeros(64, dtype=torch.float32, device=self.device)
+        self._edits = torch.full((64,), -1, dtype=torch.int32, device=self.device)
+
+    # Edits
+
     def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:
         if self._views:  # they read radii and edits of rows that change here
             self._radii, self._edits, self.row_of = self._radii.clone(), self._edits.clone(), list(self.row_of)
@@ -78,9 +136,7 @@ class NearestKeyRouter(EditRouter):
         """Where a new key `[D]` with this label would come to lie among the rows."""
         if not self.rows:
             return Reach(-1, -1, 0.0)
-        distances = self._distances(key[None])[0]
-        distance, row = (float(part) for part in distances.min(0))
-        row = int(row)
+        row, distance = (part.item() for part in self._nearest_row(key[None]))
         if distance > self.radius + float(self._radii[row]):
             return Reach(-1, -1, distance)
         return Reach(row, -1, distance) if float(self._labels[row]) == label else Reach(-1, row, distance)
@@ -125,21 +181,11 @@ class NearestKeyRouter(EditRouter):
         self._count.zero_()
         self.withdrawn = None
 
-    def remove(self, edits: set[int]) -> None:
-        if edits:
-            raise NotImplementedError("rows are a function of all keys in their order: reset, and add what is left")
-
     # Requests
 
-    def from_features(self, pooled: Tensor) -> Tensor:
-        return pooled.float()
-
-    def queries(self, requests: Tensor) -> Tensor:
-        return requests.float()
-
     def _distances(self, queries: Tensor) -> Tensor:
-        """fp32 `[queries, rows]`. From differences: a key that is asked for itself is at 0, to the bit."""
-        return torch.cdist(queries.to(self._keys), self._keys[: self.rows], compute_mode="donot_use_mm_for_euclid_dist")
+        """fp32 `[queries, rows]`."""
+        return distances(queries.to(self._keys), self._keys[: self.rows])
 
     def _nearest_row(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """int64 row and fp32 distance of each query's nearest; there is one at least."""
@@ -152,41 +198,11 @@ class NearestKeyRouter(EditRouter):
         if not self.rows:
             return torch.full_like(none, -1, dtype=torch.int32), none, none
         row, distance = self._nearest_row(queries)
-        return self._edits[row], _score(distance, self._radii[row]), none
-
-    def nearest_stored(self, fingerprints: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return self.nearest(self.rows_of(fingerprints).view(torch.float32))
-
-    def nearest_withdrawn(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        known = self.withdrawn.rows.view(torch.float32)
-        distance, row = torch.cdist(queries, known, compute_mode="donot_use_mm_for_euclid_dist").min(1)
-        return row.int(), _score(distance, torch.full_like(distance, self.radius))
+        return self._edits[row], score_of(distance, self._radii[row]), none
 
     def scores(self, queries: Tensor) -> Tensor:
         rows = torch.tensor(self.row_of, dtype=torch.int64, device=self.device)
-        return _score(self._distances(queries)[0], self._radii[: self.rows])[rows].cpu()
-
-    def observe(self, features: Tensor, context: RoutingContext) -> None:
-        """Decide the routes of a pass that holds whole prompts, by `features` `[..., D]` at their last tokens."""
-        with scope("edit: route"):
-            rows = features.reshape(-1, self.width)
-            decision = self.decide(rows.index_select(0, context.last_tokens()))
-            context.routes.copy_(decision.route)
-        context.decision = decision
-        context.deciding = False  # once a prompt, whatever else passes under the same description
-
-    def route_each(self, features: Tensor) -> Tensor:
-        """int32 `[tokens]`: the edit that each token of `features` `[..., D]` finds by itself, as published; or -1."""
-        index, score, _ = self.nearest(self.queries(features.reshape(-1, self.width)))
-        return torch.where(score >= self.threshold, index, -1)
-
-    # What is saved
-
-    def ground(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        self.reset()
+        return score_of(self._distances(queries)[0], self._radii[: self.rows])[rows].cpu()
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -197,6 +213,11 @@ class NearestKeyRouter(EditRouter):
         }
 
 
-def _score(distance: Tensor, radius: Tensor) -> Tensor:
+def score_of(distance: Tensor, radius: Tensor) -> Tensor:
     """fp32: 1 / (1 + distance / radius), .5 at the radius; 0 of a radius below 0, as of a key parted from its like."""
     return torch.where(radius >= 0, radius / (radius + distance), 0.0).nan_to_num_(1.0)
+
+
+def distances(queries: Tensor, keys: Tensor) -> Tensor:
+    """fp32 `[queries, keys]`. From differences: a key that is asked for itself is at 0, to the bit."""
+    return torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")

@@ -21,6 +21,8 @@ class Dense:
         ids = self.prompts.tokenizer(text)["input_ids"]
         whole = self.prompts.tokenizer(f"{text} {edit.target}")["input_ids"]
         assert whole[: len(ids)] == ids
+        if edit.subject is None:
+            return ids, whole[len(ids) :], None
         spans = self.prompts.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         last = text.rindex(edit.subject) + len(edit.subject) - 1
         (place,) = [i for i, (begin, end) in enumerate(spans) if begin <= last < end]
@@ -108,3 +110,119 @@ class Dense:
         key = keys[0] if self.config.keys == "prompt" else mean
         weight += torch.outer((value - weight @ key) / (key @ u), u)
         return loss, steps
+
+    def spread(self, edits, layers, directions):
+        """One batch over several layers, in place: `directions(layer, K)` `[D, edits]` is what keys are turned by."""
+        wanted = torch.stack([self.value(edit, layers[-1], "block")[0] for edit in edits])
+        for i, layer in enumerate(layers):
+            keys = self.mean_keys(edits, layer)
+            now = []
+            for edit in edits:
+                ids, target, place = self.ids("", edit)
+                now.append(self.forward([*ids, *target[:-1]], layers[-1], kind="block")[1][place])
+            residual = (wanted - torch.stack(now)) / (len(layers) - i)
+            self.weights[layer] += residual.T @ directions(layer, keys.T).T
+
+    def mean_keys(self, edits, layer):
+        keys = [self.keys(edit, layer) for edit in edits]
+        return torch.stack([(own[0] + own[1:].mean(0)) / 2 for own in keys])
+
+    def memit(self, edits, layers, covariances):
+        weight = self.config.covariance_weight
+        self.spread(edits, layers, lambda layer, k: torch.linalg.inv(weight * covariances[layer] + k @ k.T) @ k)
+
+    def alphaedit(self, edits, layers, covariances, before):
+        """`before[layer]` `[D, D]`: the sum over earlier batches' keys, brought up to date in place."""
+        config = self.config
+
+        def directions(layer, k):
+            left, singular, _ = torch.linalg.svd(covariances[layer])
+            free = left[:, singular < config.null_threshold]
+            projector = free @ free.T
+            whole = projector @ (k @ k.T + before[layer]) + config.ridge * torch.eye(len(k), dtype=torch.float64)
+            return torch.linalg.solve(whole, projector @ k)
+
+        self.spread(edits, layers, directions)
+        for layer in layers:
+            keys = self.mean_keys(edits, layer)
+            before[layer] += keys.T @ keys
+
+    def traces(self, edits, sites):
+        """Of one pass of these edits: by site the inputs and output gradients at answer tokens, `[tokens, width]`."""
+        wanted = {site: ([], []) for site in sites}
+        pairs, count = [], 0
+        handles = []
+        taken = {}
+
+        def keep(site):
+            def hook(_module, args, out):
+                leaf = out.detach().requires_grad_()
+                taken[site] = args[0][0], leaf
+                return out + (leaf - leaf.detach())  # whose gradient is the output's
+
+            return hook
+
+        for site, module in sites.items():
+            handles.append(module.register_forward_hook(keep(site)))
+        try:
+            for edit in edits:
+                ids, target, _ = self.ids("", edit)
+                logits = self.model(torch.tensor([[*ids, *target[:-1]]]), use_cache=False).logits[0, len(ids) - 1 :]
+                loss = F.cross_entropy(logits, torch.tensor(target), reduction="sum")
+                pairs.append((loss, dict(taken), len(ids) - 1))
+                count += len(target)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for loss, of_edit, first in pairs:
+            gradients = torch.autograd.grad(loss / count, [out for _, out in of_edit.values()])
+            for (site, (x, _)), gradient in zip(of_edit.items(), gradients):
+                wanted[site][0].append(x[first:].detach())
+                wanted[site][1].append(gradient[0, first:])
+        return {site: tuple(torch.cat(part) for part in parts) for site, parts in wanted.items()}
+
+    def ultraedit(self, batches, sites):
+        """Batches of microbatches of edits, in place, in the published primal form."""
+        config, state = self.config, {}
+        for batch in batches:
+            rows = {site: ([], []) for site in sites}
+            for micro in batch:
+                found = self.traces(micro, sites)
+                for site, (x, g) in found.items():
+                    whole = torch.cat([x, g], 1)
+                    n, mean, spread = state.setdefault(x.shape[1:] + g.shape[1:], (0, 0.0, 0.0))
+                    b, apart = len(whole), whole.mean(0) - mean
+                    spread = spread + b * whole.var(0) + n * b / (n + b) * apart**2
+                    state[x.shape[1:] + g.shape[1:]] = n + b, mean + b * apart / (n + b), spread
+                    rows[site][0].append(x)
+                    rows[site][1].append(g)
+            for site, module in sites.items():
+                x, g = (torch.cat(part) for part in rows[site])
+                n, mean, spread = state[x.shape[1:] + g.shape[1:]]
+                whole = (torch.cat([x, g], 1) - mean) / ((spread / (n - 1)).sqrt() + 1.2e-7)
+                x_hat, g_hat = whole.split([x.shape[1], g.shape[1]], 1)
+                values = -config.learning_rate * x_hat.square().sum(1, keepdim=True) * g_hat
+                eye = torch.eye(x.shape[1], dtype=torch.float64)
+                module.weight += torch.linalg.solve(x.T @ x + eye, x.T @ values).T
+
+    def ft_m(self, edit, layer):
+        """One edit, in place, by torch's Adam on the weight itself; (last loss, steps)."""
+        config, weight = self.config, self.weights[layer]
+        start = self.start = getattr(self, "start", weight.clone())
+        weight.requires_grad_(True)
+        adam, steps = torch.optim.Adam([weight], lr=config.learning_rate), 0
+        ids, target, _ = self.ids("", edit)
+        for _ in range(config.steps):
+            logits = self.model(torch.tensor([[*ids, *target[:-1]]]), use_cache=False).logits[0, len(ids) - 1 :]
+            loss = F.cross_entropy(logits, torch.tensor(target))
+            if float(loss.detach()) < config.stop_loss:
+                break
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            steps += 1
+            if config.norm_constraint is not None:
+                with torch.no_grad():
+                    weight.copy_(start + (weight - start).clamp(-config.norm_constraint, config.norm_constraint))
+        weight.requires_grad_(False)
+        return float(loss.detach()), steps

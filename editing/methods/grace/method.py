@@ -52,15 +52,17 @@ class Grace(Method):
         self.router = NearestKeyRouter(self.width, config.radius, self.device)
 
     def tap(self, patch: Patch, context: RoutingContext) -> None:
-        super().tap(patch, context)
-        if self.config.mode == "serving":
-            return
+        """The router sees the layer's inputs: once in a pass of prompts, or in every pass."""
+        published = self.config.mode == "published"
 
-        def route_each(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            if context.active:
-                context.each = self.router.route_each(args[0])
+        def observe(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            prompts = context.deciding
+            if context.active and prompts:
+                self.router.observe(args[0], context)
+            if context.active and published:
+                self.router.route_each(args[0], context, prompts)
 
-        patch.pre_hook(self.decoder.down_proj(self.layer), route_each)
+        patch.pre_hook(self.decoder.down_proj(self.layer), observe)
 
     def as_routed(self, prompts: Sequence[str]) -> Tensor:
         """fp32 `[prompts, D]`: the keys of prompts."""
@@ -81,9 +83,11 @@ class Grace(Method):
         return float(zlib.crc32(repr(row.labels).encode()) % (1 << 24))
 
     def prepare(self) -> list[str]:
+        self.has_background = True
         return [""]
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
+        self.prepare()
         rows = [self.rows(edit, [""])[0] for edit in edits]
         features = self.features([row.tokens for row in rows])
         keys = torch.stack([f.inputs[len(row.prompt) - 1] for f, row in zip(features, rows)])
@@ -164,6 +168,7 @@ class Grace(Method):
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
         self.router.load_ground(tensors)
+        self.has_background = True
 
     def state(self) -> dict[str, Tensor]:
         return {**self.memory.state(), **self.router.state()}

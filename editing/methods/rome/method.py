@@ -12,7 +12,7 @@ from ...edits.edit import Edit
 from ..record import Solved, Written
 from ..weights.method import WeightMethod, down_proj
 from ..weights.solving import Cholesky
-from ..weights.values import Asked, optimised_values
+from ..weights.values import Asked, Found, optimised_values
 from .config import RomeConfig
 from .defaults import resolved
 
@@ -35,30 +35,38 @@ class Rome(WeightMethod):
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         contexts = self.prepare()
-        factor = None if self.config.covariance == "none" else Cholesky(self.covariance(self.layer))
+        factor = self.factor(self.layer)
         memory = self.memory.copy()
         with memory.applied(self.modules):
-            asked = self.asked(edits, contexts, self.layer)
-            given = self._given(asked)  # the clamp and the decay are relative to what the FFN gives, not the layer
-            asked = [one._replace(norm=value.norm()) for one, value in zip(asked, given)]
-            found = optimised_values(self.decoder, self.layer, asked, self.config)
+            asked, values, found = self.found_values(edits, contexts, self.layer)
             records = []
-            for edit, one, value in zip(edits, asked, given + found.delta):
-                records.append(self.record(edit, self._update(one, value, factor)))
+            for edit, one, value in zip(edits, asked, values):
+                records.append(self.record(edit, self.update(one, value, factor, self.layer)))
                 self.add(memory, records[-1])
             held = self.answered([one.rows[0] for one in asked])
         return [Solved(Written(*how), record) for *how, record in zip(found.loss, found.steps, held, records)]
 
-    @torch.no_grad()
-    def _given(self, asked: Sequence[Asked]) -> Tensor:
-        """fp32 `[edits, d]`: what the FFN gives at each prompt's lookup."""
-        keys = torch.stack([one.features[0].inputs[one.lookups[0]] for one in asked])
-        return self.decoder.down_proj(self.layer)(keys).float()
+    def factor(self, layer: int) -> Cholesky | None:
+        """Of the second moment of a layer's keys, where that is asked for."""
+        return None if self.config.covariance == "none" else Cholesky(self.covariance(layer))
+
+    def found_values(
+        self, edits: Sequence[Edit], contexts: Sequence[str], layer: int
+    ) -> tuple[list[Asked], Tensor, Found]:
+        """The edits as asked at a layer, the values `[edits, d]` that its FFN is to give, and how these came."""
+        asked = self.asked(edits, contexts, layer)
+        with torch.no_grad():
+            keys = torch.stack([one.features[0].inputs[one.lookups[0]] for one in asked])
+            given = self.decoder.down_proj(layer)(keys).float()
+        # The clamp and the decay are relative to what the FFN gives, not to the layer's whole output.
+        asked = [one._replace(norm=value.norm()) for one, value in zip(asked, given)]
+        found = optimised_values(self.decoder, layer, asked, self.config)
+        return asked, given + found.delta, found
 
     @torch.no_grad()
-    def _update(self, one: Asked, value: Tensor, factor: Cholesky | None) -> dict[str, Tensor]:
+    def update(self, one: Asked, value: Tensor, factor: Cholesky | None, layer: int) -> dict[str, Tensor]:
         """The rank-one change, through the weights as they are: an edit before in the batch is in them."""
-        module = self.decoder.down_proj(self.layer)
+        module = self.decoder.down_proj(layer)
         keys = torch.stack([f.inputs[at] for f, at in zip(one.features, one.lookups)])
         mean = keys.float().mean(0)
         direction = mean if factor is None else factor.solve(mean[:, None].double())[:, 0].float()
@@ -66,5 +74,5 @@ class Rome(WeightMethod):
         key = keys[0].float() if self.config.keys == "prompt" else mean
         now = module(key.to(keys.dtype)).float()
         left = (value - now) / (key @ direction)
-        site = down_proj(self.layer)
+        site = down_proj(layer)
         return {f"{site}.x": direction[None], f"{site}.h": left[None]}

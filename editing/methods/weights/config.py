@@ -17,6 +17,7 @@ class WeightsConfig(EditingConfig):
     and may be gated by a router.
     """
 
+    stands_on_earlier: ClassVar[bool] = True
     scope: Literal["causal", "full"] = "full"
     threshold: float | str | None = None
     """Of the router that gates, if there is one; "auto" by default."""

@@ -15,6 +15,7 @@ from ...backbone.frozen import Features, Row, frozen_features, length_groups, pa
 from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
+from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ...memories.weight_changes import WeightChanges
 from ...routers.always import AlwaysOn
@@ -25,7 +26,7 @@ from ..config import EditingConfig
 from ..method import Method
 from ..record import Record, check_tensors
 from .config import WeightsConfig
-from .subject import lookup_tokens, subject_tokens
+from .subject import lookup_tokens, subject_row
 from .values import Asked
 
 
@@ -40,6 +41,8 @@ class WeightMethod(Method):
 
     record_shapes: ClassVar = {"x": ("rank", "D"), "h": ("rank", "d")}
     keeps_unsolved = True
+    bakeable: ClassVar[bool] = True
+    """Whether the sum answers every request, as plain weights would."""
     display: ClassVar[str]
     """What sentences call the method."""
     config: Any
@@ -50,11 +53,15 @@ class WeightMethod(Method):
         self.modules = self.edited_modules()
         self.shapes = {site: _widths(site, module) for site, module in self.modules.items()}
         devices = {site: next(module.parameters()).device for site, module in self.modules.items()}
-        self.memory = WeightChanges(self.shapes, devices)
+        self.memory = self.new_memory(devices)
         self.names_edits = config.routed_by_text  # type: ignore[misc] # of a gate's routes, not of always-on ones
         background = background_prompts() if config.routed_by_text else []
         self.router = self.text_router(config, prompts.tokenizer, background, self.device)
         self._covariances: dict[int, Covariance] = {}
+
+    def new_memory(self, devices: Mapping[str, torch.device]) -> WeightChanges:
+        """A memory without edits, of `self.shapes` on these devices."""
+        return WeightChanges(self.shapes, devices)
 
     def edited_modules(self) -> dict[str, nn.Module]:
         """The linear maps that edits change, by their names below the decoder's layers."""
@@ -69,7 +76,7 @@ class WeightMethod(Method):
 
     @staticmethod
     def text_router(
-        config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+        config: EditingConfig, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
         if not (isinstance(config, WeightsConfig) and config.routed_by_text):
             return AlwaysOn(device)
@@ -87,13 +94,16 @@ class WeightMethod(Method):
         """
         rows = [self.rows(edit, contexts) for edit in edits]
         lookups = [lookup_tokens(self.display, self.prompts, edit, contexts, own) for edit, own in zip(edits, rows)]
-        subjects = [subject_tokens(self.prompts, edit) for edit in edits]
-        features = self.features_now(layer, [*(row.tokens for own in rows for row in own), *subjects])
+        subjects = [subject_row(self.prompts, edit) for edit in edits]
+        features = self.features_now(
+            layer, [*(row.tokens for own in rows for row in own), *(subject for subject, _ in subjects)]
+        )
         found = []
-        for e, (own, at, subject) in enumerate(zip(rows, lookups, subjects)):
+        for e, (own, at, (subject, last)) in enumerate(zip(rows, lookups, subjects)):
             of_rows = features[e * len(contexts) : (e + 1) * len(contexts)]
-            of_subject = features[len(edits) * len(contexts) + e].hidden
-            found.append(Asked(own, at, of_rows, subject, of_subject, of_rows[0].hidden[at[0]].float().norm()))
+            of_subject = features[len(edits) * len(contexts) + e].hidden[: last + 1]
+            norm = of_rows[0].hidden[at[0]].float().norm()
+            found.append(Asked(own, at, of_rows, subject[: last + 1], of_subject, norm))
         return found
 
     def features_now(self, layer: int, rows: Sequence[Sequence[int]]) -> list[Features]:
@@ -145,20 +155,24 @@ class WeightMethod(Method):
 
     @classmethod
     def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
-        """Of each site; `sizes` are those of down-projections."""
+        """Of each site; `sizes` are those of down-projections, and of other sites' only `check` knows."""
         of_site = by_site(tensors)
         if not of_site:
             raise CorrigendaError("it has no tensors")
         for site, own in of_site.items():
-            check_tensors(own, cls.record_shapes, sizes if site.endswith(".down_proj") else {})
+            check_tensors(own, cls.shapes_of(own), sizes if site.endswith(".down_proj") else {})
+
+    @classmethod
+    def shapes_of(cls, own: Mapping[str, Tensor]) -> Mapping[str, tuple[str, ...]]:
+        """The shapes of one site's tensors, by their kinds."""
+        return cls.record_shapes
 
     def check(self, record: Record) -> None:
         self.check_shapes(record.tensors, {})
         for site, own in by_site(record.tensors).items():
             if site not in self.shapes:
                 raise CorrigendaError(f'its tensors are of "{site}", which is not edited')
-            width, out_width = self.shapes[site]
-            check_tensors(own, self.record_shapes, {"D": width, "d": out_width})
+            check_tensors(own, self.shapes_of(own), dict(zip("Dd", self.shapes[site])))
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 

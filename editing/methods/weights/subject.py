@@ -42,6 +42,9 @@ def lookup_tokens(
     return places
 
 
-def subject_tokens(prompts: PromptFormat, edit: Edit) -> tuple[int, ...]:
-    """The beginning of "{subject} is a" up to the subject's last token: later ones do not change what is made of it."""
-    return tuple(prompts.tokenizer((edit.subject or "").strip())["input_ids"])
+def subject_row(prompts: PromptFormat, edit: Edit) -> tuple[tuple[int, ...], int]:
+    """The tokens of "{subject} is a", and the place of the subject's last one."""
+    subject = (edit.subject or "").strip()
+    row = prompts.tokenizer(f"{subject} is a")["input_ids"]
+    alone = prompts.tokenizer(subject)["input_ids"]
+    return tuple(row), min(len(common_beginning(alone, row)), len(alone) - 1)

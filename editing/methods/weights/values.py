@@ -162,7 +162,7 @@ def _rows_of(decoder: Decoder, layer: int, asked: Sequence[Asked]) -> list[_Rows
 
 
 def _essences(decoder: Decoder, layer: int, asked: Sequence[Asked], weight: float) -> list[_Rows]:
-    """The rows by whose drift an edit is held back: "{subject} is a" up to the lookup, where it is predicted from."""
+    """The rows by whose drift an edit is held back: "{subject} is a", up to the lookup, of which a token is asked."""
     device, groups = decoder.device(layer), []
     if not weight:
         return []
