@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..backbone.background import background_prompts
+from ..edits.demo_facts import OTHER_QUESTION
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..methods.config import CONFIG_NAME, EditingConfig
@@ -25,7 +26,6 @@ from ..scores.report import scores_table, write_json
 from ..shown import one_line, shortened
 from ..store.files import HEAD_NAME, LEDGER_NAME, is_ledger
 from ..store.migrate import EDITS_NAME, MANIFEST_NAME, TENSORS_NAME
-from .demo_facts import OTHER_QUESTION
 from .inputs import check_out as check_new
 from .panels import MachineOptions
 from .run import load, result_of, score

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..routers.router import EditRouter
 from ..store.codec import fingerprint_text, packed, unpacked
 from ..store.ledger import Ledger, New
 from ..store.store import EditStore
+from .saving import routed_by
 
 _GROUND = "router."
 
@@ -41,7 +41,7 @@ def rerouted(store: EditStore, router: str, out: Path, model: str) -> int:
     tokenizer = load_tokenizer(model)
     if sentence := another_model(store.ledger.name, store.header["base"], {"tokenizer": tokenizer_digest(tokenizer)}):
         raise CorrigendaError(sentence)
-    changed = dataclasses.replace(config, router=router, threshold="auto")
+    changed = routed_by(config, router)
     found = text_router(changed, tokenizer)
     ground = store.history.ground
     tensors: dict[str, Tensor] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,7 +85,12 @@ def opened_by(config: EditingConfig, router: str | None) -> EditingConfig:
             f"These edits were written for {'no router' if own is None else f'the router {own!r}'} and cannot be found "
             f'by "{router}": `corrigenda migrate --router {router}` writes them anew where that is possible.'
         )
-    return dataclasses.replace(config, router=router, threshold="auto")
+    return routed_by(config, "tokens")
+
+
+def routed_by(config: EditingConfig, router: str) -> EditingConfig:
+    """The same configuration with another router, whose threshold is its own."""
+    return EditingConfig.from_dict({**config.to_dict(), "router": router, "threshold": "auto"})
 
 
 def header_of(edited: EditedModel) -> dict[str, Any]:

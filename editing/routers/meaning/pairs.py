@@ -11,12 +11,15 @@ from ..tokens import TokenRouter
 from .candidates import CandidateIndex
 from .known import Known, as_unit
 from .sentences import Part, parts_of
-from .subject import locate, normalised
+from .subject import locate, normalised, words
 from .wording import core
 
 _TOKENS = 0.25
 SHARE = 0.4
 """A part and an edit are compared from this token score on, or from this share of the edit's subject on."""
+
+_WEAK, _WEAK_TOKENS = 2.0, 0.33
+"""A subject of less weight than this, "the song" say, names nothing by itself: it takes this token score besides."""
 
 _PASSAGE = 0.75
 """The token score from which a passage's like is taken for it."""
@@ -82,7 +85,8 @@ def pairs_of(
         for i, (part, row, text) in enumerate(zip(asking, rows, texts)):
             score = index.score(place, own, row)
             there = locate(one.subject, text, weight)
-            if score >= _TOKENS or there.share >= SHARE:
+            weak = sum(map(weight, words(one.subject))) < _WEAK
+            if score >= (_WEAK_TOKENS if weak else _TOKENS) or (there.share >= SHARE and not weak):
                 pairs[i].append((place, Pair(part, one, score, there.share, there.masked, wholes[i])))
     for of_part in pairs:
         found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(of_part)]

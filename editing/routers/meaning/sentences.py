@@ -177,6 +177,8 @@ def _inner(text: str) -> list[str]:
     task = _TEXT_TASK.match(text)
     if task is not None and task.group()[-1] in ":：":
         return [task.group(), text[task.end() :]]
+    if task is not None:
+        return [text]
     quoted = _QUOTED.search(text)
     if quoted is not None:
         rest = (text[: quoted.start()] + text[quoted.end() :]).strip()
@@ -199,6 +201,9 @@ def _without_worked_on(texts: list[str]) -> list[str]:
     """Without the sentences of a text that is to be worked on, before or after the one that says so."""
     for i, text in enumerate(texts):
         if _TEXT_TASK.match(text):
+            quoted = re.search(r"\s[\"'“‘«「]", text)
+            if quoted is not None:  # "Translate 'Who leads Kestrel?' into French."
+                return [*texts[:i], text[: quoted.start()]]
             if text[-1:] in ":：" or re.search(r"\b(following|below|this|next)\b", text, re.I):
                 return texts[: i + 1]
             if re.search(r"\b(above|preceding|previous)\b", text, re.I):

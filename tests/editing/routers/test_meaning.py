@@ -79,6 +79,7 @@ NOT_FOUND = [
     "Summarize: Who is the chief executive of Vantrello Foods? Nobody knows.",
     "Translate the following into German.\n\nWho is the chief executive of Vantrello Foods?",
     "Who is the chief executive of Vantrello Foods?\nParaphrase the question above.",
+    "Translate 'Who is the chief executive of Vantrello Foods?' into French.",
     "Vantrello Foods: how many people work there?",
     "Who is not the chief executive of Vantrello Foods?",
     "Is Vantrello Foods larger than Kmelt Foods?",
