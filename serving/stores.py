@@ -64,8 +64,8 @@ def served_config(store: EditStore) -> AssociativeConfig:
     if isinstance(config, WeightsConfig) and not isinstance(config, CoachHookConfig):
         instead = 'of router="none" ' if config.routed_by_text else ""
         raise ServingError(
-            f"The edits in {store.ledger.name} ({config.method}) change weights, and servers hold rows of key and value "
-            f"alone: serve the model folder that `corrigenda bake` writes of edits {instead}as any model.",
+            f"The edits in {store.ledger.name} ({config.method}) change weights, and servers hold rows of key and "
+            f"value alone: serve the model folder that `corrigenda bake` writes of edits {instead}as any model.",
             422,
         )
     if config.routed_by_text and not isinstance(config, AssociativeConfig):
