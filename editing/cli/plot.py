@@ -15,7 +15,7 @@ _BINS = 41
 def check_plot(path: Path) -> None:
     """Raise where the picture could not be drawn, before anything is computed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise CorrigendaError("--plot draws with matplotlib, which is not installed: pip install 'corrigenda[plot]'.")
+        raise CorrigendaError("--plot draws with matplotlib, which is not installed: pip install 'corrigenda[report]'.")
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise CorrigendaError(f"The picture must be a .png, .pdf or .svg file, not {path}.")
     if not path.resolve().parent.is_dir():

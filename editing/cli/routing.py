@@ -35,7 +35,9 @@ def route(
     decoys: Decoys = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the margins of all requests (a .png; pip install 'corrigenda[plot]')."),
+        typer.Option(
+            metavar="FILE", help="Draw the margins of all requests (a .png; pip install 'corrigenda[report]')."
+        ),
     ] = None,
     most: Annotated[int, typer.Option(metavar="N", help="How many doubtful requests to show.")] = 10,
     json: Json = None,

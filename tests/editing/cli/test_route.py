@@ -154,7 +154,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(saved, tmp_path, monkeyp
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "asked.txt").write_text("Who?")
     refused = run(saved / "edits", "--prompts", tmp_path / "asked.txt", "--plot", tmp_path / "margins.png")
-    assert refused.exit_code == 2 and "pip install 'corrigenda[plot]'" in " ".join(refused.output.split())
+    assert refused.exit_code == 2 and "pip install 'corrigenda[report]'" in " ".join(refused.output.split())
 
 
 def test_decoys_are_for_edits_that_are_found_by_meaning(saved, tmp_path):
