@@ -35,9 +35,7 @@ def route(
     decoys: Decoys = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Draw the margins of all requests (a .png; pip install 'corrigenda[report]')."
-        ),
+        typer.Option(metavar="FILE", help="Draw all requests' margins (.png; pip install 'corrigenda[report]')."),
     ] = None,
     most: Annotated[int, typer.Option(metavar="N", help="How many doubtful requests to show.")] = 10,
     json: Json = None,

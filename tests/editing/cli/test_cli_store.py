@@ -41,7 +41,8 @@ def tiny(tmp_path_factory):
 def edit_with(tiny: Path, folder: Path, *records: dict, options: tuple = (), status: int = 0) -> str:
     file = write_records(folder.parent / f"{folder.name}.jsonl", *records)
     arguments = ("--model", tiny, "--edits", file, "--out", folder, "--batch-size", 1, "--steps", 3, "--author", "ann")
-    result = corrigenda("edit", *arguments, "--set", "router=tokens", "--template", TEMPLATE, *options)
+    tokens = () if "--method" in options else ("--set", "router=tokens")
+    result = corrigenda("edit", *arguments, *tokens, "--template", TEMPLATE, *options)
     assert result.exit_code == status, result.output
     return result.output
 
