@@ -20,6 +20,7 @@ from .memit.config import MemitConfig
 from .memoir.config import MemoirConfig
 from .rag.config import RagConfig
 from .rome.config import RomeConfig
+from .sense.config import SenseConfig, TokenVectorConfig
 from .stableke.config import StableKeConfig
 from .ultraedit.config import UltraEditConfig
 from .wilke.config import WilkeConfig
@@ -49,6 +50,8 @@ register(RagConfig, "rag.method:Rag")
 register(LteConfig, "lte.method:Lte")
 register(LoraConfig, "lora.method:Lora")
 register(StableKeConfig, "stableke.method:StableKe")
+register(SenseConfig, "sense.method:Sense")
+register(TokenVectorConfig, "sense.method:TokenVectorsAtLayer")
 register(RomeConfig, "rome.method:Rome")
 register(WilkeConfig, "wilke.method:Wilke")
 register(MemitConfig, "memit.method:Memit")
