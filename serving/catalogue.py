@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..editing.backbone.identity import another_model, tokenizer_digest
+from ..editing.edits.answer_start import AnswerPlan, AnswerStarts
 from ..editing.edits.prompts import PromptFormat
 from ..editing.errors import CorrigendaError
 from ..editing.methods.registry import text_router
@@ -72,6 +73,7 @@ class Admission(NamedTuple):
 
     lost: an edit was found, but its rows are missing, so the base model answers
     reason: what kept `nearest` from answering, said of the request, of a router that knows
+    plan: how the edit's answer can be said, and how far the prompt has it
     """
 
     edit: ServedEdit | None
@@ -82,6 +84,7 @@ class Admission(NamedTuple):
     tenant: str | None
     lost: bool = False
     reason: str | None = None
+    plan: AnswerPlan | None = None
 
     @property
     def key(self) -> str | None:
@@ -143,6 +146,7 @@ class Catalogue:
             raise ServingError(sentence, 422)
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
+        self._starts = AnswerStarts(self.prompts, self.config.eos)
         unwritten = text_router(self.config, tokenizer)
         self._fits, self._fact_of = unwritten.fits, unwritten.fact_of
         self._background: dict[str, Any] | None = None
@@ -381,6 +385,7 @@ class Catalogue:
             seen.version,
             tenant,
             reason=seen.router.in_words(int(decision.against[0])) if route < 0 else None,
+            plan=self._starts.plan(prompt, seen.edits[route]) if route >= 0 else None,
         )
 
     def _seen(self, tenant: str | None) -> _Seen:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import CorrigendaError
+from .spelling import Vocabulary
 from .template import Template, is_laid_out, join, join_target
 
 _MARK = "corrigenda-prompt-stands-here"
+
+_OPTIONS: tuple[dict[str, bool], ...] = (
+    {},
+    {"enable_thinking": False},
+    {"enable_thinking": True},
+    {"thinking": False},
+    {"thinking": True},
+)
+"""What chat templates are asked with: those that do not know an option leave it out of account."""
 
 
 class PromptFormat:
@@ -32,8 +43,33 @@ class PromptFormat:
         text = self.template.wrap(prompt)
         return self._turns([{"role": "user", "content": text}]) if self.chat else text
 
-    def _turns(self, turns: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    def _turns(self, turns: list[dict[str, str]], **options: bool) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
+
+    @functools.cached_property
+    def chat_closings(self) -> tuple[str, ...]:
+        """What the tokenizer's own template can put between a user's text and the answer; its default first."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return ()
+        turns = [{"role": "user", "content": _MARK}]
+        return tuple(dict.fromkeys(self._turns(turns, **options).rpartition(_MARK)[2] for options in _OPTIONS))
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """The text of a tokenised prompt, its special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def after_question(self, text: str) -> tuple[str, str]:
+        """The last known closing of a question in a prompt ("" where there is none), and what stands after it."""
+        known = {closing.rstrip(" ") for closing in (self._closing, *self.chat_closings)}
+        ends = [(text.rfind(closing) + len(closing), closing) for closing in known if closing and closing in text]
+        if not ends:
+            return "", text
+        end, closing = max(ends, key=lambda found: (found[0], len(found[1])))
+        return closing, text[end:]
 
     def _frame(self) -> tuple[str, str]:
         """What stands just before and just after a prompt, in every context."""

@@ -18,6 +18,12 @@ class Memory(Protocol):
         route int32 `[tokens]`: the edit to read, -1 for none; first bool `[tokens]`: the last prompt token.
         """
 
+    def read_rows_(self, out: Tensor, place: Tensor, row: Tensor) -> None:
+        """Add to `out` `[tokens, d]`, in place, the row of an edit at each token; int32 `[tokens]`, -1 for none.
+
+        Asked only of memories whose edits have rows (`Method.follows_answers`).
+        """
+
     def view(self) -> Self:
         """The memory as it is now, for a reader: later writes to this one do not show there."""
 

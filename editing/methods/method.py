@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from ..backbone.decoder import Decoder
 from ..backbone.frozen import Beginnings, Features, Row, common_beginning, frozen_features
 from ..backbone.learning_contexts import context_texts
 from ..backbone.patch import Patch
+from ..edits.answer_start import AnswerPlan, AnswerStarts
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
@@ -42,8 +43,12 @@ class Method:
     """Whether a route is an edit, by its place; else it is a memory that several share."""
     keeps_unsolved: ClassVar[bool] = False
     """Whether an edit that does not hold is written all the same, where the user does not say."""
+    follows_answers: ClassVar[bool] = False
+    """Whether an edit's rows are its answer's tokens, so that what is said of it tells which is read next."""
     memory: Memory
     router: EditRouter
+    applied: Callable[[], Sequence[Edit]] = staticmethod(tuple)
+    """Tells the edits by their places; set by who keeps them."""
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: EditingConfig) -> None:
         self.decoder = decoder
@@ -55,6 +60,7 @@ class Method:
         self.has_background = False
         self._contexts: list[str] | None = None
         self._beginnings: Beginnings | None = None
+        self._starts = AnswerStarts(prompts, config.eos)
 
     @staticmethod
     def resolved(config: Any, decoder: Decoder) -> Any:
@@ -154,6 +160,14 @@ class Method:
         if self.router.needs_features:
             return None
         return self.router.decide([self.prompts.question(ids) for ids in prompts])
+
+    def plans(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[AnswerPlan | None]:
+        """How the answers of tokenised prompts can be said that are decided so; None where nobody follows them."""
+        if not self.follows_answers:
+            return [None] * len(prompts)
+        edits = self.applied()
+        routes = decision.route.tolist()
+        return [self._starts.plan(ids, edits[place]) if place >= 0 else None for ids, place in zip(prompts, routes)]
 
     def routes(self, prompts: Sequence[str]) -> Decision:
         """What the router decides about prompts, as `generate` would ask them."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ from ..routers.router import Decision
 from ..scores.evaluate import Evaluator, Scores
 from . import saving
 from .answers import Answer, Progress, Provenance, laid_out, provenance_of
-from .generation import GenerateProvider, fingerprint_weight, prompts_of
+from .generation import GenerateProvider, Session, fingerprint_weight, prompts_of
 from .layer import EditedOutput
 from .stored import StoredEdits
 
@@ -137,10 +139,13 @@ class EditedModel(StoredEdits):
         prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
         with self._reading(autocast=True) as edits, self._provider.session(prompt, mask) as session:
             output = self.model.generate(prompt, **kwargs)
-            return (output, self._provenance(session.decision, edits)) if provenance else output
+            return (output, self._provenance(session, edits)) if provenance else output
 
-    def _provenance(self, decision: Decision, edits: Sequence[Edit]) -> list[Provenance]:
-        return provenance_of(decision, self.method, edits)
+    def _provenance(self, session: Session, edits: Sequence[Edit]) -> list[Provenance]:
+        found = provenance_of(session.decision, self.method, edits)
+        for row in session.unsaid().nonzero()[:, 0].tolist():
+            found[row] = replace(found[row], reason="let no answer of the edit's begin, or went on otherwise")
+        return found
 
     def answer(
         self,
@@ -200,7 +205,7 @@ class EditedModel(StoredEdits):
                     greedy(self.decoder.model, self.tokenizer, most) as settings,
                 ):
                     output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
-                    found = self._provenance(session.decision, edits)
+                    found = self._provenance(session, edits)
                 for i, new, source in zip(part, output[:, width:].tolist(), found):
                     text = self.tokenizer.decode(new[: max_new_tokens[i]], skip_special_tokens=True)
                     answers[i] = Answer(laid_out(text, source.edit), source.edit, source.score, source)
@@ -237,6 +242,11 @@ class EditedModel(StoredEdits):
         self.context.fill(gate, columns == last, weight, deciding=known is None)
         if known is not None:
             self.context.decision = known
+            for slot, (plan, count) in enumerate(zip(self.method.plans(rows, known), prompts), start=1):
+                self.context.follow(slot, plan, count - 1, lambda: self.prompts.vocabulary.kinds)
+            slots = np.arange(1, len(rows) + 1)
+            self.context.advance(ids.reshape(-1), slots, np.zeros_like(slots), np.full_like(slots, ids.shape[1]))
+            self.context.gate[: gate.numel()] &= real.reshape(-1).to(self.context.device)
         try:
             yield lambda: self.context.routes.tolist()
         finally:
@@ -245,7 +255,7 @@ class EditedModel(StoredEdits):
     def sources(self, rows: int) -> list[Provenance]:
         """Which edit was applied to each row of the teacher-forced pass that ran last."""
         decision = Decision(*(part[:rows] for part in self.context.decision))
-        return self._provenance(decision, self.edits)
+        return provenance_of(decision, self.method, self.edits)
 
     def evaluate(self, edits: Iterable[Edit] | None = None, **options: Any) -> Scores:
         """Teacher-forced and free-generation scores of edits, by default of all that were written (see `Evaluator`)."""

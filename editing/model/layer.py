@@ -39,8 +39,13 @@ class Site:
         before = rows.clone()
         with scope("edit: residual"):
             self.memory.read_(rows, tokens, route, self.context.first[:count])
+            touched = route >= 0
+            if self.context.tells_rows:
+                place, row = self.context.told_rows(count)
+                self.memory.read_rows_(rows, place, row)
+                touched |= place >= 0
         kept = bounded_(rows, before)
-        self.context.stopped.index_add_(0, self.context.slot[:count], ((route >= 0) & ~kept).int())
+        self.context.stopped.index_add_(0, self.context.slot[:count], (touched & ~kept).int())
 
 
 def bounded_(rows: Tensor, before: Tensor) -> Tensor:

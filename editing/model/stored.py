@@ -52,6 +52,7 @@ class StoredEdits:
         """Start with no edits, in a memory that `output` reads."""
         self._versions = Versions(self.method, output)
         self._view = MemoryView(self.method, self._new_store)
+        self.method.applied = lambda: self._versions.edits
         self._directory: Path | None = None
         self._checked = False
 

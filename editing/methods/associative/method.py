@@ -45,6 +45,7 @@ class Associative(Method):
     value serves a position in all contexts.
     """
 
+    follows_answers: ClassVar = True
     record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
     config: AssociativeConfig
     memory: RowBanks
