@@ -72,7 +72,8 @@ class AnswerStarts:
 
     def _start(self, text: str, edit: Any, spelling: Spelling) -> int:
         before, begun = self.prompts.after_question(text)
-        opens = spelling.bare if text[-1:].isspace() else 0
+        # Templates that end in a line break were learnt with the answer's own blank after it.
+        opens = spelling.bare if text[-1:] == " " else 0
         if "<think>" in before + begun:
             thoughts, ended, begun = (before + begun).rpartition("</think>")
             if "<think>" in begun or not ended:

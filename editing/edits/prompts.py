@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
 from .spelling import Vocabulary
@@ -21,6 +21,17 @@ _OPTIONS: tuple[dict[str, bool], ...] = (
     {"thinking": True},
 )
 """What chat templates are asked with: those that do not know an option leave it out of account."""
+
+
+class Frame(NamedTuple):
+    """What stands before and after a prompt; special: whether the tokenizer adds its special tokens."""
+
+    opening: str
+    closing: str
+    special: bool
+
+
+_COMMON = (Frame("", "", True), Frame("Question: ", "\nAnswer:", True))
 
 
 class PromptFormat:
@@ -57,6 +68,24 @@ class PromptFormat:
             return ()
         turns = [{"role": "user", "content": _MARK}]
         return tuple(dict.fromkeys(self._turns(turns, **options).rpartition(_MARK)[2] for options in _OPTIONS))
+
+    def other_frames(self, common: bool) -> list[Frame]:
+        """The frames, but its own, that a question may come in: of a chat, each closing that its template can make.
+
+        common: also the question alone, `Question: ...\\nAnswer:`, and the tokenizer's chat, whichever it is itself.
+        """
+        turns = [{"role": "user", "content": self.template.wrap(_MARK) if self.chat else _MARK}]
+        chats = []
+        if self.chat or (common and self.chat_closings):
+            chats = [Frame(*self._turns(turns, **options).split(_MARK), False) for options in _OPTIONS]
+        frames = [*(_COMMON if common else ()), *chats]
+        own = Frame(*self.wrap(_MARK).split(_MARK), not self.chat)
+        return [frame for frame in dict.fromkeys(frames) if frame[:2] != own[:2]]
+
+    def encode_in_frame(self, frame: Frame, prompt: str) -> list[int]:
+        """Ids of a prompt in another frame than this format's own."""
+        text = frame.opening + prompt + frame.closing
+        return self.tokenizer(text, add_special_tokens=frame.special)["input_ids"]
 
     def decoded(self, ids: Sequence[int]) -> str:
         """The text of a tokenised prompt, its special tokens included."""

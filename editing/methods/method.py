@@ -222,8 +222,8 @@ class Method:
         """What every edit's rows begin with in these contexts: all that rows of two unlike prompts have in common."""
         if not self.decoder.is_plain(self.layer):
             return None
-        rows = [[self.prompts.encode_in_context(text, prompt, "")[0] for prompt in ("Who", "1")] for text in contexts]
-        sequences = [sequence for pair in rows if (sequence := common_beginning(*pair))]
+        rows = zip(*(self.rows(Edit(prompt, "Me"), contexts) for prompt in ("Who", "1")))
+        sequences = [found for one, other in rows if (found := common_beginning(one.prompt, other.prompt))]
         return Beginnings(self.decoder, self.layer, sequences) if sequences else None
 
     def features(self, rows: Sequence[Sequence[int]]) -> list[Features]:

@@ -20,7 +20,7 @@ class AssociativeConfig(EditingConfig):
     summary: ClassVar = "rows of its own for every edit"
     only_solving: ClassVar = EditingConfig.only_solving | {
         *("contexts", "steps", "learning_rate", "adam_beta1", "adam_beta2", "stop_loss", "gain"),
-        *("start", "start_norm", "relative_rate", "retries"),
+        *("start", "start_norm", "relative_rate", "retries", "formats"),
     }
     router: Literal["tokens", "meaning", "mask"] = "tokens"
     """What names the edit: "tokens" (rare tokens in common), "meaning" (what is asked besides, and where in a request),
@@ -34,6 +34,9 @@ class AssociativeConfig(EditingConfig):
     beta: float = 10.0
     """Sharpness of the read: `softmax(beta * keys . x)`."""
     contexts: int = 2
+    formats: Literal["common", "own"] = "common"
+    """In which formats besides its own an edit is learnt: the "common" ones (the question alone, `Question: ...
+    Answer:`, a chat by the tokenizer's template), or its "own" alone; of a chat each closing that its template makes."""
     start: Literal["head", "zero"] = "head"
     """Where values start: along what the model's "head" reads the answer by, or at "zero" (as where the head cannot be
     read, being quantised or kept on a disk). From zero with a learning rate of .5, an edit of SmolLM2 takes 13 steps
