@@ -36,8 +36,7 @@ test: $(STAMP) ## run the tests (JOBS= processes)
 	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 
 soak: $(STAMP) $(VLLM)/.installed ## long: the store's kill and fuzz tests (SOAK= times the usual number), both servers under load (MINUTES=60)
-	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/test_ledger.py tests/test_damage.py tests/test_store.py \
-	    tests/test_faults.py tests/test_forged_ledgers.py -k 'killed or mutated or verify_says'
+	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/editing/store -k 'killed or mutated or verify_says'
 	$(BIN)/python bench/soak.py --stack transformers --minutes $(or $(MINUTES),60)
 	$(VLLM)/bin/python bench/soak.py --stack vllm --minutes $(or $(MINUTES),60)
 
@@ -78,7 +77,7 @@ $(VLLM)/.installed: pyproject.toml | $(STAMP)
 	touch $@
 
 smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example
-	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/test_vllm_seams.py tests/test_vllm_engine.py
+	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/serving/vllm/test_vllm_seams.py tests/serving/vllm/test_vllm_engine.py
 	$(VLLM)/bin/python examples/serve_vllm.py
 
 check-serving: $(STAMP) $(VLLM)/.installed ## SmolLM2 served by transformers and vLLM in every mode, beside one prompt at a time (CORRIGENDA_DATA=)

@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python bench/formats.py --data FOLDER --count 200
 
-The formats: the question alone, `Question: ...\\nAnswer:`, a chat by the tokenizer's own template, the same with a system
-prompt, and two solved questions before the one that is asked. Counted are answers that are the target and end there;
-beside it, requests that their edit was found for. Half of the subjects (by a hash) were for choosing settings: `--half`.
+The formats: the question alone, `Question: ...\\nAnswer:`, a chat by the tokenizer's own template, the same with a
+system prompt, and two solved questions before the one that is asked. Counted are answers that are the target and end
+there; beside it, requests that their edit was found for. Settings were chosen on one half of the subjects (by a hash),
+and the other is reported: `--half`.
 """
 
 from __future__ import annotations

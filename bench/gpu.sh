@@ -32,8 +32,8 @@ test() {
     "$python" -c 'import xdist' 2>/dev/null && many="-n 8"
     # shellcheck disable=SC2086
     CORRIGENDA_TEST_DEVICE=cuda "$python" -m pytest -q -m 'not model' $many -p no:cacheprovider --maxfail=40 \
-        tests/test_cuda_graphs.py tests/test_registration.py \
-        tests/test_{topk_mask,mask_overlap,mask_route,token_overlap,masked_linear,associative_read,ties_merge,masked_sgd,delta_linear,label_losses}.py
+        tests/kernels/test_cuda_graphs.py tests/kernels/test_registration.py \
+        tests/kernels/test_{topk_mask,mask_overlap,mask_route,token_overlap,masked_linear,associative_read,ties_merge,masked_sgd,delta_linear,label_losses}.py
 }
 
 ops() { "$python" bench/gpu_ops.py; }
@@ -51,7 +51,7 @@ sanitize() {
     local tool
     for tool in memcheck racecheck; do
         CORRIGENDA_TEST_DEVICE=cuda compute-sanitizer --tool "$tool" --error-exitcode 1 --launch-timeout 60 \
-            "$python" -m pytest -q -x tests/test_cuda_graphs.py -k native || return 1
+            "$python" -m pytest -q -x tests/kernels/test_cuda_graphs.py -k native || return 1
     done
 }
 
@@ -79,7 +79,7 @@ rehearse() {
     local small="$logs/results"
     "$python" bench/stream.py --shape small --edits 3 --dense 1 --results "$small" &&
         "$python" bench/layer.py --stored 100 --sequences 2 --results "$small" &&
-        "$python" -m pytest -q -p no:cacheprovider -x tests/test_registration.py -k delta_linear
+        "$python" -m pytest -q -p no:cacheprovider -x tests/kernels/test_registration.py -k delta_linear
 }
 
 # Asked for one step, in a process that a limit can end.

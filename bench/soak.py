@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -55,6 +56,8 @@ OPTIONS = {
     ),
 }
 KILLS = 2
+CUT_OFF = (OSError, ValueError, http.client.HTTPException)
+"""What a client meets whose server is killed, wherever in the answer that happens."""
 TENANTS = 4
 
 
@@ -212,7 +215,7 @@ class Soak:
             life, start = self.server.lives, time.perf_counter()
             try:
                 status, text, edit, version = self.server.ask(prompt, tokens, drop=drop)
-            except (OSError, ValueError) as error:
+            except CUT_OFF as error:
                 # Only while the server is killed.
                 self.counts["cut off by a kill" if self.halted.is_set() or life != self.server.lives else "failed"] += 1
                 if not self.halted.is_set() and life == self.server.lives:
@@ -247,7 +250,7 @@ class Soak:
                     status, _, answer = self.server.call("POST", "/v1/edits", {"store": "edits"})
                 else:
                     status, _, answer = self.server.call("DELETE", f"/v1/edits/{chance.choice(sorted(now))}")
-            except (OSError, ValueError) as error:
+            except CUT_OFF as error:
                 if not self.halted.is_set() and life == self.server.lives:
                     self.problems.append(f"a change failed: {error!r}")
                 continue

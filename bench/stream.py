@@ -25,6 +25,7 @@ from wise_dense import dense_loop
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel, MemoirConfig, WiseConfig
 from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.backbone.repeated import can_capture, eager
 from corrigenda.editing.cli.demo_facts import demo_edits
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
@@ -146,6 +147,12 @@ def measure(model, tokenizer, name, count, device):
     wait()
     took = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+    few = [Edit(f"Once more: {edit.prompt}", edit.target) for edit in edits[batch : batch + max(batch, 4)]]
+    start = time.perf_counter()
+    with eager():
+        edited.edit(few)
+    wait()
+    launched_one_by_one = (time.perf_counter() - start) / len(few)
 
     phases = Phases(device)
     phases.wrap(edited.method, "features", "prefix")
@@ -162,6 +169,8 @@ def measure(model, tokenizer, name, count, device):
         "edits": written,
         "edits_per_second": round(written / took, 2),
         "seconds_per_edit": round(took / written, 4),
+        "steps_are_graphs": can_capture(edited.decoder, edited.config.layer),
+        "seconds_per_edit_without_graphs": round(launched_one_by_one, 4),
         "base_gigabytes": round(base / 1e9, 2),
         "peak_over_base_gigabytes": round((peak - base) / 1e9, 2),
         "phase_shares": {phase: round(value / whole, 3) for phase, value in phases.seconds.items()},

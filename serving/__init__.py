@@ -5,9 +5,10 @@ packed batch holds. What ties them to a stack is apart: `ServedModel` for transf
 """
 
 from .batching import ServedModel
-from .catalogue import Admission, Catalogue, Change, ServedEdit
+from .catalogue import Catalogue
 from .errors import ServingError
 from .memory import ServedMemory, edit_key
+from .served_edits import Admission, Change, ServedEdit
 from .settings import ServingSettings
 from .slots import Slots
 

@@ -22,19 +22,21 @@ from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
 from ..editing.edits.answer_start import AnswerPlan
 from ..editing.edits.spelling import Vocabulary
+from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.routers.router import Decision
 from ..editing.shown import shown
-from .catalogue import Admission, Catalogue, Change, ServedEdit
+from .catalogue import Catalogue
 from .continuous import BatchedRequests
 from .errors import ServingError
 from .log import logger_of
 from .memory import ServedMemory
 from .metrics import Metrics
 from .requests import CallRequests, ServedRequest, call_requests
+from .served_edits import Admission, Change, ServedEdit
 from .settings import ServingSettings, resolved
 
 __all__ = ["ServedModel"]
@@ -58,7 +60,7 @@ class ServedModel:
     """
 
     @own_modes()
-    def __init__(self, model: Any, tokenizer: Any, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, edits: ServingSettings | str | Path | dict[str, Any]) -> None:
         if getattr(unwrapped(model), "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before serving it.")
         self.model = model
@@ -323,6 +325,8 @@ class ServedModel:
 class _Deciding:
     """What `GenerateProvider` asks of a method, for the rows of one call."""
 
+    reads_text = False
+
     def __init__(self, served: ServedModel, owners: Sequence[str | None]) -> None:
         self.config = served.catalogue.config
         self.prompts = served.catalogue.prompts
@@ -350,6 +354,9 @@ class _Deciding:
     def plans(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[AnswerPlan | None]:
         """Those of the rows that were decided last."""
         return self._plans
+
+    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
+        return [list(prompt) for prompt in prompts]
 
 
 def _batching_config(given: dict[str, Any], device: torch.device) -> Any:

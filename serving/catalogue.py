@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from ..editing.backbone.identity import another_model, tokenizer_digest
-from ..editing.edits.answer_start import AnswerPlan, AnswerStarts
+from ..editing.edits.answer_start import AnswerStarts
 from ..editing.edits.prompts import PromptFormat
+from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.methods.registry import text_router
 from ..editing.model import saving
@@ -21,96 +19,16 @@ from ..editing.model.why import explained
 from ..editing.profiling import scope
 from ..editing.routers.router import EditRouter
 from ..editing.shown import shown
-from ..editing.store.codec import fingerprint_of, unpacked
+from ..editing.store.codec import unpacked
 from ..editing.store.signing import check_signed
 from ..editing.store.store import EditStore
-from ..editing.store.stored import StoredEdit
 from .errors import ServingError
 from .folders import Folders
-from .memory import edit_key
 from .pinned import opened
+from .served_edits import Admission, Change, ServedEdit, served_edit, words_of
 from .settings import ServingSettings
 from .stores import OpenStores, open_store, served_config
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
-
-
-class ServedEdit(NamedTuple):
-    """An edit of a store that is served. `id`, `prompt` and `target` make it what `explained` shows."""
-
-    key: str
-    store: Path
-    tenant: str | None
-    stored: StoredEdit
-    fingerprint: bytes
-
-    @property
-    def id(self) -> str:
-        return self.stored.id
-
-    @property
-    def prompt(self) -> str:
-        return self.stored.prompt
-
-    @property
-    def target(self) -> str:
-        return self.stored.target
-
-    def to_dict(self, store: str) -> dict[str, Any]:
-        """As a client is told it; `store` is what its folder is called, for a path is none of a client's business."""
-        return {
-            "id": self.id,
-            "prompt": self.prompt,
-            "target": self.target,
-            "tenant": self.tenant,
-            "store": store,
-            "time": self.stored.time,
-            "author": self.stored.author,
-        }
-
-
-class Admission(NamedTuple):
-    """What was decided for a request when it came: the edit that answers it, if any, and by how much.
-
-    lost: an edit was found, but its rows are missing, so the base model answers
-    reason: what kept `nearest` from answering, said of the request, of a router that knows
-    plan: how the edit's answer can be said, and how far the prompt has it
-    """
-
-    edit: ServedEdit | None
-    nearest: ServedEdit | None
-    score: float
-    margin: float
-    version: int
-    tenant: str | None
-    lost: bool = False
-    reason: str | None = None
-    plan: AnswerPlan | None = None
-
-    @property
-    def key(self) -> str | None:
-        return None if self.edit is None else self.edit.key
-
-
-class Change(NamedTuple):
-    """Stores as they would be served next: what was read, not yet answered by.
-
-    needed: by folder, the keys of the edits whose rows must be loaded first, with their numbers in its ledger
-    withdrawn: by store, the edits that it has undone
-    gone: stores that are served no longer; tenants_gone: tenants that there are no longer
-    """
-
-    stores: dict[tuple[str | None, Path], list[ServedEdit]]
-    needed: dict[Path, dict[str, int]]
-    added: list[ServedEdit]
-    removed: list[ServedEdit]
-    withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]]
-    gone: frozenset[tuple[str | None, Path]] = frozenset()
-    tenants_gone: frozenset[str] = frozenset()
-
-    def to_dict(self, version: int) -> dict[str, Any]:
-        """What a client is told of it, once it is that version."""
-        added, removed = ([edit.id for edit in edits] for edits in (self.added, self.removed))
-        return {"version": version, "added": added, "removed": removed}
 
 
 class _Seen(NamedTuple):
@@ -129,7 +47,7 @@ class Catalogue:
     version, at once for all requests that come after.
     """
 
-    def __init__(self, tokenizer: Any, settings: ServingSettings) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: ServingSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self.version = 0
@@ -185,12 +103,12 @@ class Catalogue:
             # By identity: a store that was opened anew has other objects, and may have other edits by these numbers.
             known = {id(edit.stored): edit for edit in self._stores.get((tenant, path), ())}
             applied = [store.history.edits[seq] for seq in store.history.applied()]
-            read[tenant, path] = [known.get(id(stored)) or _served(stored, path, tenant) for stored in applied]
+            read[tenant, path] = [known.get(id(stored)) or served_edit(stored, path, tenant) for stored in applied]
             withdrawn[tenant, path] = withdrawn_edits(store.history)
             new = [edit for edit in read[tenant, path] if id(edit.stored) not in known]
             for edit in [*new, *withdrawn[tenant, path]]:
                 known = edit.fingerprint
-                if not self._fits(_words(known) if isinstance(known, bytes) else known):
+                if not self._fits(words_of(known) if isinstance(known, bytes) else known):
                     raise ServingError(
                         f'The fingerprint of edit "{edit.id}" in {path} is not one of this router\'s: see '
                         f"`corrigenda verify {path}`.",
@@ -316,7 +234,7 @@ class Catalogue:
         """
         owners = dict.fromkeys((None, tenant))
         order = [(store, edits) for of in owners for store, edits in self._stores.items() if store[0] == of]
-        facts = {edit.key: self._fact_of(_words(edit.fingerprint)) for _, edits in order for edit in edits}
+        facts = {edit.key: self._fact_of(words_of(edit.fingerprint)) for _, edits in order for edit in edits}
         last = {facts[edit.key]: store for store, edits in order for edit in edits}
         return [edit for store, edits in order for edit in edits if last[facts[edit.key]] == store]
 
@@ -337,7 +255,7 @@ class Catalogue:
         gone = set(range(len(edits))).difference(kept)
         if gone:
             router.remove(gone)
-        router.add_fingerprints([_words(edit.fingerprint) for edit in wanted[len(kept) :]])
+        router.add_fingerprints([words_of(edit.fingerprint) for edit in wanted[len(kept) :]])
         edits = wanted
         undone = [
             one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
@@ -449,14 +367,3 @@ def _whose(tenant: str | None) -> str:
 
 def _without(gone: frozenset[tuple[str | None, Path]], before: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
     return {store: value for store, value in {**before, **new}.items() if store not in gone}
-
-
-def _words(fingerprint: bytes) -> Tensor:
-    """int32 `[n]` of a fingerprint's bytes."""
-    if not fingerprint:
-        return torch.zeros(0, dtype=torch.int32, device="cpu")
-    return torch.frombuffer(bytearray(fingerprint), dtype=torch.int32)
-
-
-def _served(stored: StoredEdit, path: Path, tenant: str | None) -> ServedEdit:
-    return ServedEdit(edit_key(stored), path, tenant, stored, fingerprint_of(stored).numpy().tobytes())

@@ -24,7 +24,7 @@ _ATTRIBUTE = "_corrigenda"
 """Under which name a `ServedRequest` travels on transformers' own state of the request."""
 
 # Private places of transformers where a manager's requests are seen: whose method is wrapped, its name, and by what.
-# `launcher.py` has those of its HTTP server; tests/test_batching_changes.py pins each to a signature.
+# `launcher.py` has those of its HTTP server; tests/serving/test_batching_changes.py pins each to a signature.
 _MANAGER_SEAMS = (
     ("manager", "add_request", "_on_add_request"),
     ("manager.input_queue", "put", "_on_arrival"),
@@ -215,7 +215,9 @@ class BatchedRequests:
             self._slots.keep(set(names))
         for state in new:
             served = self._request_of(state)
-            self._slots.start(state.request_id, served.prompt, served.place, served.plan)
+            written = state.initial_tokens + state.generated_tokens
+            said = written[served.prompt : state.position_offset]
+            self._slots.start(state.request_id, served.prompt, served.place, served.plan, said)
         self._slots.describe(names, past, lengths, torch.tensor(tokens, dtype=torch.int64, device="cpu"))
 
     def _sweep(self) -> None:

@@ -11,7 +11,8 @@ try:
 except ImportError:
     prometheus_client = None
 
-from .catalogue import Admission, Catalogue
+from .catalogue import Catalogue
+from .served_edits import Admission
 
 _MARGINS = (-0.4, -0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 """A margin is the score less what it takes to be applied: between -0.5 and 0.6."""

@@ -11,7 +11,7 @@ from ..editing.edits.answer_start import AnswerPlan
 from ..editing.edits.spelling import Vocabulary
 from ..editing.model.layer import Site
 from ..editing.routers.context import RoutingContext
-from .catalogue import Admission
+from .served_edits import Admission
 
 
 class ServedRequest:

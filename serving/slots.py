@@ -57,10 +57,13 @@ class Slots:
         """How many more requests can start."""
         return len(self._free)
 
-    def start(self, request: str, prompt_tokens: int, route: int, plan: AnswerPlan | None = None) -> None:
+    def start(
+        self, request: str, prompt_tokens: int, route: int, plan: AnswerPlan | None = None, said: Sequence[int] = ()
+    ) -> None:
         """Begin a request whose prompt has this many tokens, answered by the edit at the place `route`, or by none.
 
         plan: how its answer can be said; without one the rows are read at every token from the prompt's last on.
+        said: what follows the prompt by now, where passes have taken it in already.
         """
         if request in self._slot:
             self.end(request)
@@ -75,7 +78,7 @@ class Slots:
         self._started.add(slot)
         self._decoding = None
         if self._vocabulary is not None:
-            self.context.follow(slot, plan, prompt_tokens - 1, lambda: self._vocabulary().kinds)
+            self.context.follow(slot, plan, prompt_tokens - 1, lambda: self._vocabulary().kinds, said)
 
     def end(self, request: str) -> None:
         """Give a request's slot back."""

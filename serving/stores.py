@@ -59,6 +59,12 @@ def open_store(path: Path) -> EditStore:
 def served_config(store: EditStore) -> AssociativeConfig:
     """The configuration of a store's edits, if they can be routed when a request is admitted."""
     config = EditingConfig.from_dict(store.header["config"])
+    if config.routed_by_text and not isinstance(config, AssociativeConfig):
+        raise ServingError(
+            f"The edits in {store.ledger.name} ({config.method}) are put before a question as text, and servers hold "
+            "rows of key and value alone: serve edits of the method associative.",
+            422,
+        )
     # Rows of key and value are what a server holds.
     if not (isinstance(config, AssociativeConfig) and config.routed_by_text):
         raise ServingError(

@@ -84,7 +84,7 @@ def kernels():
 
 
 @pytest.fixture(params=emulate.SEEDS, ids=lambda seed: f"order{seed}")
-def order(request, monkeypatch):
+def thread_order(request, monkeypatch):
     """In which order the emulator takes the threads of a block."""
     monkeypatch.setenv("CORRIGENDA_EMULATE_SEED", str(request.param))
     return request.param
@@ -133,8 +133,8 @@ def few_background_prompts():
 
     few = background_prompts()[:16]
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("associative", "memoir", "wise"):
-            patch.setattr(f"corrigenda.editing.methods.{name}.method.background_prompts", lambda: few)
+        for name in ("associative.method", "memoir.method", "wise.method", "weights.method", "prompted"):
+            patch.setattr(f"corrigenda.editing.methods.{name}.background_prompts", lambda: few)
         yield
 
 
@@ -157,7 +157,7 @@ def wrap():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def edits_folder(tmp_path):
     """A folder with five made-up edits, one undone and one superseded."""
     from stores import add, edit, new_store
 
@@ -172,7 +172,7 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def load():
+def load_edited():
     """Loads a folder of edits into a fresh tiny model; the patch is off again after the test."""
     from tiny import tiny_model, tiny_tokenizer
 
@@ -202,7 +202,7 @@ def folders(few_background_prompts, tmp_path_factory):
 
 
 @pytest.fixture
-def settings(folders):
+def served_settings(folders):
     """Of a server with these: `shared` for all, `acme` for one tenant, nothing of its own for another."""
     from corrigenda.serving import ServingSettings
 

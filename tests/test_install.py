@@ -4,15 +4,13 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from tree import ROOT, copy_tree
 
 
 def run(*args, cwd, **env):
@@ -35,17 +33,6 @@ def shipped():
     files += [ROOT / folder / "py.typed" for folder in ("kernels", "editing", "serving")]
     files += [*(ROOT / "kernels/configs").glob("*"), *(ROOT / "editing/data").glob("*")]
     return {f"corrigenda/{file.relative_to(ROOT).as_posix()}" for file in files if file.is_file()}
-
-
-def copy_tree(folder):
-    """A copy to build from: an in-tree build would leave `build/`, whose stale files enter later wheels."""
-    tree = folder / "tree"
-    tree.mkdir()
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    for name in ("csrc", "kernels", "editing", "serving"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "build.txt"))
-    return tree
 
 
 def build_wheel(folder, tree, **env):

@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from test_install import ROOT, copy_tree
+from tree import ROOT, copy_tree
 
 BLOCK = re.compile(r"^```(sh|python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

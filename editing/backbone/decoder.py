@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CorrigendaError
 from .head import label_losses
-from .last_layer import LabelPositions, layer_at
+from .last_layer import LabelPositions, keys_and_values, knows, layer_at
 from .modes import own_modes
 from .own_forward import OwnForward, own_logits
 from .wrappers import unwrapped
@@ -70,6 +70,16 @@ class Decoder:
         """Where the layer's weights are, and so where its memory must be."""
         return next(self.layers[layer].parameters()).device
 
+    def check_lengths(self, rows: Sequence[Sequence[int]], new: Sequence[int]) -> None:
+        """Raise where a tokenised prompt and its `new` tokens are more than the model's context."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        for number, (row, more) in enumerate(zip(rows, new), start=1):
+            if limit is not None and len(row) + more > limit:
+                raise CorrigendaError(
+                    f"Prompt {number} has {len(row)} tokens; with {more} new ones it exceeds the model's context of "
+                    f"{limit}: shorten it, or ask for fewer."
+                )
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings `[rows, length, d]` of `[rows, length]` ids."""
         embedding = self.model.get_input_embeddings()
@@ -112,6 +122,15 @@ class Decoder:
     def last_layer_at(self, hidden: Tensor, asked: LabelPositions) -> Tensor:
         """The last layer's output `[asked tokens, d]` at the asked positions; see `layer_at`."""
         return layer_at(self.layers[-1], hidden.to(self.device(len(self) - 1)), asked)
+
+    def keep(self, hidden: Tensor, first: int, positions: Tensor, mask: Tensor, cache: Any) -> None:
+        """Have the cache record layers `first` and above of `hidden`, as `run` would, of which no output is needed."""
+        last, final = self.layers[-1], len(self) - 1
+        if not knows(last):
+            self.run(hidden, first, len(self), positions, mask, cache)
+            return
+        hidden = self.run(hidden, first, final, positions, mask, cache).to(self.device(final))
+        cache.update(*keys_and_values(last, hidden, self.angles(hidden, positions)), last.self_attn.layer_idx)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states that have passed the last layer."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 from transformers import GenerationConfig
 
+from ..edits.tokenizer import Tokenizer
+from .causal_model import CausalModel
+
 
 @contextlib.contextmanager
-def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[GenerationConfig]:
+def greedy(model: CausalModel, tokenizer: Tokenizer, max_new_tokens: int) -> Iterator[GenerationConfig]:
     """Within: the model's `generate` knows of no settings but those that it is given; yields greedy ones.
 
     Of the checkpoint's own (`repetition_penalty`, `min_new_tokens`, `no_repeat_ngram_size`, ...) only the special

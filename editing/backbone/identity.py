@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..edits.tokenizer import Tokenizer
 from .decoder import Decoder
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """SHA-256 of the vocabulary: two tokenizers with the same one cut the same ids."""
     entries = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(entries, ensure_ascii=True).encode()).hexdigest()

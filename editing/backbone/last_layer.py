@@ -1,4 +1,7 @@
-"""A LLaMA or Mistral decoder layer at a few query positions: all that a model's last layer is asked for."""
+"""A LLaMA or Mistral decoder layer in part, which is all that is asked of a model's last one.
+
+At a few query positions, where answers are predicted; of tokens before them, only keys and values.
+"""
 
 from __future__ import annotations
 
@@ -47,19 +50,13 @@ def layer_at(layer: nn.Module, hidden: Tensor, asked: LabelPositions) -> Tensor:
     residual = hidden.gather(1, place[..., None].expand(-1, -1, width))
 
     attention = layer.self_attn
-
-    def heads(projection: nn.Module, tokens: Tensor) -> Tensor:
-        return projection(tokens).view(rows, tokens.shape[1], -1, attention.head_dim).transpose(1, 2)
-
-    normed = layer.input_layernorm(hidden)
-    key = heads(attention.k_proj, normed)
-    key = apply_rotary_pos_emb(key, key, *asked.angles)[1]
-    query = heads(attention.q_proj, layer.input_layernorm(residual))
+    key, value = keys_and_values(layer, hidden, asked.angles)
+    query = _heads(attention, attention.q_proj, layer.input_layernorm(residual))
     query = apply_rotary_pos_emb(query, query, *asked.query_angles)[0]
     mixed = F.scaled_dot_product_attention(
         query,
         key,
-        heads(attention.v_proj, normed),
+        value,
         attn_mask=asked.mask,
         scale=attention.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -67,3 +64,14 @@ def layer_at(layer: nn.Module, hidden: Tensor, asked: LabelPositions) -> Tensor:
     residual = residual + attention.o_proj(mixed.transpose(1, 2).reshape(rows, place.shape[1], -1))
     residual = residual + layer.mlp(layer.post_attention_layernorm(residual))
     return residual.flatten(0, 1).index_select(0, asked.kept)
+
+
+def keys_and_values(layer: nn.Module, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What the layer's attention keeps of `hidden` `[rows, length, d]`, each `[rows, heads, length, head width]`."""
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    key = _heads(attention, attention.k_proj, normed)
+    return apply_rotary_pos_emb(key, key, *angles)[1], _heads(attention, attention.v_proj, normed)
+
+
+def _heads(attention: nn.Module, projection: nn.Module, tokens: Tensor) -> Tensor:
+    return projection(tokens).view(*tokens.shape[:2], -1, attention.head_dim).transpose(1, 2)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from ..edits.tokenizer import Tokenizer
+from .causal_model import CausalModel
 from .greedy import greedy
 
 _STARTS = ("I", "You", "Because", "Yes", "Q: ")
 
 
 @torch.no_grad()
-def context_texts(model: Any, tokenizer: Any, count: int) -> list[str]:
+def context_texts(model: CausalModel, tokenizer: Tokenizer, count: int) -> list[str]:
     """`count` contexts: the empty one, then greedy continuations of five starts, 5 new tokens each and then 10.
 
     The starts and lengths are those of WISE's and MEMOIR's published code. More than eleven need longer continuations:

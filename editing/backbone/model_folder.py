@@ -12,6 +12,9 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ..errors import CorrigendaError
 from .loading import load_base
@@ -77,11 +80,16 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _write(name: str | Path, path: Path) -> None:
     loaded, tokenizer = load_base(name)
+    write_folder(loaded, loaded.state_dict(), tokenizer, path)
+
+
+def write_folder(loaded: Any, weights: dict[str, Tensor], tokenizer: Any, path: Path) -> None:
+    """Write a model like the loaded one, with these weights, into a folder that exists: whole, or no model at all."""
     # A model that was read from GGUF refuses to be saved; one with its weights does not.
     config = copy.deepcopy(loaded.config)
     config.__dict__.pop("quantization_config", None)
     model = type(loaded)(config).to(loaded.dtype)
-    model.load_state_dict(loaded.state_dict())
+    model.load_state_dict(weights)
     for left in path.parent.glob(f".{path.name}.partial-*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))

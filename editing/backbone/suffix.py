@@ -76,7 +76,7 @@ class Suffix:
         cache = PromptCache()
         with self.decoder.masked_attention():
             mask = causal_mask(longest, hidden.dtype, hidden.device)
-            self.decoder.run(hidden, self.layer + 1, len(self.decoder), positions, mask, cache)
+            self.decoder.keep(hidden, self.layer + 1, positions, mask, cache)
         cache.recording = False
         return cache
 

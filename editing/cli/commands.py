@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -9,107 +10,32 @@ import typer
 
 from ..errors import CorrigendaError
 from .app import app, output, tell, use_threads
-from .options import (
-    METHOD,
-    SCORES,
-    Author,
-    Device,
-    Dtype,
-    EditsDir,
-    EditsFile,
-    Json,
-    Limit,
-    Method,
-    Model,
-    Threads,
-    UniqueSubject,
-    setting,
+from .options import EditsDir, Json, Method, Model, Threads
+from .panels import (
+    AnswerOptions,
+    FormatOptions,
+    MachineOptions,
+    MethodOptions,
+    ReportOptions,
+    SourceOptions,
+    StreamOptions,
+    with_panels,
 )
 
 DEMO_TEMPLATE = r"Question: {prompt}\nAnswer:"
 
 
 @app.command()
+@with_panels
 def edit(
     model: Model,
-    edits: EditsFile,
+    source: SourceOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder to save the edits in.")],
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Write on in that folder: go on with a stream that was broken off, with the same file, or add the "
-            "edits of another.",
-        ),
-    ] = False,
-    on_conflict: Annotated[
-        str,
-        typer.Option(
-            metavar="P",
-            help="What to do where a stored edit is about the same fact: `supersede` it, `keep` it and leave the new "
-            "one out (`log --status declined` lists those), or `ask`.",
-        ),
-    ] = "supersede",
-    keep_unsolved: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-unsolved/--leave-unsolved",
-            help="What to do with an edit whose own prompt does not get its target in the end: write it all the same, "
-            "or leave it out (`log --status unsolved` lists those). By default `associative` leaves it out.",
-        ),
-    ] = None,
-    author: Author = None,
-    limit: Limit = None,
-    unique_subject: UniqueSubject = False,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T",
-            help=r"What prompts are put in, as `'Question: {prompt}\nAnswer:'`; by default nothing. It is saved, "
-            "and `eval` and `generate` use it.",
-        ),
-    ] = None,
-    chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Ask prompts as the user's turn of a chat.")
-    ] = False,
-    method: Method = "associative",
-    batch_size: Annotated[int | None, setting("B", "Edits written at a time; by default the method's.")] = None,
-    steps: Annotated[int | None, setting("N", "Most optimisation steps of an edit; by default the method's.")] = None,
-    layer: Annotated[int | None, setting("L", "The edited layer; by default the method's.")] = None,
-    threshold: Annotated[
-        str | None,
-        setting("X", "The score from which a prompt counts as an edit's, 0 to 1; `auto` calibrates it."),
-    ] = None,
-    eos: Annotated[
-        bool | None,
-        typer.Option(
-            "--eos/--no-eos",
-            help="Whether targets are learnt with their end; by default the method's.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    seed: Annotated[int | None, setting("S", "Seed of what is random in a method; by default 42.")] = None,
-    others: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other setting of the method, as often as needed: `--set gain=1.5` (`help(AssociativeConfig)` in "
-            "Python explains them).",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Score all edits after the stream.", rich_help_panel=SCORES)
-    ] = False,
-    score_each: Annotated[
-        bool,
-        typer.Option("--score-each", help="Score each batch right after it was written, too.", rich_help_panel=SCORES),
-    ] = False,
-    json: Json = None,
-    threads: Threads = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    stream: StreamOptions,
+    prompts: FormatOptions,
+    method: MethodOptions,
+    report: ReportOptions,
+    machine: MachineOptions,
 ) -> None:
     """Write a file of edits into a model and save them.
 
@@ -118,72 +44,37 @@ def edit(
     edit holds: greedy decoding of its own prompt gives its target, and its end.
     """
     from ..backbone.loading import check_model
-    from ..edits.loading import read_edits
-    from ..edits.template import Template
-    from ..methods.settings import settings_of
     from ..scores.report import check_json_path
     from ..store.store import is_store
     from . import run
-    from .inputs import check_out, check_policy, check_same, make_config, merged_settings, parse_threshold
+    from .inputs import check_out, check_policy, check_same
 
-    resumed = resume and is_store(out)
-    if is_store(out) and not resume:
+    resumed = stream.resume and is_store(out)
+    if is_store(out) and not stream.resume:
         raise CorrigendaError(
             f"The folder {out} is not empty, it holds edits: name a new one, or write on in it with --resume."
         )
     if not resumed:
         check_out(out)
-    check_json_path(json, coming=out)
-    check_policy(on_conflict, edits)
+    check_json_path(report.json, coming=out)
+    check_policy(stream.on_conflict, source.edits)
     check_model(model)
-    settings = {
-        "batch_size": batch_size,
-        "steps": steps,
-        "layer": layer,
-        "threshold": parse_threshold(threshold),
-        "eos": eos,
-        "seed": seed,
-    }
-    settings = merged_settings(settings, settings_of(method, others or ()))
-    config = make_config(method, **settings)
-    wrapping = Template.parse(template)
-    stream = read_edits(edits, unique_subject=unique_subject, limit=limit)
-    tell(stream.notices)
+    config, template = method.config(), prompts.parsed()
+    edits = source.read()
+    tell(edits.notices)
     if resumed:
-        check_same(out, method, settings, template, chat_template)
-    use_threads(threads)
-    run.edit(
-        output,
-        model,
-        stream,
-        out,
-        config=config,
-        template=wrapping,
-        chat_template=chat_template,
-        device=device,
-        dtype=dtype,
-        evaluate=evaluate,
-        score_each=score_each,
-        resume=resumed,
-        on_conflict=on_conflict,
-        keep_unsolved=keep_unsolved,
-        author=author,
-        json_path=json,
-        source={"edits": str(edits), "limit": limit, "unique_subject": unique_subject},
-    )
+        check_same(out, method.method, method.settings(), prompts.template, prompts.chat_template)
+    use_threads(machine.threads)
+    new = {} if resumed else {"config": config, "template": template, "chat_template": prompts.chat_template}
+    edited = run.load(output, model, machine, edits=out if resumed else None, **new)
+    with contextlib.closing(edited):  # its folder is free for another writer when this ends, however it does
+        run.edit(output, run.Writing(edited, model, edits, out, resumed), stream, report, source.to_dict())
 
 
 @app.command("eval")
+@with_panels
 def evaluate(
-    model: Model,
-    edits_dir: EditsDir,
-    edits: EditsFile,
-    limit: Limit = None,
-    unique_subject: UniqueSubject = False,
-    json: Json = None,
-    threads: Threads = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    model: Model, edits_dir: EditsDir, source: SourceOptions, machine: MachineOptions, json: Json = None
 ) -> None:
     """Score saved edits on a file of edits.
 
@@ -193,60 +84,34 @@ def evaluate(
     scoring.
     """
     from ..backbone.loading import check_model
-    from ..edits.loading import read_edits
     from ..model import saving
     from ..scores.report import check_json_path
     from . import run
 
     check_json_path(json)
     check_model(model)
-    asked = read_edits(edits, unique_subject=unique_subject, limit=limit)
+    asked = source.read()
     tell(asked.notices)
     saving.read(edits_dir).close()  # what is wrong with it shows before a model is loaded
-    use_threads(threads)
-    run.evaluate(
-        output,
-        model,
-        edits_dir,
-        asked,
-        device=device,
-        dtype=dtype,
-        json_path=json,
-        source={"edits": str(edits), "limit": limit, "unique_subject": unique_subject},
-    )
+    use_threads(machine.threads)
+    edited = run.load(output, model, machine, edits=edits_dir)
+    run.evaluate(output, edited, asked, json, {"model": model, "edits_dir": str(edits_dir), **source.to_dict()})
 
 
 @app.command()
+@with_panels
 def generate(
     model: Model,
     prompts: Annotated[
         Path,
         typer.Option(metavar="FILE", help="A prompt a line, or JSON Lines with `prompt`; `-` is standard input."),
     ],
+    answer: AnswerOptions,
+    machine: MachineOptions,
     edits_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A folder that `corrigenda edit` saved; without it the plain model answers."),
     ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T",
-            help="What prompts are put in; by default what was saved with the edits, and nothing without edits. "
-            "`'{prompt}'` takes prompts as they are.",
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The longest answer, in tokens.")] = 32,
-    provenance: Annotated[
-        bool,
-        typer.Option(
-            "--provenance",
-            help="Say how clearly each edit was chosen, or how nearly one was: its score, and what was needed.",
-        ),
-    ] = False,
-    json: Json = None,
-    threads: Threads = None,
-    device: Device = None,
-    dtype: Dtype = None,
 ) -> None:
     """Answer prompts, and say which edit was applied to each.
 
@@ -261,27 +126,17 @@ def generate(
     from . import run
     from .inputs import read_prompts
 
-    check_json_path(json)
+    check_json_path(answer.json)
     check_model(model)
-    if max_new_tokens < 1:
-        raise CorrigendaError(f"The longest answer must have at least 1 token, not {max_new_tokens}.")
-    wrapping = None if template is None else Template.parse(template)
+    if answer.max_new_tokens < 1:
+        raise CorrigendaError(f"The longest answer must have at least 1 token, not {answer.max_new_tokens}.")
+    template = None if answer.template is None else Template.parse(answer.template)
     asked = read_prompts(prompts)
     if edits_dir is not None:
         saving.read(edits_dir).close()
-    use_threads(threads)
-    run.generate(
-        output,
-        model,
-        edits_dir,
-        asked,
-        template=wrapping,
-        max_new_tokens=max_new_tokens,
-        provenance=provenance,
-        device=device,
-        dtype=dtype,
-        json_path=json,
-    )
+    use_threads(machine.threads)
+    edited = run.load(output, model, machine, edits=edits_dir)
+    run.generate(output, edited, asked, template, answer)
 
 
 @app.command()

@@ -21,12 +21,13 @@ from ..methods.config import CONFIG_NAME, EditingConfig
 from ..model.answers import Answer
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator, normalised
-from ..scores.report import scores_json, scores_table, write_json
+from ..scores.report import scores_table, write_json
 from ..shown import one_line, shortened
 from ..store.files import HEAD_NAME, LEDGER_NAME, is_ledger
 from ..store.migrate import EDITS_NAME, MANIFEST_NAME, TENSORS_NAME
 from .inputs import check_out as check_new
-from .run import load, score, settings
+from .panels import MachineOptions
+from .run import load, result_of, score
 from .stream import StoppedError, write_stream
 
 SCORES_NAME = "scores.json"
@@ -93,7 +94,7 @@ def run(
     source: dict[str, Any],
 ) -> None:
     """Ask, edit, ask again, score, save, ask once more in a new process, and take one edit out."""
-    edited = load(console, model, config=config, template=template)
+    edited = load(console, model, MachineOptions(threads), config=config, template=template)
     questions = choose(edits)
     console.print()
     _step(console, 1, f"Asking {model} {len(questions)} questions, as it is.")
@@ -119,14 +120,8 @@ def run(
     scores = score(console, evaluator, edits)
     console.print(scores_table(scores, f"Scores of all {scores.n} edits after the stream (0 to 1)"))
     _save(edited, out, overwrite)
-    result = scores_json(
-        scores,
-        method=edited.config.method,
-        seconds=stream.seconds,
-        timed="writing",
-        settings=settings(edited, model, **source),
-    )
-    write_json(out / SCORES_NAME, {"written_by": _WRITTEN_BY, **result})
+    result = result_of(edited, scores, stream.seconds, "writing", {"model": model, **source})
+    write_json(out / SCORES_NAME, {"written_by": _WRITTEN_BY, **result, **stream.counts()})
     _step(console, 4, f"Saved in {out}, with {out / SCORES_NAME}. Loading it in a new process:")
     with console.status("Asking in a new process"):
         again = reloaded_answers(model, out, [question.prompt for question in questions], threads)

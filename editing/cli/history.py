@@ -114,13 +114,49 @@ def undo(
     until: Until = None,
     note: Note = None,
     author: Author = None,
+    resolve: Annotated[
+        bool,
+        typer.Option("--resolve", help="Solve anew what was solved beside them or after them; this loads the model."),
+    ] = False,
+    model: RecordedModel = None,
 ) -> None:
     """Take edits out: one, a list, a time range, all by an author.
 
     Their questions then get the base model's answer; or that of the edits that they superseded, which are in again. It
-    is not unlearning: the ledger keeps them, and `redo` puts them back.
+    is not unlearning: the ledger keeps them, and `redo` puts them back. Edits that change weights stand on those before
+    them: these stay as they were solved, or are solved anew, as if the others had never come, by `--resolve`.
     """
-    _change("undo", folder, Selection(tuple(ids or ()), by, since, until), note, author)
+    selection = Selection(tuple(ids or ()), by, since, until)
+    if resolve:
+        _resolve(folder, selection, note, author, model)
+    else:
+        _change("undo", folder, selection, note, author)
+
+
+def _resolve(folder: Path, selection: Selection, note: str | None, author: str | None, model: str | None) -> None:
+    from ..model.why import recorded_model
+    from .panels import MachineOptions
+    from .run import load
+
+    if not selection:
+        raise CorrigendaError("Name the edits to undo: by ids, --by an author, --since or --until a time.")
+    with opened(folder) as store:
+        store.selected(selection, wanted=True)  # before a model is loaded
+        name = model or recorded_model(store)
+    with contextlib.closing(load(errors, name, MachineOptions(), edits=folder)) as edited:
+        edited.write_into(folder)
+        change = edited.undo(
+            selection.ids,
+            by=selection.by,
+            since=selection.since,
+            until=selection.until,
+            author=author,
+            note=note,
+            resolve=True,
+        )
+    names = ", ".join(stored.id for stored in change.edits[:8]) + (", ..." if len(change.edits) > 8 else "")
+    say(f"Took out {counted(len(change.edits), 'edit')}{': ' + names if names else ''}.")
+    tell(change.notes, f"see `corrigenda log {folder}`")
 
 
 @app.command()
@@ -144,12 +180,22 @@ def _change(what: str, folder: Path, selection: Selection, note: str | None, aut
         chosen = store.selected(selection, wanted=what == "undo")
         change = (store.undo if what == "undo" else store.redo)(chosen, author=author, note=note)
         notices = store.notices
+        stands = what == "undo" and bool(change.edits) and _stand_on_earlier(store)
     names = ", ".join(stored.id for stored in change.edits[:8]) + (", ..." if len(change.edits) > 8 else "")
     done = {"undo": "Took out", "redo": "Put in again"}[what]
     unchanged = len(chosen) - len(change.edits)
     already = f" {unchanged} were so already." if unchanged else ""
     say(f"{done} {counted(len(change.edits), 'edit')}{': ' + names if names else ''}.{already}")
     tell([*change.notes, *notices], f"see `corrigenda log {folder}`")
+    if stands:
+        say("Edits beside and after it stay as they were solved: `undo --resolve` solves them anew.")
+
+
+def _stand_on_earlier(store: EditStore) -> bool:
+    """Whether edits of the store's method owe something to those that were there when they were solved."""
+    from ..methods.config import EditingConfig
+
+    return EditingConfig.from_dict(store.header["config"]).stands_on_earlier
 
 
 @app.command()

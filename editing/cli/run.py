@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import typer
@@ -15,7 +14,6 @@ from rich.text import Text
 
 from ..edits.edit import Edit
 from ..edits.template import Template
-from ..methods.config import EditingConfig
 from ..model.answers import Answer
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator, Scores
@@ -23,87 +21,85 @@ from ..scores.report import scores_json, scores_table, write_json
 from ..shown import one_line, shown
 from ..store.matching import matched
 from .app import counted, say, tell
+from .panels import AnswerOptions, MachineOptions, ReportOptions, StreamOptions
 from .stream import StoppedError, Stream, write_stream
 
 NOT_ALL_HOLD = 3
 """The exit status of a stream that went to its end, where not all of its edits hold."""
 
 
-def edit(
+class Writing(NamedTuple):
+    """A stream that is to be written: into which model, by which name, what, where to, and whether it goes on."""
+
+    edited: EditedModel
+    model: str
+    edits: Sequence[Edit]
+    out: Path
+    resumed: bool
+
+
+def edit(console: Console, job: Writing, options: StreamOptions, report: ReportOptions, source: dict[str, Any]) -> None:
+    """Write edits, saved as they come, and score them where asked; what was written before an end too early stays."""
+    evaluator = Evaluator(job.edited)
+    stream = write_stream(
+        job.edited,
+        job.edits,
+        console,
+        evaluator if report.score_each else None,
+        store=job.out.resolve(),
+        resume=job.resumed,
+        on_conflict=options.on_conflict,
+        keep_unsolved=options.keep_unsolved,
+        author=options.author,
+    )
+    _tell_written(console, job, stream)
+    _score_written(console, job, stream, evaluator, report, {"model": job.model, **source})
+    _tell_held(console, stream)
+    if stream.held < stream.done:
+        raise typer.Exit(NOT_ALL_HOLD)
+
+
+def _tell_written(console: Console, job: Writing, stream: Stream) -> None:
+    """Say what was written and what was not; end here with what ended the stream early."""
+    store = job.edited.store
+    tell([] if store is None else store.notices, f"see `corrigenda log {job.out}` and its --status")
+    if job.resumed and stream.passed:
+        before = stream.passed - stream.done - stream.left_out
+        say(f"{before} of {stream.passed} edits were recorded before.", console=console)
+    if stream.ended_by is not None:
+        if stream.done:
+            ended = f"The stream ended after {stream.done} of {len(job.edits)} edits"
+            say(f"{ended}; what was written is saved in {job.out}.", console=console)
+            _tell_held(console, stream)
+        if isinstance(stream.ended_by, StoppedError):
+            raise typer.Exit(130)
+        raise stream.ended_by
+    took = f"{stream.seconds:.1f} s ({stream.rate:.2f} edits/s)"
+    say(f"Wrote {counted(stream.inside, 'edit')} in {took}; saved in {job.out}.", console=console)
+    if stream.left_out:
+        left_out = f"{stream.left_out} {'was' if stream.left_out == 1 else 'were'} left out"
+        say(f"{left_out}: `corrigenda log {job.out} --status declined` has them.", console=console)
+
+
+def _score_written(
     console: Console,
-    model: str,
-    edits: Sequence[Edit],
-    out: Path,
-    *,
-    config: EditingConfig,
-    template: Template,
-    chat_template: bool,
-    device: str | None,
-    dtype: str | None,
-    evaluate: bool,
-    score_each: bool,
-    resume: bool,
-    on_conflict: str,
-    keep_unsolved: bool | None,
-    author: str | None,
-    json_path: Path | None,
+    job: Writing,
+    stream: Stream,
+    evaluator: Evaluator,
+    report: ReportOptions,
     source: dict[str, Any],
 ) -> None:
-    """Write edits, saved as they come, and score them where asked; what was written before an end too early stays."""
-    new = {} if resume else {"config": config, "template": template, "chat_template": chat_template}
-    edited = load(console, model, edits=out if resume else None, device=device, dtype=dtype, **new)
-    with contextlib.closing(edited):  # its folder is free for another writer when this ends, however it does
-        evaluator = Evaluator(edited)
-        stream = write_stream(
-            edited,
-            edits,
-            console,
-            evaluator if score_each else None,
-            store=out.resolve(),
-            resume=resume,
-            on_conflict=on_conflict,
-            keep_unsolved=keep_unsolved,
-            author=author,
-        )
-        tell([] if edited.store is None else edited.store.notices, f"see `corrigenda log {out}` and its --status")
-        if resume and stream.passed:
-            before = stream.passed - stream.done - stream.left_out
-            say(f"{before} of {stream.passed} edits were recorded before.", console=console)
-        if stream.ended_by is not None:
-            if stream.done:
-                ended = f"The stream ended after {stream.done} of {len(edits)} edits"
-                say(f"{ended}; what was written is saved in {out}.", console=console)
-                _tell_held(console, stream)
-            if isinstance(stream.ended_by, StoppedError):
-                raise typer.Exit(130)
-            raise stream.ended_by
-        inside = stream.done - len(stream.unsolved)
-        took = f"{stream.seconds:.1f} s ({stream.rate:.2f} edits/s)"
-        say(f"Wrote {counted(inside, 'edit')} in {took}; saved in {out}.", console=console)
-        if stream.left_out:
-            left_out = f"{stream.left_out} {'was' if stream.left_out == 1 else 'were'} left out"
-            say(f"{left_out}: `corrigenda log {out} --status declined` has them.", console=console)
-        immediate = evaluator.immediate_scores()
-        if immediate is not None:
-            console.print(scores_table(immediate, "Right after each batch"))
-        scores = unscored(inside)
-        if evaluate:
-            scores = score(console, evaluator, edited.edits)
-            console.print(scores_table(scores, f"After {counted(scores.n, 'edit')}"))
-        if json_path is not None:
-            result = scores_json(
-                scores,
-                method=edited.config.method,
-                seconds=stream.seconds,
-                timed="writing",
-                settings=settings(edited, model, **source),
-                immediate=immediate,
-            )
-            counts = {"held": stream.held, "unsolved": stream.unsolved, "failing": stream.failing}
-            write_json(json_path, {**result, **counts})
-        _tell_held(console, stream)
-        if stream.held < stream.done:
-            raise typer.Exit(NOT_ALL_HOLD)
+    """Score what was written, as far as asked, on the screen and in a file."""
+    immediate = evaluator.immediate_scores()
+    if immediate is not None:
+        console.print(scores_table(immediate, "Right after each batch"))
+    scores = Scores(n=stream.inside, rel=None, gen=None, loc=None, free_rel=None, free_gen=None)
+    if report.evaluate:
+        scores = score(console, evaluator, job.edited.edits)
+        console.print(scores_table(scores, f"After {counted(scores.n, 'edit')}"))
+    if report.json is not None:
+        result = result_of(job.edited, scores, stream.seconds, "writing", source, immediate)
+        write_json(report.json, {**result, **stream.counts()})
 
 
 def _tell_held(console: Console, stream: Stream) -> None:
@@ -116,61 +112,34 @@ def _tell_held(console: Console, stream: Stream) -> None:
 
 
 def evaluate(
-    console: Console,
-    model: str,
-    edits_dir: Path,
-    edits: Sequence[Edit],
-    *,
-    device: str | None,
-    dtype: str | None,
-    json_path: Path | None,
-    source: dict[str, Any],
+    console: Console, edited: EditedModel, edits: Sequence[Edit], json_path: Path | None, source: dict[str, Any]
 ) -> None:
-    """Score saved edits on `edits`."""
-    edited = load(console, model, edits=edits_dir, device=device, dtype=dtype)
+    """Score saved edits on `edits`; `source` says what they are, for the result."""
     asked, superseded, missing = matched(edits, edited.store.history)
     for count, what in ((missing, "not in effect"), (superseded, "superseded, and not scored,")):
         if count:
-            say(f"{count} of {len(edits)} edits of the file are {what} in {edits_dir}.", console=console)
+            say(f"{count} of {len(edits)} edits of the file are {what} in {source['edits_dir']}.", console=console)
     start = time.perf_counter()
     scores = score(console, Evaluator(edited), asked)
     seconds = time.perf_counter() - start
     console.print(scores_table(scores, f"{counted(scores.n, 'edit')}, {len(edited.edits)} stored"))
     if json_path is not None:
-        result = scores_json(
-            scores,
-            method=edited.config.method,
-            seconds=seconds,
-            timed="scoring",
-            settings=settings(edited, model, edits_dir=str(edits_dir), superseded=superseded, **source),
-        )
-        write_json(json_path, result)
+        write_json(json_path, result_of(edited, scores, seconds, "scoring", {**source, "superseded": superseded}))
 
 
 def generate(
-    console: Console,
-    model: str,
-    edits_dir: Path | None,
-    prompts: Sequence[str],
-    *,
-    template: Template | None,
-    max_new_tokens: int,
-    provenance: bool,
-    device: str | None,
-    dtype: str | None,
-    json_path: Path | None,
+    console: Console, edited: EditedModel, prompts: Sequence[str], template: Template | None, options: AnswerOptions
 ) -> None:
     """Answer prompts, on the screen or in a JSON file."""
-    edited = load(console, model, edits=edits_dir, device=device, dtype=dtype)
     with console.status(f"Answering {len(prompts)} prompts"):
-        answers = edited.answer(prompts, max_new_tokens, template=template)
-    if json_path is not None:
+        answers = edited.answer(prompts, options.max_new_tokens, template=template)
+    if options.json is not None:
         found = [
-            {"prompt": prompt, "text": answer.text, **_source(answer, provenance)}
+            {"prompt": prompt, "text": answer.text, **_source(answer, options.provenance)}
             for prompt, answer in zip(prompts, answers)
         ]
-        write_json(json_path, found)
-        say(f"Wrote {counted(len(found), 'answer')} to {json_path}.", console=console)
+        write_json(options.json, found)
+        say(f"Wrote {counted(len(found), 'answer')} to {options.json}.", console=console)
         return
     for prompt, answer in zip(prompts, answers):
         line = Text.assemble((one_line(prompt), "bold"), "\n  ", one_line(answer.text))
@@ -178,10 +147,10 @@ def generate(
         if source.applied:
             line.append(f"  [{shown(source.memory or source.edit.id)}]", "dim")
         nearest = source.memory if source.nearest is None else source.nearest.id
-        if provenance and nearest is not None:
+        if options.provenance and nearest is not None:
             compared = f"{source.score:.3f}, needed {source.needed:.3f}, margin {source.margin:+.3f}"
             line.append(f"  {shown(nearest)} {compared}", "dim")
-        if provenance and source.withdrawn is not None:
+        if options.provenance and source.withdrawn is not None:
             why = edited.store.history.taken_out_as(source.withdrawn)
             line.append(f" to {shown(source.withdrawn)}, {why}", "dim")
         console.print(line, soft_wrap=True)
@@ -191,10 +160,10 @@ def _source(answer: Answer, provenance: bool) -> dict[str, Any]:
     return answer.provenance.to_dict() if provenance else {"edit": answer.edit.id if answer.edit else None}
 
 
-def load(console: Console, model: str, **options: Any) -> EditedModel:
+def load(console: Console, model: str, machine: MachineOptions, **options: Any) -> EditedModel:
     """`EditedModel.from_pretrained`, with a sign of life."""
     with console.status(Text(f"Loading {model}")):  # as text: a status reads markup, whatever the console does
-        return EditedModel.from_pretrained(model, **options)
+        return EditedModel.from_pretrained(model, device=machine.device, dtype=machine.dtype, **options)
 
 
 def score(console: Console, evaluator: Evaluator, edits: Sequence[Edit]) -> Scores:
@@ -203,16 +172,18 @@ def score(console: Console, evaluator: Evaluator, edits: Sequence[Edit]) -> Scor
         return evaluator.score(edits)
 
 
-def unscored(count: int) -> Scores:
-    """The scores of edits that were written and not scored."""
-    return Scores(n=count, rel=None, gen=None, loc=None, free_rel=None, free_gen=None)
-
-
-def settings(edited: EditedModel, model: str, **source: Any) -> dict[str, Any]:
-    """What a result depends on, as JSON can hold it."""
+def result_of(
+    edited: EditedModel,
+    scores: Scores,
+    seconds: float,
+    timed: str,
+    source: dict[str, Any],
+    immediate: Scores | None = None,
+) -> dict[str, Any]:
+    """A result as JSON: scores, how long what is `timed` took, and all that they depend on."""
     weight = edited.model.get_input_embeddings().weight
-    return {
-        "model": model,
+    settings = {
+        "model": source["model"],
         **edited.config.to_dict(),
         "template": edited.prompts.template.text,
         "chat_template": edited.prompts.chat,
@@ -221,3 +192,6 @@ def settings(edited: EditedModel, model: str, **source: Any) -> dict[str, Any]:
         "dtype": str(weight.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
+    return scores_json(
+        scores, method=edited.config.method, seconds=seconds, timed=timed, settings=settings, immediate=immediate
+    )

@@ -52,6 +52,15 @@ class Stream:
         return self.done - len(self.unsolved) - len(self.failing)
 
     @property
+    def inside(self) -> int:
+        """How many of the edits that were solved are in the memory."""
+        return self.done - len(self.unsolved)
+
+    def counts(self) -> dict[str, Any]:
+        """How many hold, and the ids of those that do not, as JSON."""
+        return {"held": self.held, "unsolved": self.unsolved, "failing": self.failing}
+
+    @property
     def rate(self) -> float:
         """Edits a second."""
         return self.done / self.seconds if self.seconds else 0.0

@@ -11,7 +11,8 @@ from rich.text import Text
 from ..errors import CorrigendaError
 from .app import app, counted, errors, fail, output, say, tell, use_threads
 from .history import opened, print_json
-from .options import Author, Device, Dtype, JsonFlag, RecordedModel, Store, Threads
+from .options import Author, JsonFlag, RecordedModel, Store
+from .panels import MachineOptions, with_panels
 
 
 @app.command()
@@ -187,14 +188,8 @@ def migrate(folder: Store) -> None:
 
 
 @app.command()
-def capacity(
-    folder: Store,
-    model: RecordedModel = None,
-    json: JsonFlag = False,
-    threads: Threads = None,
-    device: Device = None,
-    dtype: Dtype = None,
-) -> None:
+@with_panels
+def capacity(folder: Store, machine: MachineOptions, model: RecordedModel = None, json: JsonFlag = False) -> None:
     """Say how full the memory is: hit rates, margins, collisions and norms, before the answers suffer."""
     from ..backbone.loading import check_model
     from ..model.capacity import report
@@ -205,8 +200,8 @@ def capacity(
         with opened(folder) as store:
             model = recorded_model(store)
     check_model(model)
-    use_threads(threads)
-    edited = load(errors, model, edits=folder, device=device, dtype=dtype)
+    use_threads(machine.threads)
+    edited = load(errors, model, machine, edits=folder)
     try:
         found = report(edited)
     finally:

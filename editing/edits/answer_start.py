@@ -75,7 +75,7 @@ class AnswerStarts:
         # Templates that end in a line break were learnt with the answer's own blank after it.
         opens = spelling.bare if text[-1:] == " " else 0
         if "<think>" in before + begun:
-            thoughts, ended, begun = (before + begun).rpartition("</think>")
+            _, ended, begun = (before + begun).rpartition("</think>")
             if "<think>" in begun or not ended:
                 return THINKING
         if before and not begun.strip():
@@ -85,8 +85,8 @@ class AnswerStarts:
         tail = begun if before else text
         if _OPENED.search(tail):
             return QUOTED + spelling.bare
-        if (found := self._ending(text, edit, spelling)) is not None:
-            return found
+        if (begun_at := self._ending(text, edit, spelling)) is not None:
+            return begun_at
         if found := _JSON.search(tail if before else tail[tail.rfind("\n") + 1 :]):
             return AFTER_COLON if found[1] else WAITS
         return opens

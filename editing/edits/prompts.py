@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import CorrigendaError
 from .spelling import Vocabulary
 from .template import Template, is_laid_out, join, join_target
+from .tokenizer import Tokenizer
 
 _MARK = "corrigenda-prompt-stands-here"
 
@@ -30,6 +31,12 @@ class Frame(NamedTuple):
     closing: str
     special: bool
 
+    @classmethod
+    def around(cls, text: str, special: bool) -> Frame:
+        """What stands around the mark in a text."""
+        opening, _, closing = text.partition(_MARK)
+        return cls(opening, closing, special)
+
 
 _COMMON = (Frame("", "", True), Frame("Question: ", "\nAnswer:", True))
 
@@ -41,7 +48,7 @@ class PromptFormat:
     user turn or of the template's slot, so that a query is compared with the stored edits by what was asked alone.
     """
 
-    def __init__(self, tokenizer: Any, template: Template | str | None = None, chat: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: Template | str | None = None, chat: bool = False) -> None:
         self.tokenizer = tokenizer
         self.template = template if isinstance(template, Template) else Template.parse(template)
         self.chat = chat
@@ -77,9 +84,9 @@ class PromptFormat:
         turns = [{"role": "user", "content": self.template.wrap(_MARK) if self.chat else _MARK}]
         chats = []
         if self.chat or (common and self.chat_closings):
-            chats = [Frame(*self._turns(turns, **options).split(_MARK), False) for options in _OPTIONS]
+            chats = [Frame.around(self._turns(turns, **options), False) for options in _OPTIONS]
         frames = [*(_COMMON if common else ()), *chats]
-        own = Frame(*self.wrap(_MARK).split(_MARK), not self.chat)
+        own = Frame.around(self.wrap(_MARK), not self.chat)
         return [frame for frame in dict.fromkeys(frames) if frame[:2] != own[:2]]
 
     def encode_in_frame(self, frame: Frame, prompt: str) -> list[int]:
@@ -136,11 +143,13 @@ class PromptFormat:
 
     def encode_in_context(self, context: str, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """The same after a context text, which in a chat belongs to the user's turn."""
+        return self._split(self.wrap_in_context(context, prompt), target)
+
+    def wrap_in_context(self, context: str, prompt: str) -> str:
+        """The text that the model reads for a prompt after a context text."""
         if not context:
-            return self.encode_with_target(prompt, target)
-        if self.chat:
-            return self.encode_with_target(join(context, prompt), target)
-        return self._split(join(context, self.wrap(prompt)), target)
+            return self.wrap(prompt)
+        return self.wrap(join(context, prompt)) if self.chat else join(context, self.wrap(prompt))
 
     def question(self, ids: Sequence[int]) -> str:
         """The text that was asked in a tokenised prompt: the template's or the last user turn's content."""
@@ -173,6 +182,21 @@ class PromptFormat:
             if ids[start : start + len(opening)] == opening:
                 return start + len(opening), end
         return 0, len(ids)
+
+    def text_place(self, ids: Sequence[int]) -> int:
+        """Where in a tokenised prompt a text before its question belongs: in a chat at the last user turn's beginning,
+        else at the prompt's, after a token that begins every text."""
+        ids = list(ids)
+        if not self.chat:
+            return int(bool(ids) and ids[0] == self.tokenizer.bos_token_id)
+        turns = [{"role": "user", "content": _MARK}]
+        later = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *turns]
+        before, again = (self._turns(each).partition(_MARK)[0] for each in (turns, later))
+        opening = self.tokenizer(_common_ending(before, again).lstrip(), add_special_tokens=False)["input_ids"]
+        for start in range(len(ids) - len(opening), -1, -1):
+            if opening and ids[start : start + len(opening)] == opening:
+                return start + len(opening)
+        return self.user_tokens(ids)[0]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: `PromptFormat(tokenizer, **saved)` gives the same format back."""

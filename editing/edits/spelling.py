@@ -59,7 +59,7 @@ class Vocabulary:
         self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         size, special = len(tokenizer), set(tokenizer.all_special_ids)
         self._before = len(self._decoded([]))
-        self.kinds = np.zeros(size, dtype=np.uint8)
+        self.kinds: np.ndarray = np.zeros(size, dtype=np.uint8)
         """uint8 `[vocabulary]`: of each token, which of COLON, QUOTE, ... it is."""
         self._tokens: dict[str, list[int]] = {}
         for token in range(size):

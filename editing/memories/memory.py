@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 
-class Memory(Protocol):
-    """What a layer, a reader and a report ask of a memory."""
+class Reader(Protocol):
+    """What a layer asks of a memory, or of the part of it that acts there."""
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """Add to `out` `[tokens, d]`, in place, what the routed edits say of `x` `[tokens, D]`.
@@ -18,11 +18,16 @@ class Memory(Protocol):
         route int32 `[tokens]`: the edit to read, -1 for none; first bool `[tokens]`: the last prompt token.
         """
 
-    def read_rows_(self, out: Tensor, place: Tensor, row: Tensor) -> None:
-        """Add to `out` `[tokens, d]`, in place, the row of an edit at each token; int32 `[tokens]`, -1 for none.
 
-        Asked only of memories whose edits have rows (`Method.follows_answers`).
-        """
+class RowReader(Reader, Protocol):
+    """What a layer asks besides of a memory whose edits have rows (`Method.follows_answers`)."""
+
+    def read_rows_(self, out: Tensor, place: Tensor, row: Tensor) -> None:
+        """Add to `out` `[tokens, d]`, in place, the row of an edit at each token; int32 `[tokens]`, -1 for none."""
+
+
+class Memory(Reader, Protocol):
+    """What a model, a reader and a report ask of a memory."""
 
     def view(self) -> Self:
         """The memory as it is now, for a reader: later writes to this one do not show there."""
@@ -35,6 +40,13 @@ class Memory(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that its answers depend on."""
+
+
+class SpreadMemory(Memory, Protocol):
+    """A memory that acts at several places of a model (`Method.sites`)."""
+
+    def part(self, site: str) -> Reader:
+        """What acts at the place of this name."""
 
 
 def matrix_norms(matrices: Sequence[Tensor]) -> dict[str, float]:

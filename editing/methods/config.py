@@ -29,8 +29,14 @@ class EditingConfig:
     """Every name that `--method` may give for it."""
     summary: ClassVar[str]
     """What it is, in half a line."""
+    fingerprint: ClassVar[Literal["tokens", "prompt", "mask", "key", "none"]] = "tokens"
+    """What edits are known by: distinct "tokens" in order, the whole "prompt" as token ids, a "mask" of features, a
+    "key" of the layer's width and a label, or "none"."""
     only_solving: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_target_tokens"})
     """Settings that only the solving of an edit depends on: its record fits beside others, whatever these were."""
+    stands_on_earlier: ClassVar[bool] = False
+    """Whether an edit keeps what it owes to earlier ones it was solved beside when these are undone; `undo --resolve`
+    then solves it anew."""
     layer: int | None = None
     """Which layer's down-projection carries the memory; each method has its default (its `defaults.py`)."""
     scope: Literal["causal", "full"] = "causal"

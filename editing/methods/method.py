@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,9 +12,11 @@ from ..backbone.decoder import Decoder
 from ..backbone.frozen import Beginnings, Features, Row, common_beginning, frozen_features
 from ..backbone.learning_contexts import context_texts
 from ..backbone.patch import Patch
+from ..backbone.repeated import Repeated
 from ..edits.answer_start import AnswerPlan, AnswerStarts
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from ..memories.memory import Memory
 from ..routers.context import RoutingContext
@@ -45,6 +47,10 @@ class Method:
     """Whether an edit that does not hold is written all the same, where the user does not say."""
     follows_answers: ClassVar[bool] = False
     """Whether an edit's rows are its answer's tokens, so that what is said of it tells which is read next."""
+    reads_text: ClassVar[bool] = False
+    """Whether an edit is read in the prompt: see `read_as`."""
+    needs_gradients: ClassVar[bool] = True
+    """Whether writing takes gradients through the layers above the edited one."""
     memory: Memory
     router: EditRouter
     applied: Callable[[], Sequence[Edit]] = staticmethod(tuple)
@@ -69,7 +75,7 @@ class Method:
 
     @staticmethod
     def text_router(
-        config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+        config: EditingConfig, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
         """The router of a configuration that is `routed_by_text`, without edits."""
         raise NotImplementedError
@@ -114,9 +120,14 @@ class Method:
         sizes = {"D": self.width, "d": self.out_width}
         if (top_k := getattr(self.config, "top_k", None)) is not None:
             sizes["k"] = top_k
-        check_tensors(record.tensors, self.record_shapes, sizes)
+        self.check_shapes(record.tensors, sizes)
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
+
+    @classmethod
+    def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+        """Raise unless a record's tensors are those of this method; `sizes` of letters, as far as they are known."""
+        check_tensors(tensors, cls.record_shapes, sizes)
 
     def write(self, edits: Sequence[Edit]) -> list[Solved]:
         """Solve and apply a batch."""
@@ -138,6 +149,10 @@ class Method:
     def make_known(self, records: Sequence[Record]) -> None:
         """Let the router know the edits of these records."""
         self.router.add_fingerprints([record.fingerprint for record in records])
+
+    def sites(self) -> dict[str, torch.nn.Module]:
+        """The modules whose outputs the memory adds to, by name: "" alone, or what `SpreadMemory.part` knows."""
+        return {"": self.decoder.down_proj(self.layer)}
 
     def tap(self, patch: Patch, context: RoutingContext) -> None:
         """Let a feature router see the layer its fingerprints come from."""
@@ -168,6 +183,10 @@ class Method:
         edits = self.applied()
         routes = decision.route.tolist()
         return [self._starts.plan(ids, edits[place]) if place >= 0 else None for ids, place in zip(prompts, routes)]
+
+    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
+        """What the model is to read for tokenised prompts that this was decided of: more, where it `reads_text`."""
+        return [list(prompt) for prompt in prompts]
 
     def routes(self, prompts: Sequence[str]) -> Decision:
         """What the router decides about prompts, as `generate` would ask them."""
@@ -229,6 +248,10 @@ class Method:
     def features(self, rows: Sequence[Sequence[int]]) -> list[Features]:
         """What editing never changes of edits' rows, as token ids."""
         return frozen_features(self.decoder, self.layer, rows, beginnings=self._beginnings)
+
+    def repeated(self, step: Callable[[], None]) -> Repeated:
+        """A step of an edit, which on a GPU becomes one launch where it can."""
+        return Repeated(step, self.decoder, self.layer)
 
     def prompt_features(self, layer: int, prompts: Sequence[str]) -> list[PromptFeatures]:
         """A layer's input at every token of prompts, in the format that edits are asked in, and its mean."""

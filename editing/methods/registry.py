@@ -5,10 +5,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
+from .alphaedit.config import AlphaEditConfig
 from .associative.config import AssociativeConfig
+from .coachhook.config import CoachHookConfig
 from .config import CONFIGS, EditingConfig
+from .ftm.config import FtmConfig
+from .grace.config import GraceConfig
+from .lora.config import LoraConfig
+from .melo.config import MeloConfig
+from .memit.config import MemitConfig
 from .memoir.config import MemoirConfig
+from .rag.config import RagConfig
+from .rome.config import RomeConfig
+from .stableke.config import StableKeConfig
+from .ultraedit.config import UltraEditConfig
+from .wilke.config import WilkeConfig
 from .wise.config import WiseConfig
 
 if TYPE_CHECKING:
@@ -29,6 +42,18 @@ def register(config: type[EditingConfig], home: str) -> None:
 register(AssociativeConfig, "associative.method:Associative")
 register(MemoirConfig, "memoir.method:Memoir")
 register(WiseConfig, "wise.method:Wise")
+register(GraceConfig, "grace.method:Grace")
+register(MeloConfig, "melo.method:Melo")
+register(RagConfig, "rag.method:Rag")
+register(LoraConfig, "lora.method:Lora")
+register(StableKeConfig, "stableke.method:StableKe")
+register(RomeConfig, "rome.method:Rome")
+register(WilkeConfig, "wilke.method:Wilke")
+register(MemitConfig, "memit.method:Memit")
+register(AlphaEditConfig, "alphaedit.method:AlphaEdit")
+register(CoachHookConfig, "coachhook.method:CoachHook")
+register(UltraEditConfig, "ultraedit.method:UltraEdit")
+register(FtmConfig, "ftm.method:FtM")
 
 
 def summaries() -> str:
@@ -49,7 +74,7 @@ def resolved(config: EditingConfig, decoder: Decoder) -> EditingConfig:
     return method_class(config.method).resolved(config, decoder)
 
 
-def text_router(config: EditingConfig, tokenizer: Any) -> EditRouter:
+def text_router(config: EditingConfig, tokenizer: Tokenizer) -> EditRouter:
     """The router of a configuration that is `routed_by_text`, without ground and edits."""
     return method_class(config.method).text_router(config, tokenizer, (), "cpu")
 

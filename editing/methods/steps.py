@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..backbone.decoder import Decoder
 from ..backbone.frozen import Features, Row, length_groups, pass_tokens
+from ..backbone.repeated import Repeated
 from ..backbone.suffix import Suffix, suffix_losses, suffix_of
 from .record import Written
 
@@ -121,14 +122,44 @@ class StoppingRule:
         self.steps = torch.zeros(edits, dtype=torch.long, device=device)
         self.loss = torch.full((edits,), torch.inf, dtype=torch.float32, device=device)
 
-    def goes_on(self, loss: Tensor) -> bool:
-        """Take in the losses `[edits]` before a step; whether any edit is to take it. Counts the steps taken."""
+    def take_in(self, loss: Tensor) -> None:
+        """Take in the losses `[edits]` before a step, and count it for those that are to take it."""
         stops = ((loss - self.loss).abs() <= self.stop_change) & (loss <= self.stop_loss)
-        self.loss = torch.where(self.running, loss, self.loss)
+        self.loss.copy_(torch.where(self.running, loss, self.loss))
         self.running &= ~stops
         self.steps += self.running
+
+    def goes_on(self) -> bool:
+        """Whether any edit is to take the step: all that the host waits for."""
         return bool(self.running.any())
 
     def written(self, answered: Sequence[bool]) -> list[Written]:
         """How each edit ended."""
         return [Written(*found) for found in zip(self.loss.tolist(), self.steps.tolist(), answered)]
+
+
+def descend(
+    look: Callable[[], None],
+    step: Callable[[], None],
+    steps: int,
+    stopping: StoppingRule,
+    repeated: Callable[[Callable[[], None]], Repeated],
+) -> None:
+    """Up to `steps` times `look`, which finds the gradient and tells `stopping` the loss, and then `step` along it.
+
+    A step and the next look are one unit, which `repeated` may turn into one launch.
+    """
+
+    def step_and_look() -> None:
+        step()
+        look()
+
+    look()
+    unit = repeated(step_and_look)
+    for left in reversed(range(steps)):
+        if not stopping.goes_on():
+            break
+        if left:
+            unit()
+        else:
+            step()

@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..backbone.decoder import Decoder
-from ..backbone.frozen import length_groups
 from ..backbone.greedy import greedy
 from ..backbone.loading import load_base
-from ..backbone.modes import check_tensors, own_modes
+from ..backbone.modes import check_tensors, frozen, own_modes
 from ..backbone.patch import Patch
 from ..backbone.wrappers import unwrapped
 from ..edits.edit import Edit, kind_of
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from ..methods.associative.config import AssociativeConfig
 from ..methods.config import EditingConfig
 from ..methods.registry import method_class, resolved
 from ..routers.context import RoutingContext
-from ..routers.router import Decision
+from ..routers.router import Decision, part_of
 from ..scores.evaluate import Evaluator, Scores
+from ..store.selection import Selection
+from ..store.store import Change, EditStore, OnConflict
 from . import saving
-from .answers import Answer, Progress, Provenance, laid_out, provenance_of
-from .generation import GenerateProvider, Session, fingerprint_weight, prompts_of
+from .answering import answered
+from .answers import Answer, Progress, Provenance, WrittenEdits, provenance_of
+from .generation import GenerateProvider, Session, prompts_of
 from .layer import EditedOutput
-from .stored import StoredEdits
+from .read_prompts import ReadPrompts
+from .teacher_forcing import forced
+from .versions import Version, Versions
+from .writer import EditWriter, StreamOptions, names_of
 
 __all__ = ["Answer", "EditedModel", "Progress", "Provenance"]
 
 
-class EditedModel(StoredEdits):
+class EditedModel:
     """A model that takes corrections in a stream, answers by them in other words too, and can be restored bit for bit.
 
     Prompts that no edit is about get the base model's output, bit for bit. The model itself is patched in place, on
@@ -49,7 +55,7 @@ class EditedModel(StoredEdits):
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         config: EditingConfig | None = None,
         *,
         template: str | Template | None = None,
@@ -68,17 +74,23 @@ class EditedModel(StoredEdits):
             self.method = method_class(self.config.method)(self.decoder, self.prompts, self.config)
             self.name = name
             self.context = RoutingContext(self.decoder.device(self.config.layer))
-            output = EditedOutput(self.method.memory, self.context)
-            self._begin(output)
+            sites = self.method.sites()
+            outputs = [EditedOutput(self.method.memory, self.context, place) for place in sites]
+            self._versions = Versions(self.method, outputs)
+            self.method.applied = lambda: self._versions.edits
+            self._writer = EditWriter(
+                self.method, self._versions, self._alone, lambda: (saving.header_of(self), saving.sample_of(self))
+            )
             self._patch = Patch()
-            self._patch.hook(self.decoder.down_proj(self.config.layer), output)
+            for module, output in zip(sites.values(), outputs):
+                self._patch.hook(module, output)
             self.method.tap(self._patch, self.context)
             self._provider = GenerateProvider(self.decoder.model, self.method, self.context, self._patch)
             self._provider.answer_all(lambda: self._reading(autocast=True), lambda: bool(self._versions.current))
             self._patch.replace(self.decoder.model, "_corrigenda", self)
 
     @classmethod
-    def wrap(cls, model: Any, tokenizer: Any, config: EditingConfig | None = None, **options: Any) -> EditedModel:
+    def wrap(cls, model: Any, tokenizer: Tokenizer, config: EditingConfig | None = None, **options: Any) -> EditedModel:
         """Make a loaded model editable; `options` are `template`, `chat_template` and `name`."""
         return cls(model, tokenizer, config, **options)
 
@@ -89,7 +101,7 @@ class EditedModel(StoredEdits):
         edits: str | Path | None = None,
         *,
         config: EditingConfig | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer = None,
         template: str | Template | None = None,
         chat_template: bool = False,
         device: str | None = None,
@@ -123,7 +135,7 @@ class EditedModel(StoredEdits):
                 chat_template=saved.prompts["chat"],
                 name=name,
             )
-            edited._attach(saved.store)
+            edited._writer.attach(saved.store)
         except BaseException:
             saved.close()
             if edited is not None:
@@ -131,15 +143,134 @@ class EditedModel(StoredEdits):
             raise
         return edited
 
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits that are in the memory, by their places; in a pinned version, those of that version."""
+        return self._versions.edits
+
+    @property
+    def store(self) -> EditStore | None:
+        """The store that the memory is a view of; None before the first edit."""
+        return self._writer.store
+
+    def edit(
+        self,
+        edits: Edit | Iterable[Edit],
+        *,
+        store: str | Path | None = None,
+        resume: bool = False,
+        on_conflict: OnConflict = "supersede",
+        author: str | None = None,
+        keep_unsolved: bool | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        score_each: Evaluator | None = None,
+    ) -> WrittenEdits:
+        """Write edits in batches of `config.batch_size`, in order; each batch is answered by from then on.
+
+        store: a folder to write them into as they come (see `write_into`). resume: skip edits of the stream that are
+        recorded there already. on_conflict: what to do where a stored edit is about the same fact, "supersede" it or
+        "keep" it; or a function of both edits that says which. The result's `declined` has what was left out so, and of
+        a list those edits whose prompt a later one has again. An id that is another edit's gets a number ("66#2").
+        keep_unsolved: whether an edit that does not hold (`Written.held`) is in the memory all the same; if not, it is
+        recorded as unsolved (the result's `unsolved`). By default the method's: associative leaves it out, the others,
+        whose published algorithms write every edit, do not.
+        score_each: an evaluator that scores every batch right after it was written. An edit that cannot be taken stops
+        the stream with its batch not written; what was written before stays.
+        """
+        self._check_read()
+        stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) else edits
+        if store is not None:
+            self.write_into(store)
+        options = StreamOptions(resume, on_conflict, author, keep_unsolved, on_progress, score_each)
+        return self._writer.write(stream, options)
+
+    def remove(self, ids: str | Iterable[str]) -> None:
+        """Take edits out by their ids: what they answered is the base model's again, all else keeps its bits.
+
+        It is `undo`, but an id that is not in the memory is an error.
+        """
+        wanted = set(names_of("remove", ids))
+        present = {edit.id for edit in self._versions.current}
+        for name in sorted(wanted):
+            if name not in present:
+                raise CorrigendaError(f'There is no edit with the id "{name}" to remove.')
+        self.undo(wanted)
+
+    def undo(
+        self,
+        ids: str | Iterable[str] = (),
+        *,
+        by: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        author: str | None = None,
+        note: str | None = None,
+        resolve: bool = False,
+    ) -> Change:
+        """Take edits out: by their ids, or `by` an author, or written `since` or `until` a time (ISO 8601).
+
+        The memory is then, bit for bit, what a rebuild without them gives, and no older edit answers their questions
+        instead (`Withdrawn`). It is not unlearning: the base model never held them, and the ledger keeps them.
+        resolve: solve anew all edits that were solved beside these or after them, as new writings of their own: the
+        memory is then what the stream without these gives. The note of the undo says so.
+        """
+        return self._writer.undo(Selection(names_of("undo", ids), by, since, until), author, note, resolve)
+
+    def redo(
+        self,
+        ids: str | Iterable[str] = (),
+        *,
+        by: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        author: str | None = None,
+    ) -> Change:
+        """Put undone edits in again, each in its old place; chosen as by `undo`."""
+        return self._writer.redo(Selection(names_of("redo", ids), by, since, until), author)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the edits with their history (not the base model) into a new or empty folder: one SQLite ledger."""
+        self._writer.save(directory)
+
+    def write_into(self, directory: str | Path) -> None:
+        """From now on, write edits into this folder's store as they come; a batch is on the disk when it is written.
+
+        A new or empty folder takes the edits that are there; the folder these edits were loaded from is written on.
+        """
+        self._writer.write_into(directory)
+
+    def attach(self, directory: str | Path) -> None:
+        """The name of `write_into` before version 0.2."""
+        warnings.warn("`attach` is called `write_into` now.", FutureWarning, stacklevel=2)
+        self.write_into(directory)
+
+    def refresh(self) -> bool:
+        """Take in what another process has written into the store; whether there was anything."""
+        return self._writer.refresh()
+
+    def reserve(self, edits: int, rows: int = 8, prompt_tokens: int = 64) -> None:
+        """Make room for this many edits of `rows` answer positions: their buffers then keep their addresses.
+
+        prompt_tokens: how many distinct tokens their prompts have.
+        """
+        self._writer.reserve(edits, rows, prompt_tokens)
+
+    def pin(self) -> contextlib.AbstractContextManager[Version]:
+        """Within, on this thread: answers by the edits as they are now, whatever others write meanwhile."""
+        return self._versions.pin()
+
     def generate(self, inputs: Tensor | None = None, *, provenance: bool = False, **kwargs: Any) -> Any:
         """As transformers' `generate`, with every sequence answered by the edit that its prompt is about, if any.
 
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
         prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
-        with self._reading(autocast=True) as edits, self._provider.session(prompt, mask) as session:
-            output = self.model.generate(prompt, **kwargs)
-            return (output, self._provenance(session, edits)) if provenance else output
+        with self._reading(autocast=True) as edits:
+            read = ReadPrompts.of(self.method, self.decoder.model, prompt, mask)
+            read.take_place(kwargs)
+            with self._provider.session(read.prompt, read.mask, read.decision) as session:
+                output = read.put_back(self.model.generate(read.prompt, **kwargs))
+                return (output, self._provenance(session, edits)) if provenance else output
 
     def _provenance(self, session: Session, edits: Sequence[Edit]) -> list[Provenance]:
         found = provenance_of(session.decision, self.method, edits)
@@ -172,43 +303,27 @@ class EditedModel(StoredEdits):
         self, rows: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int = 16
     ) -> list[Answer]:
         """The same for tokenised prompts, each with its own limit."""
-        self._check_lengths(rows, max_new_tokens)
-        answers: list[Answer | None] = [None] * len(rows)
         with self._reading() as edits:
-            self._answer_into(answers, rows, max_new_tokens, batch_size, edits)
-        return answers
+            read, known = self.read_as(rows)
+            self.decoder.check_lengths(read, max_new_tokens)
 
-    def _answer_into(
-        self,
-        answers: list[Answer | None],
-        rows: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        batch_size: int,
-        edits: Sequence[Edit],
-    ) -> None:
-        device = self.model.get_input_embeddings().weight.device
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        longest = max(map(len, rows), default=1)
-        for group in length_groups([len(row) for row in rows], batch_size * longest):
-            for part in (group[i : i + batch_size] for i in range(0, len(group), batch_size)):
-                width = max(len(rows[i]) for i in part)
-                ids = torch.tensor(
-                    [[pad] * (width - len(rows[i])) + list(rows[i]) for i in part], dtype=torch.int64, device="cpu"
-                )
-                mask = torch.tensor(
-                    [[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in part], dtype=torch.int64, device="cpu"
-                )
-                ids, mask = ids.to(device), mask.to(device)
-                most = max(max_new_tokens[i] for i in part)
+            def generate(
+                ids: Tensor, mask: Tensor, longest: int, part: Sequence[int]
+            ) -> tuple[Tensor, list[Provenance]]:
                 with (
-                    self._provider.session(ids, mask) as session,
-                    greedy(self.decoder.model, self.tokenizer, most) as settings,
+                    self._provider.session(ids, mask, part_of(known, part)) as session,
+                    greedy(self.decoder.model, self.tokenizer, longest) as settings,
                 ):
                     output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
-                    found = self._provenance(session, edits)
-                for i, new, source in zip(part, output[:, width:].tolist(), found):
-                    text = self.tokenizer.decode(new[: max_new_tokens[i]], skip_special_tokens=True)
-                    answers[i] = Answer(laid_out(text, source.edit), source.edit, source.score, source)
+                    return output, self._provenance(session, edits)
+
+            device = self.model.get_input_embeddings().weight.device
+            return answered(read, max_new_tokens, batch_size, self.tokenizer, device, generate)
+
+    def read_as(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], Decision | None]:
+        """Tokenised prompts as the model reads them, and what was decided of them, where edits are read as text."""
+        known = self.method.decide(rows) if self.method.reads_text and len(rows) else None
+        return ([list(row) for row in rows] if known is None else self.method.read_as(rows, known)), known
 
     def generate_text(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy continuations of prompts, each in the edits' own format; the prompts are not repeated."""
@@ -216,41 +331,24 @@ class EditedModel(StoredEdits):
 
     @contextlib.contextmanager
     def teacher_forcing(
-        self, ids: Tensor, prompts: Sequence[int], lengths: Sequence[int], edited: bool = True
+        self,
+        ids: Tensor,
+        prompts: Sequence[int],
+        lengths: Sequence[int],
+        edited: bool = True,
+        known: Decision | None = None,
     ) -> Iterator[Callable[[], list[int]]]:
         """Within: one forward over right-padded `ids` `[rows, length]`, row i routed by its first `prompts[i]` tokens.
 
+        known: what `read_as` decided, where edits are read as text and the prompts are those that it gave.
         Yields a function that tells the edit applied to each row, or -1, once the forward has run.
         """
         with self._reading(gradients=torch.is_grad_enabled()):
-            if edited:
-                yield from self._routed(ids, prompts, lengths)
-            else:
+            if not edited:
                 yield lambda: [-1] * len(prompts)
-
-    def _routed(self, ids: Tensor, prompts: Sequence[int], lengths: Sequence[int]) -> Iterator[Callable[[], list[int]]]:
-        rows = [row[:count] for row, count in zip(ids.tolist(), prompts)]
-        known = self.method.decide(rows)
-        columns = torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)
-        last = torch.tensor(prompts, dtype=torch.int64, device=ids.device)[:, None] - 1
-        real = columns < torch.tensor(lengths, dtype=torch.int64, device=ids.device)[:, None]
-        gate = real if self.config.scope == "full" else real & (columns >= last)
-        weight = fingerprint_weight(self.method, rows, columns <= last)
-        self.context.start(
-            torch.full((len(rows),), -1, dtype=torch.int32, device="cpu") if known is None else known.route
-        )
-        self.context.fill(gate, columns == last, weight, deciding=known is None)
-        if known is not None:
-            self.context.decision = known
-            for slot, (plan, count) in enumerate(zip(self.method.plans(rows, known), prompts), start=1):
-                self.context.follow(slot, plan, count - 1, lambda: self.prompts.vocabulary.kinds)
-            slots = np.arange(1, len(rows) + 1)
-            self.context.advance(ids.reshape(-1), slots, np.zeros_like(slots), np.full_like(slots, ids.shape[1]))
-            self.context.gate[: gate.numel()] &= real.reshape(-1).to(self.context.device)
-        try:
-            yield lambda: self.context.routes.tolist()
-        finally:
-            self.context.stop()
+                return
+            with forced(self.method, self.context, ids, prompts, lengths, known) as routes:
+                yield routes
 
     def sources(self, rows: int) -> list[Provenance]:
         """Which edit was applied to each row of the teacher-forced pass that ran last."""
@@ -267,6 +365,32 @@ class EditedModel(StoredEdits):
         with self._versions.reading() as edits, own_modes(self.model, **modes):
             self._check_read()
             yield edits
+
+    @contextlib.contextmanager
+    def _alone(self, gradients: bool = True) -> Iterator[None]:
+        """Within: nobody else reads or writes, and forwards are the base model's, whose weights take no gradient."""
+        with (
+            self._versions.lock,
+            own_modes(self.model, gradients=gradients),
+            frozen(self.model),
+            self._provider.aside(),
+        ):
+            yield
+
+    def _check_attached(self) -> None:
+        """Raise where `detach` took the patch off."""
+        if getattr(self.decoder.model, "_corrigenda", None) is not self:
+            raise CorrigendaError("The edits are detached from their model: load or wrap it again.")
+
+    def _check_read(self) -> None:
+        """Raise where no layer reads the edits: they are detached, or the layer is another module by now."""
+        self._check_attached()
+        for module in self.method.sites().values():
+            if not self._patch.hooks(module):
+                raise CorrigendaError(
+                    f"The down_proj of layer {self.config.layer} was exchanged for another module, which reads no "
+                    "edits: detach the edits and load them again."
+                )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "model" not in vars(self) or not hasattr(self.model, name):
@@ -289,11 +413,6 @@ class EditedModel(StoredEdits):
         self.close()
         return self.model
 
-    def _check_lengths(self, rows: Sequence[Sequence[int]], new: Sequence[int]) -> None:
-        limit = getattr(self.decoder.model.config, "max_position_embeddings", None)
-        for number, (row, more) in enumerate(zip(rows, new), start=1):
-            if limit is not None and len(row) + more > limit:
-                raise CorrigendaError(
-                    f"Prompt {number} has {len(row)} tokens; with {more} new ones it exceeds the model's context of "
-                    f"{limit}: shorten it, or ask for fewer."
-                )
+    def close(self) -> None:
+        """Give the store's folder back to other writers; answering goes on, editing does not."""
+        self._writer.close()

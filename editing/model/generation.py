@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
+from ..backbone.causal_model import CausalModel
 from ..backbone.patch import Patch
 from ..edits.answer_start import AnswerPlan
 from ..edits.prompts import PromptFormat
@@ -20,6 +21,7 @@ from ..errors import CorrigendaError
 from ..routers.context import RoutingContext
 from ..routers.progress import AnswerProgress
 from ..routers.router import Decision
+from .read_prompts import ReadPrompts
 
 
 class DecidingMethod(Protocol):
@@ -28,9 +30,14 @@ class DecidingMethod(Protocol):
     config: Any
     prompts: PromptFormat
 
+    @property
+    def reads_text(self) -> bool: ...
+
     def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None: ...
 
     def plans(self, prompts: Sequence[Sequence[int]], decision: Decision) -> Sequence[AnswerPlan | None]: ...
+
+    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]: ...
 
 
 class GenerateProvider:
@@ -41,7 +48,7 @@ class GenerateProvider:
     alone, so a session is opened there.
     """
 
-    def __init__(self, model: Any, method: DecidingMethod, context: RoutingContext, patch: Patch) -> None:
+    def __init__(self, model: CausalModel, method: DecidingMethod, context: RoutingContext, patch: Patch) -> None:
         self.model = model
         self.method = method
         self.context = context
@@ -87,8 +94,10 @@ class GenerateProvider:
                 if self._session is not None or self._aside:  # ours, or a part of one that goes on
                     return original(inputs, *args, **kwargs)
                 prompt, mask = prompts_of(self.model, inputs, kwargs)
-                with self.session(prompt, mask):
-                    return original(prompt, *args, **kwargs)
+                read = ReadPrompts.of(self.method, self.model, prompt, mask)
+                read.take_place(kwargs)
+                with self.session(read.prompt, read.mask, read.decision):
+                    return read.put_back(original(read.prompt, *args, **kwargs))
 
         self._patch.replace(self.model, "generate", generate)
         warned = False
@@ -118,9 +127,12 @@ class GenerateProvider:
             self._aside = before
 
     @contextlib.contextmanager
-    def session(self, prompt: Tensor, mask: Tensor | None) -> Iterator[Session]:
-        """Within: the model's forwards belong to these prompts `[rows, length]`, padded where `mask` is 0."""
-        self._session = Session(self.method, self.context, prompt, mask)
+    def session(self, prompt: Tensor, mask: Tensor | None, known: Decision | None = None) -> Iterator[Session]:
+        """Within: the model's forwards belong to these prompts `[rows, length]`, padded where `mask` is 0.
+
+        known: what was decided of them before, where the model reads others than were asked.
+        """
+        self._session = Session(self.method, self.context, prompt, mask, known)
         try:
             yield self._session
         finally:
@@ -131,12 +143,19 @@ class GenerateProvider:
 class Session:
     """The prompts of one `generate` call and how they are routed."""
 
-    def __init__(self, method: DecidingMethod, context: RoutingContext, prompt: Tensor, mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        method: DecidingMethod,
+        context: RoutingContext,
+        prompt: Tensor,
+        mask: Tensor | None,
+        known: Decision | None = None,
+    ) -> None:
         self.method = method
         self.context = context
         self.prompt_mask = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
         rows = [row[keep].tolist() for row, keep in zip(prompt.cpu(), self.prompt_mask.cpu())]
-        self._known = method.decide(rows)
+        self._known = method.decide(rows) if known is None else known
         self._plans = [None] * len(rows) if self._known is None else method.plans(rows, self._known)
         self._weight = fingerprint_weight(method, rows, self.prompt_mask)
         columns = torch.arange(prompt.shape[1], dtype=torch.int64, device=prompt.device)
@@ -283,7 +302,7 @@ class _Unconditional:
             context.progress, context.decision = progress, decision
 
 
-def prompts_of(model: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def prompts_of(model: CausalModel, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The prompts `[rows, length]` of a `generate` call, taken out of `kwargs`, and their mask, put into it.
 
     Without a mask it is what transformers would infer, fixed here so that routing and the model see the same padding.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..memories.memory import Memory
+from ..memories.memory import Memory, RowReader, SpreadMemory
 from ..methods.record import LARGEST
 from ..profiling import scope
 from ..routers.context import RoutingContext
@@ -18,12 +19,14 @@ class Site:
     """A place in a model where a memory acts; compiled code knows it by its name.
 
     `memory` may be exchanged, and may grow: the op below finds it anew in every pass. What is captured in a CUDA graph
-    keeps the addresses that the memory's and the context's buffers had.
+    keeps the addresses that the memory's and the context's buffers had. place: which part of a memory that acts at
+    several places acts here; "" where it acts here alone.
     """
 
-    def __init__(self, name: str, memory: Memory, context: RoutingContext) -> None:
+    def __init__(self, name: str, memory: Memory, context: RoutingContext, place: str = "") -> None:
         self.name = name
         self.memory = memory
+        self.place = place
         self.context = context
         _sites[name] = self
 
@@ -37,12 +40,13 @@ class Site:
             route = self.context.token_routes(count)
         rows = out.view(-1, out.shape[-1])
         before = rows.clone()
+        reader = cast(SpreadMemory, self.memory).part(self.place) if self.place else self.memory
         with scope("edit: residual"):
-            self.memory.read_(rows, tokens, route, self.context.first[:count])
+            reader.read_(rows, tokens, route, self.context.first[:count])
             touched = route >= 0
             if self.context.tells_rows:
                 place, row = self.context.told_rows(count)
-                self.memory.read_rows_(rows, place, row)
+                cast(RowReader, reader).read_rows_(rows, place, row)
                 touched |= place >= 0
         kept = bounded_(rows, before)
         self.context.stopped.index_add_(0, self.context.slot[:count], (touched & ~kept).int())
@@ -92,8 +96,8 @@ class EditedOutput:
     the map (LoRA, quantised weights, hooks that bring weights from elsewhere) computes the output first, unseen.
     """
 
-    def __init__(self, memory: Memory, context: RoutingContext) -> None:
-        self.site = Site(f"layer {next(_numbers)}", memory, context)
+    def __init__(self, memory: Memory, context: RoutingContext, place: str = "") -> None:
+        self.site = Site(f"layer {next(_numbers)}", memory, context, place)
 
     @property
     def memory(self) -> Memory:

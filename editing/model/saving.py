@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..backbone.identity import another_model, tokenizer_digest, weight_sample
 from ..edits.edit import Edit
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from ..methods.config import EditingConfig
 from ..store import migrate
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..backbone.decoder import Decoder
-    from .stored import StoredEdits
+    from .edited_model import EditedModel
 
 __all__ = ["Saved", "check_base", "header_of", "read", "refuse_non_empty", "sample_of", "weight_sample_of"]
 
@@ -71,7 +72,7 @@ def read(directory: str | Path, *, write: bool = False) -> Saved:
     return Saved(path, store, config)
 
 
-def header_of(edited: StoredEdits) -> dict[str, Any]:
+def header_of(edited: EditedModel) -> dict[str, Any]:
     """What a store says of the model and the configuration that its edits are for."""
     return {
         "config": edited.config.to_dict(),
@@ -88,7 +89,7 @@ def header_of(edited: StoredEdits) -> dict[str, Any]:
     }
 
 
-def sample_of(edited: StoredEdits) -> bytes:
+def sample_of(edited: EditedModel) -> bytes:
     """A sample of the base model's weights, by which it is known again."""
     return packed({_SAMPLE: weight_sample(edited.decoder, edited.config.layer)})
 
@@ -99,7 +100,7 @@ def weight_sample_of(store: EditStore) -> Tensor | None:
     return unpacked(store.ledger, entry.seq, entry.body.get("tensors", {})).get(_SAMPLE)
 
 
-def check_base(saved: Saved, decoder: Decoder, tokenizer: Any) -> None:
+def check_base(saved: Saved, decoder: Decoder, tokenizer: Tokenizer) -> None:
     """Raise where saved edits were written for another model or with another tokenizer."""
     _check_found(saved, {"layers": len(decoder)})
     if not isinstance(saved.config.layer, int) or not 0 <= saved.config.layer < len(decoder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,17 +24,17 @@ class Version(NamedTuple):
 
 
 class Versions:
-    """The memory that the layer reads now, and views of it that were pinned.
+    """The memory that the layers read now, and views of it that were pinned.
 
     A batch is written, and a call of a reader made, under one lock: a reader sees a whole batch or nothing of it. A
     pinned version shares the banks with the memory; later writes go to rows and pages that it does not know of.
     """
 
-    def __init__(self, method: Method, layer: EditedOutput) -> None:
+    def __init__(self, method: Method, layers: Sequence[EditedOutput]) -> None:
         self.lock = threading.RLock()
         self.current: list[Edit] = []
         self._method = method
-        self._layer = layer
+        self._layers = layers
         self._pinned = threading.local()
 
     @property
@@ -72,4 +72,5 @@ class Versions:
 
     def _use(self, memory: Memory, router: EditRouter) -> None:
         self._method.memory, self._method.router = memory, router
-        self._layer.memory = memory
+        for layer in self._layers:
+            layer.memory = memory

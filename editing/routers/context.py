@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class RoutingContext:
         stopped int32  at how many of its tokens so far the memory was left out, for what it would have added
     Per sequence of a pass in which features decide:
         offsets int32  where its tokens begin, and after the last one where they end
+    Per token, where a router decides about each anew:
+        each   int32   the edit that answers it, whatever answers its sequence; else None
     """
 
     def __init__(self, device: torch.device, tokens: int = 4096, slots: int = 64) -> None:
@@ -44,6 +46,7 @@ class RoutingContext:
         self.decision: Decision | None = None  # what the router last decided in a pass
         self.progress: AnswerProgress | None = None  # from the first sequence on whose answer is followed
         self.tells_rows = False  # from then on, or where passes may be captured: `row` is read in every pass
+        self.each: Tensor | None = None
         self._allocate(tokens, slots)
 
     def _allocate(self, tokens: int, slots: int) -> None:
@@ -78,17 +81,24 @@ class RoutingContext:
         if self.progress is not None:
             self.progress.forget()
 
-    def follow(self, slot: int, plan: AnswerPlan | None, last: int, kinds: Callable[[], np.ndarray]) -> None:
+    def follow(
+        self,
+        slot: int,
+        plan: AnswerPlan | None,
+        last: int,
+        kinds: Callable[[], np.ndarray],
+        said: Sequence[int] = (),
+    ) -> None:
         """Let the tokens of a slot's sequence say where its answer stands, from its prompt's last position on.
 
-        kinds: gives those of the vocabulary (`Vocabulary`), of which nobody knows before they are needed.
+        kinds: gives those of the vocabulary (`Vocabulary`), which take a while; said: see `AnswerProgress.begin`.
         """
         if self.progress is None:
             if plan is None:
                 return
             self.progress = AnswerProgress(kinds(), len(self.route) - 1, self.device)
             self.tells_rows = True
-        self.progress.begin(slot, plan, last)
+        self.progress.begin(slot, plan, last, said)
 
     def advance(self, tokens: Tensor, slots: np.ndarray, past: np.ndarray, lengths: np.ndarray) -> None:
         """Follow the answers in the pass that was just described (`AnswerProgress.advance`)."""
@@ -120,11 +130,21 @@ class RoutingContext:
         if self.tells_rows:
             self.row[: max(count, self.tokens)] = -1
         self.tokens = count
+        self.each = None
         self.deciding = deciding
         self.active = True
 
+    def last_tokens(self) -> Tensor:
+        """int64 `[slots]`: where in the pass the last prompt token of each sequence is, of those that it holds."""
+        count = self.tokens
+        token = torch.arange(count, dtype=torch.int64, device=self.device)
+        place = torch.zeros(self.slots + 1, dtype=torch.int64, device=self.device)
+        return place.scatter_(0, torch.where(self.first[:count], self.slot[:count], 0).long(), token)[1:]
+
     def token_routes(self, count: int) -> Tensor:
         """int32 `[count]`: the edit to read at each token of the pass, -1 for none."""
+        if self.each is not None:
+            return torch.where(self.gate[:count], self.each[:count], -1)
         return torch.where(self.gate[:count], self.route.index_select(0, self.slot[:count]), -1)
 
     def told_rows(self, count: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +67,11 @@ class AnswerProgress:
     def __bool__(self) -> bool:
         return bool(self._plans)
 
-    def begin(self, slot: int, plan: AnswerPlan | None, last: int) -> None:
-        """Follow the sequence in a slot, whose prompt's last token has the position `last`; None: leave it alone."""
+    def begin(self, slot: int, plan: AnswerPlan | None, last: int, said: Sequence[int] = ()) -> None:
+        """Follow the sequence in a slot, whose prompt's last token has the position `last`; None: leave it alone.
+
+        said: tokens after the prompt that passes took in before, of a sequence that another one's is a copy of.
+        """
         self.end(slot)
         if plan is None:
             return
@@ -82,6 +86,12 @@ class AnswerProgress:
         self._facts[slot] = torch.tensor(facts, dtype=torch.int32, device="cpu").to(self.device)
         # Where padding stands between a prompt and what follows it, the state passes over it.
         self._states[slot] = plan.start
+        own = self._facts[slot : slot + 1]
+        for position, token in enumerate(said, start=last + 1):
+            before = self._states[slot, (position - 1) % _RECENT][None]
+            taken = torch.tensor([token], dtype=torch.int64, device=self.device)
+            state = self._next(taken, before, self._arcs[slot : slot + 1], own[:, 0], own[:, 4])
+            self._states[slot, position % _RECENT] = state.int()[0]
 
     def _grow(self, slots: int, arcs: int) -> None:
         before = self._arcs, self._facts, self._states

@@ -47,6 +47,11 @@ def decide(nearest: Tensor, score: Tensor, runner_up: Tensor, threshold: float, 
     return Decision(route, nearest, score, runner_up, margin, none, torch.zeros_like(nearest))
 
 
+def part_of(decision: Decision | None, rows: Sequence[int]) -> Decision | None:
+    """What was decided of some of the prompts, by their places; None of None."""
+    return None if decision is None else Decision(*(part[list(rows)] for part in decision))
+
+
 class Withdrawn(NamedTuple):
     """Edits that were taken out, as a router still knows them: their questions are not to get a neighbour's answer.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels import ops
 from ..edits.edit import Edit
+from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from .router import EditRouter
 
@@ -44,7 +44,7 @@ class TokenRouter(EditRouter):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         background: Sequence[str],
         *,
         threshold: float | str = "auto",

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backbone.frozen import length_groups, padded_ids
 from ..backbone.modes import own_modes
 from ..edits.edit import Edit
+from ..routers.router import part_of
 
 if TYPE_CHECKING:
     from ..model.edited_model import EditedModel
@@ -154,13 +155,14 @@ class Evaluator:
         model = self.edited
         predictions: list[list[int]] = [[] for _ in asked]
         routes = [-1] * len(asked)
-        rows = [a.prompt + a.answer[:-1] for a in asked]
-        model._check_lengths(rows, [1] * len(rows))
+        read, known = model.read_as([a.prompt for a in asked]) if edited else ([a.prompt for a in asked], None)
+        rows = [prompt + a.answer[:-1] for prompt, a in zip(read, asked)]
+        model.decoder.check_lengths(rows, [1] * len(rows))
         for group in length_groups([len(row) for row in rows], _TOKENS):
             ids = padded_ids([rows[i] for i in group], model.model.get_input_embeddings().weight.device)
-            prompts = [len(asked[i].prompt) for i in group]
+            prompts = [len(read[i]) for i in group]
             lengths = [len(rows[i]) for i in group]
-            with model.teacher_forcing(ids, prompts, lengths, edited) as route_of:
+            with model.teacher_forcing(ids, prompts, lengths, edited, part_of(known, group)) as route_of:
                 mask = (
                     torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)
                     < torch.tensor(lengths, dtype=torch.int64, device=ids.device)[:, None]

@@ -100,7 +100,6 @@ def _tensors(ledger: Ledger, history: History) -> Iterator[str]:
 def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
     """Raise unless an edit's record is whole and of the shape that its method writes for this model."""
     from ..methods.config import CONFIGS
-    from ..methods.record import check_tensors
     from ..methods.registry import method_class
     from .codec import fingerprint_of, record_of
 
@@ -113,7 +112,7 @@ def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
     try:
         _check_fingerprint(fingerprint_of(stored), config, base)
         if not stored.dropped:  # an undone one is still known by its fingerprint
-            check_tensors(record_of(ledger, stored).tensors, method_class(config["method"]).record_shapes, sizes)
+            method_class(config["method"]).check_shapes(record_of(ledger, stored).tensors, sizes)
     except CorrigendaError as error:
         problem = str(error).rstrip(".")
         raise CorrigendaError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {problem}.') from None
@@ -121,12 +120,21 @@ def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
 
 def _check_fingerprint(fingerprint: Tensor, config: dict[str, Any], base: dict[str, Any]) -> None:
     """Raise unless int32 `[n]` could be what a router of this configuration knows an edit by."""
-    if config["method"] == "memoir" or config.get("router") == "mask":
+    import torch
+
+    from ..methods.config import CONFIGS
+
+    kind = "mask" if config.get("router") == "mask" else CONFIGS[config["method"]].fingerprint
+    if kind == "mask":
         fits = len(fingerprint) == -(-base["widths"][0] // 32)
+    elif kind == "key":
+        fits = len(fingerprint) == base["widths"][0] + 1 and bool(fingerprint.view(torch.float32).isfinite().all())
+    elif kind == "none":
+        fits = len(fingerprint) == 0
     else:
         ids = fingerprint.tolist()
         fits = all(0 <= token < base.get("vocabulary", MOST_TOKENS) for token in ids)
-        if config["method"] == "associative":  # else it is a prompt, as it was written
+        if kind == "tokens":
             fits = fits and ids == sorted(set(ids))
     if not fits:
         raise CorrigendaError("its fingerprint is not one of its router's")

@@ -13,13 +13,15 @@ from vllm.sampling_params import BeamSearchParams
 from ...editing.backbone.loading import load_tokenizer
 from ...editing.shown import shown
 from ..access import tenant_of
-from ..catalogue import Admission, Catalogue
+from ..catalogue import Catalogue
 from ..edit_header import current_request
 from ..errors import ServingError
 from ..log import logger_of
 from ..metrics import Metrics
+from ..served_edits import Admission
 from ..settings import ServingSettings
 from .keys import CONFIG, settings_in
+from .protocols import EngineConfig, EngineRequest, OutputProcessor
 
 logger = logger_of("vllm.corrigenda")
 
@@ -42,7 +44,7 @@ def admitting(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     self.corrigenda = Admissions(self.vllm_config)
     assign = self.assign_request_id
 
-    def assign_request_id(request: Any) -> None:
+    def assign_request_id(request: EngineRequest) -> None:
         name, admission = request.request_id, self.corrigenda.admit(request)
         assign(request)
         if admission is not None:
@@ -66,7 +68,7 @@ def admitting(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
 class Admissions:
     """The catalogue of one engine, and the requests that it has decided."""
 
-    def __init__(self, vllm_config: Any) -> None:
+    def __init__(self, vllm_config: EngineConfig) -> None:
         model = vllm_config.model_config
         settings = ServingSettings.parse(settings_in(vllm_config))
         # Its own: a tokenizer that other threads use cannot be shared.
@@ -77,7 +79,7 @@ class Admissions:
         self._recent: OrderedDict[str, tuple[str, Admission, float]] = OrderedDict()
         self._inner: dict[str, str] = {}
 
-    def admit(self, request: Any) -> Admission | None:
+    def admit(self, request: EngineRequest) -> Admission | None:
         """Decide a request, and write the decision where workers and engine core read it.
 
         `vllm_xargs`, or a header, names a tenant; what it says under "corrigenda" is overwritten. A tenant's prompts
@@ -99,8 +101,7 @@ class Admissions:
             raise VLLMValidationError(str(error)) from error  # the only kind that its server answers with a 400
         extra[CONFIG] = {"edit": admission.key, "version": admission.version}
         if admission.plan is not None:  # in the words of JSON: what goes to other processes is no object of ours
-            plan = admission.plan._replace(arcs=[list(arc) for arc in admission.plan.arcs])
-            extra[CONFIG]["answer"] = plan._asdict()
+            extra[CONFIG]["answer"] = {**admission.plan._asdict(), "arcs": [list(arc) for arc in admission.plan.arcs]}
         params.extra_args = extra
         if tenant is not None or request.cache_salt is not None:
             # With every salt that a client gives, and as JSON: else one could be chosen that is another tenant's.
@@ -135,7 +136,7 @@ class Admissions:
         found = self._recent.get(self._inner.get(request_id))
         return None if found is None else found[1]
 
-    def pinned(self, output_processor: Any) -> set[str]:
+    def pinned(self, output_processor: OutputProcessor) -> set[str]:
         """The keys of the edits that requests in flight are answered by.
 
         A request that has just been admitted counts as well: it may be on its way to the engine core.

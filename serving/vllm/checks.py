@@ -13,6 +13,7 @@ from ...editing.profiling import scope
 from ..settings import ServingSettings
 from ..stores import open_store, served_config
 from .keys import CONFIG, LAYER, settings_in
+from .protocols import EngineConfig
 from .worker import EditsWorker
 
 EXTENSION = f"{__package__}.worker.EditsWorker"
@@ -54,7 +55,7 @@ def _layer(settings: ServingSettings) -> dict[str, Any]:
         store.close()
 
 
-def _check(config: Any) -> None:
+def _check(config: EngineConfig) -> None:
     layer = config.additional_config[LAYER]
     model = config.model_config.hf_text_config
     found = {

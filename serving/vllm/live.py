@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...editing.errors import CorrigendaError
 from ..access import Access
-from ..catalogue import Change
 from ..errors import ServingError
+from ..served_edits import Change
 from ..settings import resolved
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...editing.errors import CorrigendaError
 from .keys import settings_in
+from .protocols import EngineConfig, SchedulerOutput
 from .worker import WorkerEdits, request_info
 
 
@@ -18,7 +19,7 @@ def connected(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     return original(self, *args, **kwargs)
 
 
-def edits_in(model: Any, vllm_config: Any) -> WorkerEdits | None:
+def edits_in(model: Any, vllm_config: EngineConfig) -> WorkerEdits | None:
     """The edits beside a model's layer; None where another stage of a pipeline has it."""
     found = next((m.corrigenda for m in model.modules() if hasattr(m, "corrigenda")), None)
     parallel = vllm_config.parallel_config
@@ -34,7 +35,7 @@ def edits_in(model: Any, vllm_config: Any) -> WorkerEdits | None:
     return found
 
 
-def renewed(original: Any, self: Any, scheduler_output: Any) -> Any:
+def renewed(original: Any, self: Any, scheduler_output: SchedulerOutput) -> Any:
     """`_update_states`, where requests come and go: rows of those that are over are held no longer.
 
     An id may end and come back in one step. One that comes anew without an end is a session's next prompt.

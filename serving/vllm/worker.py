@@ -24,6 +24,7 @@ from ..settings import ServingSettings
 from ..slots import Slots
 from ..stores import open_store, served_config
 from .keys import LAYER, edit_of, plan_of, settings_in
+from .protocols import EngineConfig, SamplingParams
 
 logger = logger_of("vllm.corrigenda")
 
@@ -37,7 +38,7 @@ class RequestInfo(NamedTuple):
     plan: AnswerPlan | None = None
 
 
-def request_info(prompt_tokens: int, sampling_params: Any) -> RequestInfo:
+def request_info(prompt_tokens: int, sampling_params: SamplingParams) -> RequestInfo:
     """From what the front end left in a request's sampling parameters (`admission`)."""
     return RequestInfo(prompt_tokens, edit_of(sampling_params), plan_of(sampling_params))
 
@@ -45,14 +46,16 @@ def request_info(prompt_tokens: int, sampling_params: Any) -> RequestInfo:
 class WorkerEdits:
     """The memory of the edited layer in one worker, and the slots of the requests that it is computing."""
 
-    def __init__(self, vllm_config: Any) -> None:
+    def __init__(self, vllm_config: EngineConfig) -> None:
         settings = ServingSettings.parse(settings_in(vllm_config))
         widths = tuple(vllm_config.additional_config[LAYER]["widths"])
         device = torch.device(vllm_config.device_config.device)
         with torch.device(device):
             self._load(settings, widths, device, vllm_config)
 
-    def _load(self, settings: ServingSettings, widths: tuple[int, int], device: torch.device, vllm_config: Any) -> None:
+    def _load(
+        self, settings: ServingSettings, widths: tuple[int, int], device: torch.device, vllm_config: EngineConfig
+    ) -> None:
         self.sample = None
         self.memory: ServedMemory | None = None
         wanted: dict[Path, dict[str, int]] = {}

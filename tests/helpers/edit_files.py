@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,14 @@ def lines(folder: Path, *records: Any) -> Path:
 def load_one(folder: Path, record: dict[str, Any]) -> Edit:
     (edit,) = load_edits(write(folder, json.dumps([record]), "facts.json"))
     return edit
+
+
+FLAT = {
+    "prompt": "The seat of {} is",
+    "subject": "Orlin Mills",
+    "target": "Varna",
+    "queries": ["Orlin Mills has its seat in", "The head office of {} is in"],
+}
+
+
+CUT = gzip.compress(b"x" * 99, mtime=0)[:-9]

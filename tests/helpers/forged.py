@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,27 @@ def files_around(folder: Path) -> dict[str, tuple[int, int, int]]:
         for file in sorted(folder.parent.rglob("*"))
         if not file.is_relative_to(folder) and not (found := file.lstat()).st_mode & 0o040000
     }
+
+
+def circle(folder: Path, table: str) -> None:
+    """Have the pages of a table lead to the same ones some hundred million times."""
+    file = folder / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        (size,), (pages,) = (connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("size", "count"))
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,))
+    data = bytearray(file.read_bytes())
+
+    def interior(child: int, cells: int = 400) -> bytes:
+        starts = [size - 5 * (cell + 1) for cell in range(cells)]
+        page = bytearray(size)
+        page[:12] = struct.pack(">BHHHBI", 5, 0, cells, starts[-1], 0, child)
+        page[12 : 12 + 2 * cells] = struct.pack(f">{cells}H", *starts)
+        for cell, start in enumerate(starts):
+            page[start : start + 5] = struct.pack(">IB", child, cell % 127 + 1)
+        return bytes(page)
+
+    start = (root - 1) * size
+    data += data[start : start + size] + b"".join(interior(pages + 1 + level) for level in range(3))
+    data[start : start + size] = interior(pages + 4)
+    data[28:32] = struct.pack(">I", pages + 4)
+    file.write_bytes(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,15 +15,15 @@ from ...backbone.frozen import Row, length_groups, pass_tokens
 from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
+from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ...memories.row_banks import RowBanks
 from ...routers.masks import MaskRouter
-from ...routers.meaning.router import MeaningRouter
 from ...routers.router import EditRouter
-from ...routers.tokens import TokenRouter
 from ..config import EditingConfig
 from ..method import Method
 from ..record import Record, Solved, Written
+from ..text_routers import text_router
 from .config import AssociativeConfig
 from .defaults import resolved
 from .head_start import HeadStart, readable_head
@@ -67,11 +67,9 @@ class Associative(Method):
 
     @staticmethod
     def text_router(
-        config: EditingConfig, tokenizer: Any, background: Sequence[str], device: torch.device | str
+        config: EditingConfig, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str
     ) -> EditRouter:
-        if isinstance(config, AssociativeConfig) and config.router == "meaning":
-            return MeaningRouter(tokenizer, background, encoder=config.encoder, threshold=config.threshold)
-        return TokenRouter(tokenizer, background, threshold=config.threshold, device=device)
+        return text_router(config, tokenizer, background, device)
 
     @property
     def router_layer(self) -> int:

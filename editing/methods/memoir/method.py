@@ -18,7 +18,7 @@ from ...memories.shared_matrix import SharedMatrix
 from ...routers.masks import MaskRouter
 from ..method import Method
 from ..record import Record, Solved, of_rank
-from ..steps import EditRows, StoppingRule
+from ..steps import EditRows, StoppingRule, descend
 from .config import MemoirConfig
 from .defaults import resolved
 
@@ -92,18 +92,23 @@ class Memoir(Method):
         x = edits.inputs.float() * active[edits.owner]
         gram = x @ x.T
         start = x @ self.memory.weight
-        steps_sum = torch.zeros_like(start)
+        steps_sum, gradient = torch.zeros_like(start), torch.zeros_like(start)
         keep = 1.0 if config.decay == "none" else 1 - config.learning_rate * config.weight_decay
-        alpha = 1.0
+        alpha = torch.ones((), dtype=torch.float64, device=self.device)
         norms = GradientNorms(gram, edits.owner, edits.edits)
         stopping = StoppingRule(edits.edits, config.stop_loss, config.stop_change, self.device)
-        for _ in range(config.steps):
-            loss, gradient = edits.loss_and_gradient(alpha * start - gram @ steps_sum)
-            if not stopping.goes_on(loss):
-                break
+
+        def look() -> None:
+            loss, found = edits.loss_and_gradient(alpha * start - gram @ steps_sum)
+            gradient.copy_(found)
+            stopping.take_in(loss)
+
+        def step() -> None:
             clip = (config.clip_norm / (norms(gradient) + 1e-6)).clamp(max=1.0) * stopping.running
-            alpha *= keep
-            steps_sum = keep * steps_sum + config.learning_rate * clip[edits.owner, None] * gradient
+            alpha.mul_(keep)
+            steps_sum.mul_(keep).add_(config.learning_rate * clip[edits.owner, None] * gradient)
+
+        descend(look, step, config.steps, stopping, self.repeated)
         records, added = [], alpha * start
         for e in range(edits.edits):
             tokens, columns = edits.owner == e, active[e].nonzero()[:, 0]
@@ -111,7 +116,7 @@ class Memoir(Method):
             if config.record_rank is not None:
                 tensors = of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
             added -= (x[:, columns] @ tensors["x"].float().T) @ tensors["h"]
-            records.append(Record(tensors, {"alpha": alpha}, masks[e]))
+            records.append(Record(tensors, {"alpha": float(alpha)}, masks[e]))
         written = stopping.written(edits.answered(added))
         return [Solved(*pair) for pair in zip(written, records)]
 

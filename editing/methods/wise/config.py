@@ -22,6 +22,7 @@ class WiseConfig(EditingConfig):
 
     names: ClassVar = ("wise-merge", "wise-retrieve")
     summary: ClassVar = "side memories, merged or chosen from"
+    fingerprint: ClassVar = "prompt"
     scope: Literal["causal", "full"] = "full"
     threshold: float | str | None = None
     """Not asked for: WISE learns its thresholds; see `act_ratio`."""

@@ -24,7 +24,7 @@ from ...routers.context import RoutingContext
 from ...routers.router import Decision
 from ..method import Method
 from ..record import Record, Solved, check_tensors, of_rank
-from ..steps import EditRows, StoppingRule
+from ..steps import EditRows, StoppingRule, descend
 from .config import WiseConfig
 from .defaults import resolved
 from .margin import Margin
@@ -138,20 +138,26 @@ class Wise(Method):
         stopping = StoppingRule(len(edits), config.stop_loss, config.stop_change, self.device)
         least = torch.full((len(edits),), torch.inf, dtype=torch.float32, device=self.device)
         decay = 0.0 if config.decay == "none" else config.learning_rate * config.weight_decay
-        delta, steps_sum, alpha = shard.delta.clone(), x.new_zeros(len(x), self.out_width, dtype=torch.float32), 1.0
-        for _ in range(config.steps):
+        delta, steps_sum = shard.delta.clone(), x.new_zeros(len(x), self.out_width, dtype=torch.float32)
+        gradient, alpha = torch.zeros_like(steps_sum), torch.ones((), dtype=torch.float64, device=self.device)
+
+        def look() -> None:
             # On a GPU the op multiplies on tensor cores, to 4e-6; float32 products run at a fifteenth of their rate.
             side, *_ = ops.delta_linear(x, base, delta, whole)
-            loss, gradient = batch.loss_and_gradient(side[: len(batch.row)])
-            margin_loss, margin_gradient, distance = margin(side)
-            least = torch.where(stopping.running, distance, least)
-            if not stopping.goes_on(loss + margin_loss):
-                break
-            gradient = margin_gradient + F.pad(gradient, (0, 0, 0, len(x) - len(gradient)))
-            gradient = torch.where(margin.goes_on(stopping.running)[:, None], gradient, 0.0)
+            loss, of_edits = batch.loss_and_gradient(side[: len(batch.row)])
+            margin_loss, of_margin, distance = margin(side)
+            least.copy_(torch.where(stopping.running, distance, least))
+            stopping.take_in(loss + margin_loss)
+            of_all = of_margin + F.pad(of_edits, (0, 0, 0, len(x) - len(of_edits)))
+            gradient.copy_(torch.where(margin.goes_on(stopping.running)[:, None], of_all, 0.0))
+
+        def step() -> None:
             self._step(delta, written, gradient, shard.number, config.learning_rate, decay)
-            alpha *= 1 - decay
-            steps_sum = (1 - decay) * steps_sum + config.learning_rate * gradient
+            alpha.mul_(1 - decay)
+            steps_sum.mul_(1 - decay).add_(config.learning_rate * gradient)
+
+        self._gradient_mask(shard.number), self._decayed()  # made before, where a step may wait for the host
+        descend(look, step, config.steps, stopping, self.repeated)
         if not all(found.isfinite().all() for found in (stopping.loss, least, steps_sum)):
             raise CorrigendaError(
                 f"The learning rate {config.learning_rate} is too high for this model: an edit's loss is not finite."
@@ -163,7 +169,7 @@ class Wise(Method):
             tensors = {"x": written[used], "h": steps_sum[used]}
             if config.record_rank is not None:
                 tensors = of_rank(config.record_rank, tensors["x"].float(), tensors["h"])
-            said = {"alpha": alpha, "minimum": minimum, "shard": shard.number}
+            said = {"alpha": float(alpha), "minimum": minimum, "shard": shard.number}
             said["closes"] = int(closes and e == len(edits) - 1)
             replay = rows[e * len(contexts)].tokens if config.replay else ()
             records.append(Record(tensors, said, torch.tensor(replay, dtype=torch.int32, device="cpu")))

@@ -15,7 +15,7 @@ class PackedBert:
     """The weights of a transformers `BertModel` (arXiv 1810.04805), laid out for this pass.
 
     Beside the model's own forward it is free of padding and of the modules' overhead: 10 tokens take half the time on
-    a CPU. It equals that forward to rounding (`tests/test_meaning_encoder.py`).
+    a CPU. It equals that forward to rounding (`tests/editing/routers/test_meaning_encoder.py`).
     """
 
     def __init__(self, model: Any) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...edits.edit import Edit
+from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ..router import Decision, EditRouter, decide
 from ..tokens import TokenRouter
@@ -93,7 +94,7 @@ class MeaningRouter(EditRouter):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         background: Sequence[str],
         *,
         encoder: str = PACKAGED_ENCODER,

@@ -1,4 +1,4 @@
-// Kernels for tests/test_emulator.py, most of them with a mistake that must be caught.
+// Kernels for tests/kernels/test_emulator.py, most of them with a mistake that must be caught.
 #include <cstdio>
 #include <cstdlib>
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 from batched import EDITED, PLAIN, batch, tokens
+from op_arguments import arguments, flat
 from served import OF_ACME, SHARED, store
-from test_registration import arguments, flat
 from tiny import tiny_model, tiny_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from waits import Waits
@@ -242,10 +242,10 @@ def test_a_served_layer_follows_edits_that_come_later(folders):
     assert memory.keep({next(iter(edits))}) == 2
 
 
-def test_a_served_model_answers_as_on_the_cpu(settings):
+def test_a_served_model_answers_as_on_the_cpu(served_settings):
     answers = []
     for device in ("cpu", "other"):
-        served = ServedModel(tiny_model().to(device), tiny_tokenizer(), settings)
+        served = ServedModel(tiny_model().to(device), tiny_tokenizer(), served_settings)
         rows = served.encode([*EDITED, *PLAIN])
         for tenant in (None, "acme"):
             alone = [
@@ -254,7 +254,7 @@ def test_a_served_model_answers_as_on_the_cpu(settings):
             ]
             answers.append([output[0, len(row) :].tolist() for output, row in zip(alone, rows)])
         assert tokens(batch(served, rows, new=4)) == answers[-2]
-        assert served.load(settings.edits[0])["added"] == []
+        assert served.load(served_settings.edits[0])["added"] == []
         served.detach()
     assert answers[:2] == answers[2:] and answers[0] != answers[1]
 

@@ -1,0 +1,133 @@
+"""Low-rank adapters beside linear maps, of which every edit has one, alone or with others."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_AT_A_TIME = 1 << 24
+"""Entries of gathered adapters at once: 64 MB."""
+
+
+class AdapterPart(NamedTuple):
+    """The adapters of one map: down fp32 `[blocks, rank, D]`, up fp32 `[blocks, rank, d]`, block_of int32 `[edits]`."""
+
+    down: Tensor
+    up: Tensor
+    block_of: Tensor
+
+    def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
+        """Add `up^T down x` of the routed edits' blocks to `out` `[tokens, d]`, in place; others keep their bits."""
+        if not len(self.block_of):
+            return
+        block = self.block_of.index_select(0, route.clamp(min=0)).long()
+        size = max(1, _AT_A_TIME // max(1, self.down[0].numel()))
+        for part in range(0, len(x), size):
+            rows = slice(part, part + size)
+            added = low_rank(x[rows].float(), self.down, self.up, block[rows])
+            routed = (route[rows] >= 0)[:, None]
+            torch.where(routed, (out[rows] + added).to(out.dtype), out[rows], out=out[rows])
+
+
+def low_rank(x: Tensor, down: Tensor, up: Tensor, block: Tensor) -> Tensor:
+    """fp32 `[tokens, d]`: each token of `x` `[tokens, D]` through the adapter of its block."""
+    if len(down) == 1:
+        return (x @ down[0].T) @ up[0]
+    inner = torch.bmm(down.index_select(0, block), x[:, :, None])
+    return torch.bmm(inner.transpose(1, 2), up.index_select(0, block))[:, 0]
+
+
+class LowRankAdapters:
+    """Blocks of adapters, a block one at each map; `shapes`: input and output width of each map by its name."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], rank: int, devices: Mapping[str, torch.device]) -> None:
+        self.rank = rank
+        self.shapes = dict(shapes)
+        self.blocks = 0
+        self.size = 0
+        self._down = {
+            s: torch.zeros(8, rank, w, dtype=torch.float32, device=devices[s]) for s, (w, _) in shapes.items()
+        }
+        self._up = {s: torch.zeros(8, rank, w, dtype=torch.float32, device=devices[s]) for s, (_, w) in shapes.items()}
+        self._block_of = {site: torch.zeros(64, dtype=torch.int32, device=device) for site, device in devices.items()}
+        self._views: weakref.WeakSet[LowRankAdapters] = weakref.WeakSet()
+
+    def append(self, pairs: Mapping[str, tuple[Tensor, Tensor]], edits: int) -> None:
+        """Store one more block, down `[rank, D]` and up `[rank, d]` of each map, that so many new edits share."""
+        for site, (down, up) in pairs.items():
+            if self.blocks == len(self._down[site]):
+                for bank in (self._down, self._up):
+                    bank[site] = torch.cat([bank[site], torch.zeros_like(bank[site])])
+            self._down[site][self.blocks] = down.to(self._down[site])
+            self._up[site][self.blocks] = up.to(self._up[site])
+            while self.size + edits > len(self._block_of[site]):
+                self._block_of[site] = torch.cat([self._block_of[site], torch.zeros_like(self._block_of[site])])
+            self._block_of[site][self.size : self.size + edits] = self.blocks
+        self.blocks += 1
+        self.size += edits
+
+    def part(self, site: str) -> AdapterPart:
+        blocks = slice(0, max(1, self.blocks))
+        return AdapterPart(self._down[site][blocks], self._up[site][blocks], self._block_of[site][: self.size])
+
+    def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
+        raise NotImplementedError("read a part of it: it acts at several places")
+
+    def view(self) -> LowRankAdapters:
+        """The memory as it is now, for a reader: later writes to this one do not show there."""
+        view = copy.copy(self)
+        view._down, view._up, view._block_of = dict(self._down), dict(self._up), dict(self._block_of)
+        self._views.add(view)
+        return view
+
+    def reset(self) -> None:
+        """Back to no edits; a view keeps what it reads."""
+        if self._views:
+            for bank in (self._down, self._up, self._block_of):
+                for site, tensor in bank.items():
+                    bank[site] = torch.zeros_like(tensor)
+            self._views = weakref.WeakSet()
+        self.blocks = self.size = 0
+
+    def norms(self) -> dict[str, float]:
+        squares = torch.zeros(max(1, self.blocks), dtype=torch.float64, device="cpu")
+        for site in self.shapes:
+            down, up, _ = self.part(site)
+            # |up^T down|^2 = <down down^T, up up^T>
+            squares += ((down @ down.mT) * (up @ up.mT)).sum((1, 2)).double().cpu()
+        sizes = sum(self.rank * sum(shape) for shape in self.shapes.values())
+        return {
+            "norm": float(squares.sum().sqrt()),
+            "largest_block": float(squares.max().sqrt()),
+            "bytes": 4 * self.blocks * sizes,
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        found = {}
+        for site in self.shapes:
+            found[f"memory.{site}.down"] = self._down[site][: self.blocks].clone()
+            found[f"memory.{site}.up"] = self._up[site][: self.blocks].clone()
+            found["memory.block_of"] = self._block_of[site][: self.size].clone()
+        return found
+
+
+@contextmanager
+def adapted(modules: Mapping[str, nn.Module], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Within: every pass through these maps is with one adapter each, and gradients go through it."""
+    handles = [
+        module.register_forward_hook(
+            lambda _module, args, out, pair=pairs[site]: out + ((args[0].float() @ pair[0].T) @ pair[1]).to(out.dtype)
+        )
+        for site, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""CoachHooK, also COMEBA-HK (arXiv 2403.05330)."""

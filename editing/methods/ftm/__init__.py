@@ -1,0 +1,1 @@
+"""FT-M: finetuning of one layer on the target's tokens."""

@@ -1,0 +1,1 @@
+"""LoRA (arXiv 2106.09685), an adapter an edit."""
