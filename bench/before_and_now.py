@@ -55,14 +55,14 @@ class Kind:
 
 
 KINDS = {
-    "zsre": Kind("zsre.jsonl", count=200),
-    "counterfact": Kind("counterfact.jsonl", "{prompt}", count=300),
-    "qaedit": Kind("qaedit.jsonl"),
-    "knowedit": Kind("knowedit_wiki_counterfact.jsonl", "{prompt}"),
-    "hallucination": Kind("hallucination.jsonl", "{prompt}", count=20),
+    "zsre": Kind("zsre.jsonl"),
+    "counterfact": Kind("counterfact.jsonl", "{prompt}", count=150),
+    "qaedit": Kind("qaedit.jsonl", count=50),
+    "knowedit": Kind("knowedit_wiki_counterfact.jsonl", "{prompt}", count=50),
+    "hallucination": Kind("hallucination.jsonl", "{prompt}", count=10),
     "chinese": Kind(None, "{prompt}"),
-    "zsre in a chat": Kind("zsre.jsonl", "{prompt}", count=60, chat=True),
-    "zsre in bf16": Kind("zsre.jsonl", count=60, dtype="bfloat16"),
+    "zsre in a chat": Kind("zsre.jsonl", "{prompt}", count=40, chat=True),
+    "zsre in bf16": Kind("zsre.jsonl", count=40, dtype="bfloat16"),
 }
 
 

@@ -41,6 +41,7 @@ PHASES = (
     (torch.Tensor, "backward", "steps, backward"),
     (torch.optim.Adam, "step", "Adam"),
     (associative.Associative, "_strengthen", "gain and whether it holds"),
+    (associative.Associative, "_see_what_holds", "gain and whether it holds"),
     (associative.Associative, "apply", "memory and router"),
     (EditStore, "append", "ledger"),
     (MemoryView, "write", "the rest"),

@@ -341,7 +341,7 @@ class Soak:
             "wrong answers": wrong,
             "problems": self.problems[:20],
             **dict(self.counts),
-            "versions": len({(life, version) for life, version, *_ in self.found}),
+            "versions of the edits": len({(life, version) for life, version, *_ in self.found}),
             "kills": kills,
             "seconds an answer": {
                 "median": round(statistics.median(waits), 3),

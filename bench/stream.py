@@ -26,7 +26,7 @@ from wise_dense import dense_loop
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel, MemoirConfig, WiseConfig
 from corrigenda.editing.backbone.background import background_prompts
 from corrigenda.editing.backbone.repeated import can_capture, eager
-from corrigenda.editing.cli.demo_facts import demo_edits
+from corrigenda.editing.edits.demo_facts import demo_edits
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from tiny import tiny_tokenizer

@@ -270,6 +270,14 @@ class ServedModel:
             path = None if store is None else resolved(store)
             return self._take(self.catalogue.undo(edit, tenant, path, author))
 
+    def redo(
+        self, edit: str, tenant: str | None = None, store: str | Path | None = None, author: str | None = None
+    ) -> dict[str, Any]:
+        """Put an undone edit in again, in its store and here: the same."""
+        with self._changing:
+            path = None if store is None else resolved(store)
+            return self._take(self.catalogue.redo(edit, tenant, path, author))
+
     @own_modes()
     def _take(self, change: Change) -> dict[str, Any]:
         """Read the rows while passes run; write them, and answer by them, between two."""

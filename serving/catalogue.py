@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,10 @@ from ..editing.store.signing import check_signed
 from ..editing.store.store import EditStore
 from .errors import ServingError
 from .folders import Folders
-from .pinned import opened
 from .served_edits import Admission, Change, ServedEdit, served_edit, words_of
 from .settings import ServingSettings
-from .stores import OpenStores, open_store, served_config
+from .stores import OpenStores, open_store, served_config, write_status
+from .watch import Watch
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
 
 
@@ -69,6 +69,7 @@ class Catalogue:
         self._fits, self._fact_of = unwritten.fits, unwritten.fact_of
         self._background: dict[str, Any] | None = None
         self._open = OpenStores()
+        self.watch = Watch()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
         self._withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]] = {}
         # By tenant: what the next version is made of, and what requests are decided by now, all tenants' at once.
@@ -171,32 +172,37 @@ class Catalogue:
 
     def undo(self, name: str, tenant: str | None, store: Path | None = None, author: str | None = None) -> Change:
         """Undo an edit that is served, in its store's ledger; the change that this makes."""
+        return self._rewritten("undo", self._stores, name, tenant, store, author)
+
+    def redo(self, name: str, tenant: str | None, store: Path | None = None, author: str | None = None) -> Change:
+        """Put an undone edit of a store that is served in again, in its ledger; the change that this makes."""
+        return self._rewritten("redo", self._withdrawn, name, tenant, store, author)
+
+    def _rewritten(
+        self,
+        what: str,
+        stores: Mapping[tuple[str | None, Path], Sequence[ServedEdit | WithdrawnEdit]],
+        name: str,
+        tenant: str | None,
+        store: Path | None,
+        author: str | None,
+    ) -> Change:
         if self.settings.read_only or self.settings.signed_by is not None:
-            raise ServingError("This server does not change stores: undo the edit with `corrigenda undo`.", 403)
+            raise ServingError(f"This server does not change stores: {what} the edit with `corrigenda {what}`.", 403)
         with self._lock:
             found = [
-                edit
-                for (of, path), edits in self._stores.items()
+                (path, edit.id)
+                for (of, path), edits in stores.items()
                 for edit in edits
                 if name in (edit.id, shown(edit.id)) and of == tenant and store in (None, path)
             ]
         if not found:
-            raise ServingError(f'No edit with the id "{shown(name)}" is served{_whose(tenant)}.', 404)
+            there = "is served" if what == "undo" else "is undone"
+            raise ServingError(f'No edit with the id "{shown(name)}" {there}{_whose(tenant)}.', 404)
         if len(found) > 1:
-            raise ServingError(
-                f'Edits with the id "{shown(name)}" are served from several stores: name one as `store`.', 409
-            )
-        path = found[0].store
-        try:
-            writing = opened(path, write=True)
-        except ServingError:
-            raise
-        except CorrigendaError as error:
-            raise ServingError(str(error), 409) from error
-        try:
-            writing.undo(writing.selected([found[0].id], wanted=True), author=author)
-        finally:
-            writing.close()
+            raise ServingError(f'Edits with the id "{shown(name)}" are in several stores: name one as `store`.', 409)
+        ((path, own),) = found
+        write_status(path, what, own, author)
         with self._lock:
             readers = [key for key in self._stores if key[1] == path]
         return self.read(readers)
@@ -219,6 +225,7 @@ class Catalogue:
                 raise
             self._now = {tenant: seen._replace(router=seen.router.view()) for tenant, seen in self._next.items()}
             self.version = version
+            self.watch.keep(self.keys())
             for tenant, path in change.stores:
                 self._folders.belongs(path, tenant)
             for path in {path for _, path in change.gone}.difference(path for _, path in self._stores):
@@ -293,9 +300,10 @@ class Catalogue:
         """Decide which edit answers a tokenised prompt of a tenant."""
         seen = self._seen(tenant)
         with scope("edit: route"):
-            decision = seen.router.decide([self.prompts.question(prompt)])
+            question = self.prompts.question(prompt)
+            decision = seen.router.decide([question])
         route, nearest = int(decision.route[0]), int(decision.nearest[0])
-        return Admission(
+        admission = Admission(
             seen.edits[route] if route >= 0 else None,
             seen.edits[nearest] if 0 <= nearest < len(seen.edits) else None,
             float(decision.score[0]),
@@ -305,6 +313,8 @@ class Catalogue:
             reason=seen.router.in_words(int(decision.against[0])) if route < 0 else None,
             plan=self._starts.plan(prompt, seen.edits[route]) if route >= 0 else None,
         )
+        self.watch.saw(question, admission)
+        return admission
 
     def _seen(self, tenant: str | None) -> _Seen:
         try:
@@ -317,14 +327,19 @@ class Catalogue:
         return list(self._seen(tenant).edits)
 
     def listing(self, tenant: str | None = None, everything: bool = False) -> dict[str, Any]:
-        """The version, the tenants, and the edits that are served: a tenant's own and the shared, or `everything`."""
+        """The version, the tenants, and the edits: a tenant's own and the shared, or `everything`; which are undone."""
         if not everything:
             self._seen(tenant)
         with self._lock:
             stores = {of: edits for of, edits in self._stores.items() if everything or of[0] in (None, tenant)}
-            edits = [edit.to_dict(self.name_of(path)) for (_, path), edits in stores.items() for edit in edits]
+            edits = [
+                {**edit.to_dict(self.name_of(path)), "answered": self.watch.answered(edit.key)}
+                for (_, path), edits in stores.items()
+                for edit in edits
+            ]
+            undone = [edit.to_dict(self.name_of(path), of) for of, path in stores for edit in self._withdrawn[of, path]]
             tenants = self.tenants() if everything else [] if tenant is None else [tenant]
-            return {"version": self.version, "tenants": tenants, "edits": edits}
+            return {"version": self.version, "tenants": tenants, "edits": edits, "undone": undone}
 
     def keys(self) -> set[str]:
         """Of all edits whose rows must be here: also those that nobody sees, for others of their facts hide them.

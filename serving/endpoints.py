@@ -13,6 +13,7 @@ from .access import Access, Caller
 from .edit_header import tenant_named
 from .errors import Malformed, ServingError, error_body
 from .log import logger_of
+from .page import HEADERS, PAGE
 
 _LONGEST_BODY = 64 * 1024
 
@@ -33,6 +34,9 @@ class ServedEdits(Protocol):
     async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
         """Undo an edit in its store: the same."""
 
+    async def redo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
+        """Put an undone edit in again, in its store: the same."""
+
     async def unload(self, store: str, tenant: str | None) -> dict[str, Any]:
         """Serve a folder no longer: the same."""
 
@@ -40,7 +44,10 @@ class ServedEdits(Protocol):
         """Know a tenant and its folders no longer: the same."""
 
     async def listing(self, tenant: str | None, everything: bool) -> dict[str, Any]:
-        """The `version`, the `tenants` and the `edits` that are served to a tenant, or all."""
+        """The `version`, the `tenants`, and the `edits` that are served to a tenant, or all, with those `undone`."""
+
+    async def narrow(self, tenant: str | None, everything: bool) -> dict[str, Any]:
+        """The last hour's `requests` of a tenant, or of all, that were decided by a small margin."""
 
     async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
         """The edits nearest to a prompt, and the one that answers it."""
@@ -52,7 +59,7 @@ def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
     Each asks `access` who sends the request; a change is logged with who made it and from where, by the logger `log`.
     """
     from fastapi import APIRouter, Request
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import HTMLResponse, JSONResponse
 
     router, logger = APIRouter(tags=["edits"]), logger_of(log)
 
@@ -92,6 +99,36 @@ def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
             return await edits.listing(tenant, everything=tenant is None and caller.may_change)
 
         return await answered(asked)
+
+    @router.get("/v1/edits/narrow")
+    async def narrow(request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            edits.access.caller(request, changing=True)  # what others asked is for those who answer for it
+            query = _query(request, {"tenant"})
+            tenant = edits.access.tenant(tenant_named(request.scope["headers"]), query.get("tenant"))
+            return await edits.narrow(tenant, everything=tenant is None)
+
+        return await answered(asked)
+
+    @router.post("/v1/edits/redo")
+    async def redo(request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            edits.access.caller(request, changing=True)
+            body = _fields(await _body(request), {"id", "tenant", "store", "author"}, "The body", unbounded={"id"})
+            name, tenant, author = _required(body, "id", "The body"), body.get("tenant"), body.get("author")
+            _check_name("tenant", tenant)
+            _check_name("author", author)
+
+            async def change(owner: str | None, caller: Caller) -> dict[str, Any]:
+                return await edits.redo(name, owner, body.get("store"), _author(caller, author))
+
+            return await changed(request, f"redo of {shown(name)}", tenant, change)
+
+        return await answered(asked)
+
+    @router.get("/edits", include_in_schema=False)
+    async def page(request: Request) -> HTMLResponse:
+        return HTMLResponse(PAGE, headers=HEADERS)
 
     @router.post("/v1/edits")
     async def load(request: Request) -> JSONResponse:

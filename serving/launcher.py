@@ -138,6 +138,10 @@ class LiveEdits:
         path = None if store is None else self.served.catalogue.allowed(store, tenant)
         return await asyncio.to_thread(self.served.undo, edit, tenant, path, author)
 
+    async def redo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
+        path = None if store is None else self.served.catalogue.allowed(store, tenant)
+        return await asyncio.to_thread(self.served.redo, edit, tenant, path, author)
+
     async def unload(self, store: str, tenant: str | None) -> dict[str, Any]:
         path = self.served.catalogue.allowed(store, tenant)
         return await asyncio.to_thread(self.served.unload, path, tenant)
@@ -147,6 +151,9 @@ class LiveEdits:
 
     async def listing(self, tenant: str | None, everything: bool) -> dict[str, Any]:
         return self.served.catalogue.listing(tenant, everything)
+
+    async def narrow(self, tenant: str | None, everything: bool) -> dict[str, Any]:
+        return {"requests": self.served.catalogue.watch.narrow(tenant, everything)}
 
     async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
         return await asyncio.to_thread(self.served.why, prompt, tenant)

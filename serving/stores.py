@@ -74,3 +74,18 @@ def served_config(store: EditStore) -> AssociativeConfig:
             422,
         )
     return config
+
+
+def write_status(path: Path, what: str, name: str, author: str | None) -> None:
+    """Undo or redo an edit in a folder's ledger: `what` says which."""
+    try:
+        writing = opened(path, write=True)
+    except ServingError:
+        raise
+    except CorrigendaError as error:
+        raise ServingError(str(error), 409) from error
+    try:
+        edits = writing.selected([name], wanted=what == "undo")
+        (writing.undo if what == "undo" else writing.redo)(edits, author=author)
+    finally:
+        writing.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,16 +23,34 @@ does for the model that was edited.
 class WithdrawnEdit(NamedTuple):
     """An edit that its store has undone, and when."""
 
-    id: str
+    stored: StoredEdit
     fingerprint: Tensor
     undone: Moment
+
+    @property
+    def id(self) -> str:
+        return self.stored.id
+
+    def to_dict(self, store: str, tenant: str | None) -> dict[str, Any]:
+        """As a client is told it; `store` is what its folder is called."""
+        return {
+            "id": self.id,
+            "prompt": self.stored.prompt,
+            "target": self.stored.target,
+            "status": "unsolved" if self.stored.unsolved else "undone",
+            "tenant": tenant,
+            "store": store,
+            "time": self.stored.time,
+            "author": self.stored.author,
+            "undone": self.undone[0],
+        }
 
 
 def withdrawn_edits(history: History) -> list[WithdrawnEdit]:
     """Those of one store, the last undone first."""
     found = ((history.edits[seq], entry) for seq, entry in history.withdrawn(history.applied()).items())
     return [
-        WithdrawnEdit(stored.id, fingerprint_of(stored), (history.entry(entry).body.get("time", ""), entry))
+        WithdrawnEdit(stored, fingerprint_of(stored), (history.entry(entry).body.get("time", ""), entry))
         for stored, entry in found
     ]
 

@@ -133,7 +133,14 @@ def few_background_prompts():
 
     few = background_prompts()[:16]
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("associative.method", "memoir.method", "wise.method", "weights.method", "prompted"):
+        for name in (
+            "associative.method",
+            "memoir.method",
+            "wise.method",
+            "weights.method",
+            "sense.method",
+            "prompted",
+        ):
             patch.setattr(f"corrigenda.editing.methods.{name}.background_prompts", lambda: few)
         yield
 
@@ -180,8 +187,8 @@ def load_edited():
 
     loaded = []
 
-    def build(folder):
-        loaded.append(EditedModel.from_pretrained(tiny_model(), edits=folder, tokenizer=tiny_tokenizer()))
+    def build(folder, model=None):
+        loaded.append(EditedModel.from_pretrained(model or tiny_model(), edits=folder, tokenizer=tiny_tokenizer()))
         return loaded[-1]
 
     yield build

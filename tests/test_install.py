@@ -31,7 +31,7 @@ def shipped():
     """What a wheel must hold, read from the tree, so that a forgotten subpackage or data file fails."""
     files = [file for folder in ("kernels", "editing", "serving") for file in (ROOT / folder).rglob("*.py")]
     files += [ROOT / folder / "py.typed" for folder in ("kernels", "editing", "serving")]
-    files += [*(ROOT / "kernels/configs").glob("*"), *(ROOT / "editing/data").glob("*")]
+    files += [*(ROOT / "kernels/configs").glob("*"), *(ROOT / "editing/data").glob("*"), ROOT / "serving/edits.html"]
     return {f"corrigenda/{file.relative_to(ROOT).as_posix()}" for file in files if file.is_file()}
 
 

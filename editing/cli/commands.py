@@ -160,9 +160,9 @@ def demo(
     a new process. Takes a few minutes on two CPU cores.
     """
     from ..backbone.loading import check_model
+    from ..edits.demo_facts import demo_edits
     from ..edits.loading import read_edits
     from . import demo as demonstration
-    from .demo_facts import demo_edits
     from .inputs import make_config
 
     demonstration.check_out(out, overwrite)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import CorrigendaError
+from .adapters import AdapterPart, LowRankAdapters
 
 
 class PromptMemory:
@@ -54,6 +56,51 @@ class PromptMemory:
         rows = [text_tensor(text) for text in self.texts]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device="cpu")
         return {"memory.texts": torch.cat([text_tensor(""), *rows]), "memory.lengths": lengths}
+
+
+class AlignedPart(NamedTuple):
+    """The adapter of one map, which every routed token passes."""
+
+    adapter: AdapterPart
+
+    def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
+        """Add the adapter's output to `out` `[tokens, d]`, in place, where `route` is not -1."""
+        self.adapter.read_(out, x, route.clamp(max=0), first)
+
+
+class AlignedPrompts(PromptMemory):
+    """LTE's memory: texts, and the adapters by which a model was taught to read them, the same for all of them."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], rank: int, devices: Mapping[str, torch.device]) -> None:
+        super().__init__()
+        self._adapters = LowRankAdapters(shapes, rank, devices)
+        nothing = {
+            site: tuple(torch.zeros(rank, width, dtype=torch.float32, device="cpu") for width in both)
+            for site, both in shapes.items()
+        }
+        self.align(nothing)
+
+    def align(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take over the adapters: down `[rank, D]` and up `[rank, d]` of each map."""
+        self._adapters.reset()
+        self._adapters.append(pairs, 1)
+
+    @property
+    def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each map: down `[rank, D]` and up `[rank, d]`, fp32."""
+        parts = {site: self._adapters.part(site) for site in self._adapters.shapes}
+        return {site: (part.down[0], part.up[0]) for site, part in parts.items()}
+
+    def part(self, site: str) -> AlignedPart:
+        return AlignedPart(self._adapters.part(site))
+
+    def view(self) -> AlignedPrompts:
+        view = copy.copy(self)
+        view.texts, view._adapters = list(self.texts), self._adapters.view()
+        return view
+
+    def state(self) -> dict[str, Tensor]:
+        return {**super().state(), **self._adapters.state()}
 
 
 def text_tensor(text: str) -> Tensor:

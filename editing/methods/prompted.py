@@ -75,6 +75,7 @@ class Prompted(Method):
         return {}
 
     def prepare(self) -> list[str]:
+        self.has_background = True
         return [""]
 
     def text(self, edit: Edit) -> str:

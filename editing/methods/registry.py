@@ -14,11 +14,13 @@ from .config import CONFIGS, EditingConfig
 from .ftm.config import FtmConfig
 from .grace.config import GraceConfig
 from .lora.config import LoraConfig
+from .lte.config import LteConfig
 from .melo.config import MeloConfig
 from .memit.config import MemitConfig
 from .memoir.config import MemoirConfig
 from .rag.config import RagConfig
 from .rome.config import RomeConfig
+from .sense.config import SenseConfig, TokenVectorConfig
 from .stableke.config import StableKeConfig
 from .ultraedit.config import UltraEditConfig
 from .wilke.config import WilkeConfig
@@ -45,8 +47,11 @@ register(WiseConfig, "wise.method:Wise")
 register(GraceConfig, "grace.method:Grace")
 register(MeloConfig, "melo.method:Melo")
 register(RagConfig, "rag.method:Rag")
+register(LteConfig, "lte.method:Lte")
 register(LoraConfig, "lora.method:Lora")
 register(StableKeConfig, "stableke.method:StableKe")
+register(SenseConfig, "sense.method:Sense")
+register(TokenVectorConfig, "sense.method:TokenVectorsAtLayer")
 register(RomeConfig, "rome.method:Rome")
 register(WilkeConfig, "wilke.method:Wilke")
 register(MemitConfig, "memit.method:Memit")

@@ -45,6 +45,10 @@ class Edits:
         """Undo an edit in its store's ledger, and answer without it."""
         return self._take(self.catalogue.undo(name, tenant, author=author))
 
+    def redo(self, name: str, tenant: str | None = None, author: str | None = None) -> Change:
+        """Put an undone edit in again, in its store's ledger, and answer by it."""
+        return self._take(self.catalogue.redo(name, tenant, author=author))
+
     def why(self, prompt: str, tenant: str | None = None) -> dict[str, Any]:
         return self.catalogue.why(prompt, tenant)
 
@@ -104,6 +108,11 @@ class AsyncEdits:
         async with self._changing:
             return await self._take(await asyncio.to_thread(self.catalogue.undo, edit, tenant, path, author))
 
+    async def redo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
+        path = None if store is None else self.catalogue.allowed(store, tenant)
+        async with self._changing:
+            return await self._take(await asyncio.to_thread(self.catalogue.redo, edit, tenant, path, author))
+
     async def unload(self, store: str, tenant: str | None) -> dict[str, Any]:
         async with self._changing:
             return await self._take(self.catalogue.unload(tenant, self.catalogue.allowed(store, tenant)))
@@ -114,6 +123,9 @@ class AsyncEdits:
 
     async def listing(self, tenant: str | None, everything: bool) -> dict[str, Any]:
         return self.catalogue.listing(tenant, everything)
+
+    async def narrow(self, tenant: str | None, everything: bool) -> dict[str, Any]:
+        return {"requests": self.catalogue.watch.narrow(tenant, everything)}
 
     async def why(self, prompt: str, tenant: str | None) -> dict[str, Any]:
         return await asyncio.to_thread(self.catalogue.why, prompt, tenant)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
 
 import pytest
+import typer.testing
 from typer.testing import CliRunner
 
 from corrigenda.editing.cli import app
 
+# Typer makes the program anew at each call, in 46 ms: most of what a test of the command line takes.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
+
 TEMPLATE = r"Question: {prompt}\nAnswer:"
-
-
 RECORDS = (
     {
         "id": "capital",

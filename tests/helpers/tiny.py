@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.backbone.backpack import BackpackConfig, BackpackForCausalLM
 
 VOCABULARY = 700
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -88,6 +89,28 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model_class(config).float().eval()
+
+
+def tiny_backpack(seed: int = 0, layers: int = 4, hidden: int = 64, senses: int = 4) -> PreTrainedModel:
+    """A random Backpack in fp32, whose senses a tiny LLaMA weighs; the same for the same seed."""
+    tokenizer = tiny_tokenizer()
+    config = BackpackConfig(
+        senses=senses,
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=160,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BackpackForCausalLM(config).float().eval()
 
 
 def save_tiny(path: str | Path, kind: str = "llama", seed: int = 0) -> Path:

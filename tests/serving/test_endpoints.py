@@ -34,6 +34,12 @@ class Recorded:
     async def undo(self, edit, tenant, store, author):
         return await self._answered("undo", edit, tenant, store, author)
 
+    async def redo(self, edit, tenant, store, author):
+        return await self._answered("redo", edit, tenant, store, author)
+
+    async def narrow(self, tenant, everything):
+        return await self._answered("narrow", tenant, everything)
+
     async def unload(self, store, tenant):
         return await self._answered("unload", store, tenant)
 
@@ -71,6 +77,9 @@ def client(stack):
         ("DELETE", "/v1/edits?id=a%0Ab%00&tenant=t", None, ("undo", "a\nb\0", "t", None, None)),
         ("DELETE", "/v1/stores?store=a%2Fb&tenant=t", None, ("unload", "a/b", "t")),
         ("DELETE", "/v1/tenants?tenant=t", None, ("forget", "t")),
+        ("GET", "/v1/edits/narrow?tenant=t", None, ("narrow", "t", False)),
+        ("GET", "/v1/edits/narrow", None, ("narrow", None, True)),
+        ("POST", "/v1/edits/redo", {"id": "a b", "tenant": "t", "author": "me"}, ("redo", "a b", "t", None, "me")),
         ("DELETE", "/v1/edits/a%2Fb%20c?tenant=t&store=s&author=me", None, ("undo", "a/b c", "t", "s", "me")),
     ],
 )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import socket
-import time
 
 import pytest
+from running import transformers_server
 from served import OF_ACME, SHARED, store
 from tiny import save_tiny
 
@@ -29,29 +28,13 @@ def folders(few_background_prompts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folders):
-    pytest.importorskip("uvicorn")
-    pytest.importorskip("openai")
-    from corrigenda.serving.launcher import launch
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     settings = {
         "edits": folders / "edits" / "shared",
         "tenants": {"acme": folders / "edits" / "acme"},
         "root": folders / "edits",
     }
-    options = ["--port", str(port), "--device", "cpu", "--cb-num-blocks", "128", "--cb-max-batch-tokens", "64"]
-    running = launch("transformers", str(folders / "model"), settings, [*options, "--non-blocking"])
-    with httpx.Client(base_url=f"http://localhost:{port}", timeout=60) as http:
-        for _ in range(600):
-            try:
-                http.get("/health")
-                break
-            except httpx.TransportError:
-                time.sleep(0.05)
+    with transformers_server(folders / "model", settings) as http:
         yield http
-    running.kill_server()
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):

@@ -33,7 +33,7 @@ class AssociativeConfig(EditingConfig):
     """For "mask": how many features a fingerprint keeps."""
     beta: float = 10.0
     """Sharpness of the read: `softmax(beta * keys . x)`."""
-    contexts: int = 2
+    contexts: int = 1
     formats: Literal["common", "own"] = "common"
     """In which formats beside its own an edit is learnt: the "common" ones (the question alone, `Question: ...
     Answer:`, a chat by the tokenizer's template), or its "own" alone; of a chat, each closing the template can make.
@@ -52,7 +52,7 @@ class AssociativeConfig(EditingConfig):
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     stop_loss: float = 0.02
-    """An edit is done when its mean cross-entropy is this low."""
+    """An edit is done when its mean cross-entropy is this low; after the first step from the head, with its `gain`."""
     gain: float = 2.0
     """By how much values are then multiplied, where the edit's loss is no higher for it; 1: not at all. An answer that
     has only just won where it was learnt loses in other words: after 500 edits of CounterFact Gen is .85 with 1, .95

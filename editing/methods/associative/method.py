@@ -159,9 +159,16 @@ class Associative(Method):
             betas=(config.adam_beta1, config.adam_beta2),
         )
         running = whole
-        for _ in range(config.steps * 4**retry):
+        for step in range(config.steps * 4**retry):
+            if step == 1 and self._head is not None and config.gain > 1:
+                left = self._strengthen(running, [config.stop_loss] * len(running.problems))
+                if not left:
+                    break
+                running = running.select(left)
             loss = running.means(running.token_losses())
             goes_on = loss.detach() > config.stop_loss
+            if step == 0 and self._head is not None:  # the head knows nothing of the layers between
+                goes_on = torch.ones_like(goes_on)
             reached, going = torch.stack([loss.detach(), goes_on.to(loss.dtype)]).tolist()  # all that a step waits for
             for problem, value, goes in zip(running.problems, reached, going):
                 problem.loss, problem.steps = value, problem.steps + bool(goes)
@@ -173,25 +180,35 @@ class Associative(Method):
                 if not goes:  # a gradient of zero would still let Adam's momentum carry it on
                     problem.scaled.grad = None
             optimizer.step()
-            if not all(going):
-                running = running.select([i for i, goes in enumerate(going) if goes])
-        self._strengthen(whole)
+            running = running.select([i for i, goes in enumerate(going) if goes])
+        weak = [i for i, problem in enumerate(whole.problems) if not problem.strong]
+        if weak:
+            part = whole.select(weak)
+            self._strengthen(part, [math.inf if config.gain == 1 else problem.loss for problem in part.problems])
+        self._see_what_holds(whole)
 
     @torch.no_grad()
-    def _strengthen(self, whole: SideBySide) -> None:
-        """Multiply values by `gain` where the loss is no higher for it; and see which edits hold.
+    def _strengthen(self, part: SideBySide, limits: Sequence[float]) -> list[int]:
+        """Multiply values by `gain` where the edit's loss is then within its limit; the places of the others.
 
         An answer token whose loss is below ln 2 has more than half of the probability, and is the first choice: most
-        edits show by the losses that they hold, and only the rest need a pass more.
+        edits show by the losses that they hold.
         """
-        losses = whole.token_losses(self.config.gain)
+        losses = part.token_losses(self.config.gain)
         sure = (losses[:, 0] < _SURE).all(1).tolist()
-        for problem, loss, holds in zip(whole.problems, whole.means(losses).tolist(), sure):
-            if self.config.gain == 1:
-                problem.held = holds
-            elif loss <= problem.loss:
-                problem.loss, problem.held = loss, holds
+        others = []
+        for i, (loss, holds, limit) in enumerate(zip(part.means(losses).tolist(), sure, limits)):
+            problem = part.problems[i]
+            if loss <= limit:
+                problem.loss, problem.held, problem.strong = loss, holds, True
                 problem.scaled.mul_(self.config.gain)
+            else:
+                others.append(i)
+        return others
+
+    @torch.no_grad()
+    def _see_what_holds(self, whole: SideBySide) -> None:
+        """One pass more for those of which no losses say it."""
         unsure = [i for i, problem in enumerate(whole.problems) if not problem.held]
         if unsure:
             part = whole.select(unsure)

@@ -20,7 +20,7 @@ class Problem:
     The read is linear in the values, so it is a matrix: `reads` `[tokens, positions]` times values `[positions, d]` is
     what the memory adds at every token that it touches, context after context: the position's own value where tokens
     tell which that is, and as the likeness of the keys mixes them where not. What is solved for are the values in
-    `scales` `[positions, 1]`. `loss`, `steps`, `held`: how solving went.
+    `scales` `[positions, 1]`. `loss`, `steps`, `held`: how solving went; `strong`: whether they have their `gain`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Problem:
         self.scaled = torch.zeros(
             positions, self.hidden[0].shape[1], dtype=torch.float32, device=inputs.device, requires_grad=True
         )
-        self.loss, self.steps, self.held = math.inf, 0, False
+        self.loss, self.steps, self.held, self.strong = math.inf, 0, False, False
 
     @property
     def values(self) -> Tensor:
@@ -87,7 +87,9 @@ class SideBySide:
         return self.suffix.select(own).predicted(torch.cat(deltas)).tolist()
 
     def select(self, kept: Sequence[int]) -> SideBySide:
-        """Some of them, by their places."""
+        """Some of them, by their places in ascending order."""
+        if len(kept) == len(self.problems):
+            return self
         rows = [i * self._contexts + c for i in kept for c in range(self._contexts)]
         suffix = self.suffix.select(torch.tensor(rows, dtype=torch.int64, device=self.suffix.hidden.device))
         return SideBySide([self.problems[i] for i in kept], suffix)

@@ -83,9 +83,11 @@ class Grace(Method):
         return float(zlib.crc32(repr(row.labels).encode()) % (1 << 24))
 
     def prepare(self) -> list[str]:
+        self.has_background = True
         return [""]
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
+        self.prepare()
         rows = [self.rows(edit, [""])[0] for edit in edits]
         features = self.features([row.tokens for row in rows])
         keys = torch.stack([f.inputs[len(row.prompt) - 1] for f, row in zip(features, rows)])
@@ -166,6 +168,7 @@ class Grace(Method):
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
         self.router.load_ground(tensors)
+        self.has_background = True
 
     def state(self) -> dict[str, Tensor]:
         return {**self.memory.state(), **self.router.state()}

@@ -38,6 +38,7 @@ class AdapterMethod(WeightMethod):
         return target_modules(self.decoder, self.config.modules)
 
     def prepare(self) -> list[str]:
+        self.has_background = True
         return [""]
 
     def learnt_from(self, edits: Sequence[Edit]) -> list[list[Row]]:
@@ -52,6 +53,7 @@ class AdapterMethod(WeightMethod):
         return Training(*how, batch_size=len(rows), seed=seed, stop_loss=config.stop_loss)
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
+        self.prepare()
         memory, solved = self.memory.copy(), []
         with memory.applied(self.modules):
             for edit, rows in zip(edits, self.learnt_from(edits)):

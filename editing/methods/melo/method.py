@@ -97,9 +97,11 @@ class Melo(Method):
         return float(zlib.crc32(repr(row.labels).encode()) % (1 << 24))
 
     def prepare(self) -> list[str]:
+        self.has_background = True
         return [""]
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
+        self.prepare()
         rows = [self.rows(edit, [""])[0] for edit in edits]
         pairs = self._start(edits)
         hidden = [features.hidden for features in self.features([row.tokens for row in rows])]
@@ -180,6 +182,7 @@ class Melo(Method):
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
         self.router.load_ground(tensors)
+        self.has_background = True
 
     def state(self) -> dict[str, Tensor]:
         return {**self.memory.state(), **self.router.state()}

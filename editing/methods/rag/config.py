@@ -14,6 +14,8 @@ from ..documented import documented
 class PromptConfig(EditingConfig):
     """What methods have whose edits are read in the prompt."""
 
+    act_on: ClassVar[str] = "causal"
+
     router: Literal["tokens", "meaning"] = "tokens"
     """What names the edit: "tokens" (rare tokens in common) or "meaning" (what is asked besides)."""
     encoder: str = "all-minilm-l6-v2"
@@ -24,7 +26,7 @@ class PromptConfig(EditingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.scope == "causal", "scope", '"causal" (nothing is added to any layer)')
+        self._require(self.scope == self.act_on, "scope", f'"{self.act_on}" (an edit is read, not added to a layer)')
         self._require(self.threshold is not None, "threshold", '"auto" or a number from 0 to 1')
 
     @property

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-
-from ...backbone.frozen import padded_ids
-from ...backbone.greedy import greedy
+from ...backbone.written import written
 from ...edits.edit import Edit
 from ...edits.template import join
 from ...errors import CorrigendaError
@@ -57,13 +54,13 @@ def wordings(model: Any, tokenizer: Any, edit: Edit, paraphrases: int, descripti
     other, told = given(edit, "paraphrases", paraphrases), given(edit, "descriptions", descriptions)
     asked = [] if other is not None else [_of(_REWORD, i).format(prompt=edit.prompt) for i in range(paraphrases)]
     asked += [] if told is not None else [_of(_DESCRIBE, i).format(fact=fact) for i in range(descriptions)]
-    written = own_texts(model, tokenizer, asked, most) if asked else []
+    own = own_texts(model, tokenizer, asked, most) if asked else []
     if other is None:
         subject = (edit.subject or "").casefold()
-        other = [text if text and subject in text.casefold() else edit.prompt for text in written[:paraphrases]]
-        written = written[paraphrases:]
+        other = [text if text and subject in text.casefold() else edit.prompt for text in own[:paraphrases]]
+        own = own[paraphrases:]
     if told is None:
-        told = [text if edit.target.strip().casefold() in text.casefold() else fact for text in written]
+        told = [text if edit.target.strip().casefold() in text.casefold() else fact for text in own]
     return Wordings(other, told)
 
 
@@ -71,22 +68,15 @@ def _of(frames: Sequence[str], number: int) -> str:
     return frames[number % len(frames)]
 
 
-@torch.no_grad()
 def own_texts(model: Any, tokenizer: Any, requests: Sequence[str], most: int) -> list[str]:
     """The first line that the model writes to each request, greedily: in its chat, where it has one."""
-    texts = requests
-    if getattr(tokenizer, "chat_template", None):
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True
-            )
-            for request in requests
-        ]
-    rows = [tokenizer(text, add_special_tokens=text in requests)["input_ids"] for text in texts]
-    device = model.get_input_embeddings().weight.device
-    ids = padded_ids([row[::-1] for row in rows], device).flip(1)
-    mask = padded_ids([[1] * len(row) for row in rows], device).flip(1)
-    with greedy(model, tokenizer, most) as settings:
-        found = model.generate(ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
-    lines = (tokenizer.decode(row, skip_special_tokens=True).strip().splitlines() for row in found)
+    rows = []
+    for request in requests:
+        if getattr(tokenizer, "chat_template", None):
+            turns = [{"role": "user", "content": request}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        else:
+            rows.append(tokenizer(request)["input_ids"])
+    lines = (text.splitlines() for text in written(model, tokenizer, rows, most))
     return [line[0].strip().strip('"') if line else "" for line in lines]

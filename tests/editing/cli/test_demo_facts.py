@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from corrigenda.editing.backbone.background import background_prompts
-from corrigenda.editing.cli.demo_facts import demo_edits
+from corrigenda.editing.edits.demo_facts import demo_edits
 
 EDITS = demo_edits()
 BACKGROUND = background_prompts()

@@ -84,11 +84,11 @@ def test_edits_stop_alone(sharp_model, wrap):
 
 
 def test_values_are_stronger_where_the_loss_is_no_higher_for_it(sharp_model, wrap):
-    plain = wrap(sharp_model(), tiny_tokenizer(), settings(gain=1))
+    plain = wrap(sharp_model(), tiny_tokenizer(), settings(gain=1, start="zero"))
     losses = [result.loss for result in plain.edit(EDITS)]
     improved = []
     for gain in (2.0, 30.0):
-        edited = wrap(sharp_model(), tiny_tokenizer(), settings(gain=gain))
+        edited = wrap(sharp_model(), tiny_tokenizer(), settings(gain=gain, start="zero"))
         results = edited.edit(EDITS)
         for i, (result, before) in enumerate(zip(results, losses)):
             (keys, values), (stronger_keys, stronger) = rows_of(plain)[i], rows_of(edited)[i]
@@ -99,6 +99,21 @@ def test_values_are_stronger_where_the_loss_is_no_higher_for_it(sharp_model, wra
             assert teacher_forced(edited, EDITS[i]) == pytest.approx(result.loss, rel=1e-3, abs=1e-6)
         improved.append(sum(result.loss < before for result, before in zip(results, losses)))
     assert improved[0] == len(EDITS)
+
+
+def test_most_edits_are_done_after_a_step_once_they_are_strong(sharp_model, wrap):
+    """From the head's start: the loss that stops an edit after its first step is that of what is stored."""
+    plain = wrap(sharp_model(), tiny_tokenizer(), settings(gain=1, steps=1, retries=0))
+    plain.edit(EDITS, keep_unsolved=True)
+    edited = wrap(sharp_model(), tiny_tokenizer(), settings(stop_loss=1.0))
+    results = edited.edit(EDITS, keep_unsolved=True)
+    first = [i for i, result in enumerate(results) if result.steps == 1]
+    assert first and all(result.steps >= 1 and result.loss <= 1.0 for result in results)
+    for i in first:
+        (_, values), (_, strong) = rows_of(plain)[i], rows_of(edited)[i]
+        torch.testing.assert_close(strong, edited.config.gain * values, rtol=1e-4, atol=1e-5)
+    for edit, result in zip(EDITS, results):
+        assert teacher_forced(edited, edit) == pytest.approx(result.loss, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("gain", [0.5, float("nan"), float("inf"), "much"])

@@ -7,7 +7,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from corrigenda.editing import AssociativeConfig, EditedModel
-from corrigenda.editing.cli.demo_facts import demo_edits
+from corrigenda.editing.edits.demo_facts import demo_edits
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

@@ -1,0 +1,1 @@
+"""LTE, Learning to Edit (arXiv 2402.11905)."""

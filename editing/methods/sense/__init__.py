@@ -1,0 +1,1 @@
+"""Sense finetuning by canonical examples (arXiv 2402.06155)."""
