@@ -95,7 +95,7 @@ def test_values_are_stronger_where_the_loss_is_no_higher_for_it(sharp_model, wra
             factor = gain if result.loss < before else 1
             assert torch.equal(stronger_keys, keys)
             torch.testing.assert_close(stronger, factor * values, rtol=1e-4, atol=1e-5)
-            assert result.loss <= before * (1 + 1e-5)  # in another pass
+            assert result.loss <= before * (1 + 1e-4)  # in another pass
             assert teacher_forced(edited, EDITS[i]) == pytest.approx(result.loss, rel=1e-3, abs=1e-6)
         improved.append(sum(result.loss < before for result, before in zip(results, losses)))
     assert improved[0] == len(EDITS)
