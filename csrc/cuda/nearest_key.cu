@@ -42,7 +42,7 @@ __device__ __forceinline__ float distance_of(const T* query, const T* stored, st
   }
   first = lanes_sum(first);
   if (!COSINE) return first;
-  const float norms = __fsqrt_rn(lanes_sum(own)) * __fsqrt_rn(lanes_sum(length));
+  const float norms = sqrtf(lanes_sum(own)) * sqrtf(lanes_sum(length));
   const float apart = 1.0f - (norms > 0 ? __fdiv_rn(first, norms) : 0.0f);
   return apart < 0 ? 0.0f : apart;
 }
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(THREADS) find_nearest(Search arguments) {
   const unsigned long long key = __ldcg(&arguments.best[b]);
   const int index = key == 0 ? -1 : static_cast<int>(0xFFFFFFFFu - static_cast<unsigned>(key));
   float distance = __uint_as_float(INFINITE - static_cast<unsigned>(key >> 32));
-  if (!COSINE) distance = __fsqrt_rn(distance);
+  if (!COSINE) distance = sqrtf(distance);
   const bool reached = index >= 0 && (arguments.radius == nullptr || distance <= arguments.radius[index]);
   arguments.index[b] = index;
   arguments.distance[b] = distance;
