@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ..editing.errors import CorrigendaError
 from ..editing.methods.associative.config import AssociativeConfig
+from ..editing.methods.coachhook.config import CoachHookConfig
 from ..editing.methods.config import EditingConfig
+from ..editing.methods.weights.config import WeightsConfig
 from ..editing.store.files import LEDGER_NAME
 from ..editing.store.store import EditStore, check_format
 from .errors import ServingError
@@ -59,6 +61,13 @@ def open_store(path: Path) -> EditStore:
 def served_config(store: EditStore) -> AssociativeConfig:
     """The configuration of a store's edits, if they can be routed when a request is admitted."""
     config = EditingConfig.from_dict(store.header["config"])
+    if isinstance(config, WeightsConfig) and not isinstance(config, CoachHookConfig):
+        instead = 'of router="none" ' if config.routed_by_text else ""
+        raise ServingError(
+            f"The edits in {store.ledger.name} ({config.method}) change weights, and servers hold rows of key and "
+            f"value alone: serve the model folder that `corrigenda bake` writes of edits {instead}as any model.",
+            422,
+        )
     if config.routed_by_text and not isinstance(config, AssociativeConfig):
         raise ServingError(
             f"The edits in {store.ledger.name} ({config.method}) are put before a question as text, and servers hold "

@@ -49,11 +49,10 @@ def ridge_columns(basis: Tensor, keys: Tensor, ridge: float) -> Tensor:
 
 
 def dual_ridge(keys: Tensor, values: Tensor) -> Tensor:
-    """`(K K^T + I)^-1 V` fp32 `[n, d]`, of keys `[n, D]` and values `[n, d]`, solved in fp64.
+    """`(K K^T + I)^-1 V` fp32 `[n, d]`, of keys fp32 `[n, D]` and values `[n, d]`, solved in fp64.
 
     K^T times it is (K^T K + I)^-1 K^T V, the ridge regression of V on K, which as it stands is a solve of D unknowns.
     """
-    keys = keys.double()
-    gram = keys @ keys.T
+    gram = (keys @ keys.T).double()  # sums of D products: as exact in fp32 as the keys are
     gram.diagonal().add_(1)
     return torch.cholesky_solve(values.double(), torch.linalg.cholesky(gram)).float()

@@ -1,0 +1,32 @@
+"""Edits that a server cannot hold are refused in one sentence, which says what to do."""
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+
+from corrigenda.editing import Edit, EditedModel
+from corrigenda.editing.methods.registry import config_for
+from corrigenda.serving.errors import ServingError
+from corrigenda.serving.stores import open_store, served_config
+
+EDIT = Edit("What does Kmelt make?", "red bricks", subject="Kmelt", id="c")
+pytestmark = pytest.mark.usefixtures("few_background_prompts")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "sentence"),
+    [
+        ("rome", {"contexts": 1, "steps": 2}, "`corrigenda bake` writes of edits as any model"),
+        ("ft-m", {"steps": 1}, "`corrigenda bake` writes of edits as any model"),
+        ("rome", {"contexts": 1, "steps": 2, "router": "tokens"}, 'of edits of router="none" as any model'),
+        ("coachhook", {"contexts": 1, "steps": 2, "layer": 2}, "found by features of the whole prompt"),
+    ],
+)
+def test_the_sentence_names_the_way_out(tmp_path, method, settings, sentence):
+    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), config_for(method, **settings))
+    edited.edit(EDIT, store=tmp_path / "edits")
+    edited.close()
+    edited.detach()
+    store = open_store(tmp_path / "edits")
+    with pytest.raises(ServingError, match=sentence):
+        served_config(store)
+    store.close()
