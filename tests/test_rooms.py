@@ -9,7 +9,7 @@ import pytest
 import corrigenda.editing
 
 ROOT = Path(corrigenda.editing.__file__).resolve().parent.parent
-ROOMS = ("edits", "backbone", "routers", "memories", "methods", "store", "scores", "model", "cli")
+ROOMS = ("edits", "backbone", "routers", "memories", "methods", "store", "scores", "model", "comparison", "cli")
 """Of `editing/`, from the ground up."""
 FLOORS = ("kernels", "editing", "serving")
 

@@ -1,0 +1,151 @@
+"""One run of a comparison: a stream of edits by one method, scored after so and so many, into a file of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..edits.edit import Edit
+from ..methods.registry import config_for
+from ..model.edited_model import EditedModel
+from ..scores.evaluate import Evaluator
+from ..scores.report import commit, versions, write_json
+from .plan import Plan, Run
+
+_LONGEST_ANSWER = 16
+"""Tokens by which the answers to protected questions are compared."""
+
+
+def result_path(folder: Path, run: Run) -> Path:
+    """Where a run's result is."""
+    return folder / f"{run.name}.json"
+
+
+def is_done(path: Path, plan: Plan, run: Run) -> bool:
+    """Whether a file holds this run of this plan, to its end."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("asked") == _asked(plan, run) and found.get("complete") is True
+
+
+def _asked(plan: Plan, run: Run) -> dict[str, Any]:
+    """What makes a run this one, as JSON gives it back."""
+    edits = None if plan.edits is None else str(plan.edits)
+    asked = {"model": plan.model, "edits": edits, "template": plan.template, "at": list(plan.at)}
+    return json.loads(json.dumps({**asked, "method": run.method, "set": dict(run.settings)}, default=str))
+
+
+def write_run(
+    plan: Plan, run: Run, edits: Sequence[Edit], path: Path, machine: dict[str, Any], tell: Callable[[str], None]
+) -> None:
+    """Write the edits and score them at each number of them; the file holds what was measured so far.
+
+    Seconds are of the thread on a CPU, which other work hardly lengthens, and of the clock where there is a GPU.
+    machine: `device` and `dtype` for the model. tell: takes a line for the user, once for each number of edits.
+    """
+    _forget_peak()
+    config = config_for(run.method, **run.settings)
+    edited = EditedModel.from_pretrained(plan.model, config=config, template=plan.template, **machine)
+    evaluator = Evaluator(edited)
+    result: dict[str, Any] = {
+        "name": run.name,
+        "method": run.method,
+        "asked": _asked(plan, run),
+        "settings": edited.config.to_dict(),
+        "device": _device(edited),
+        "dtype": str(edited.model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": commit(),
+        "complete": False,
+        "after": {},
+    }
+    protected = {edit.id: _texts(edited, edit.protected) for edit in edits[: plan.at[-1]] if edit.protected}
+    writing, done, held = 0.0, 0, 0
+    for stop in plan.at:
+        start = _seconds()
+        written = edited.edit(edits[done:stop], keep_unsolved=True)
+        writing += _seconds() - start
+        held += sum(bool(one.held) for one in written)
+        done, start = stop, _seconds()
+        scores = evaluator.score(edits[:stop]).to_dict()
+        bytes_written = sum(stored.bytes for stored in edited.store.history.edits.values())
+        result["after"][str(stop)] = {
+            **scores,
+            "same_subject": _kept(edited, edits[:stop], protected),
+            "held": held / stop,
+            "seconds_per_edit": writing / stop,
+            "edits_per_second": stop / writing if writing else None,
+            "seconds_of_scoring": _seconds() - start,
+            "bytes_per_edit": bytes_written / stop,
+            "peak_megabytes": _peak(),
+        }
+        result["complete"] = stop == plan.at[-1]
+        write_json(path, result)
+        tell(_line(run.name, stop, result["after"][str(stop)]))
+    edited.detach()
+
+
+def _line(name: str, count: int, mark: dict[str, Any]) -> str:
+    shown = {"free Rel": "free_rel", "free Gen": "free_gen", "Loc": "loc", "same subject": "same_subject"}
+    scores = ", ".join(f"{word} {mark[key]:.3f}" for word, key in shown.items() if mark[key] is not None)
+    return f"{name}, {count} edits: {scores}; {mark['seconds_per_edit']:.2f} s an edit"
+
+
+def _texts(edited: EditedModel, prompts: Sequence[str]) -> list[str]:
+    return edited.generate_text(prompts, _LONGEST_ANSWER)
+
+
+def _kept(edited: EditedModel, edits: Sequence[Edit], before: dict[str | None, list[str]]) -> float | None:
+    """The share of protected questions that get the answer from before the first edit, word for word."""
+    pairs = [
+        (text, now)
+        for edit in edits
+        if edit.id in before
+        for text, now in zip(before[edit.id], _texts(edited, edit.protected))
+    ]
+    return sum(text == now for text, now in pairs) / len(pairs) if pairs else None
+
+
+def _seconds() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.thread_time()
+
+
+def _device(edited: EditedModel) -> str:
+    device = edited.model.get_input_embeddings().weight.device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _forget_peak() -> None:
+    """Measure the most memory from here on: runs of one process are not each other's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float | None:
+    """The most memory that the process, or on a GPU its tensors, have had since, in MB; None where no system tells."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024 / 1e6
+    return None
