@@ -20,6 +20,7 @@ from corrigenda.editing import AssociativeConfig, EditedModel, load_base, load_e
 from corrigenda.editing.backbone import suffix
 from corrigenda.editing.edits.prompts import PromptFormat
 from corrigenda.editing.methods.associative import method as associative
+from corrigenda.editing.methods.associative.descent import Descent
 from corrigenda.editing.methods.associative.head_start import HeadStart
 from corrigenda.editing.methods.associative.problem import Problem, SideBySide
 from corrigenda.editing.model.view import MemoryView
@@ -39,7 +40,7 @@ PHASES = (
     (suffix.Suffix, "select", "edits that are done taken out"),
     (SideBySide, "token_losses", "steps, forward"),
     (torch.Tensor, "backward", "steps, backward"),
-    (torch.optim.Adam, "step", "Adam"),
+    (Descent, "step", "Adam"),
     (associative.Associative, "_strengthen", "gain and whether it holds"),
     (associative.Associative, "_see_what_holds", "gain and whether it holds"),
     (associative.Associative, "apply", "memory and router"),

@@ -156,7 +156,7 @@ def test_a_served_layer_follows_edits_that_come_after_its_capture(tmp_path, few_
                 assert same_bits(out[token].cpu(), base(x)[token].cpu()) == (token not in routed)
 
 
-@pytest.mark.parametrize("method", ["memoir", "wise-merge"])
+@pytest.mark.parametrize("method", ["associative", "memoir", "wise-merge"])
 def test_an_edit_whose_steps_are_a_graph_is_the_eager_one(method, monkeypatch):
     """Two edits one after the other share a pool: the second's graph is made where the first's was."""
     captured, inner = [], repeated.Repeated._captured
@@ -167,7 +167,8 @@ def test_an_edit_whose_steps_are_a_graph_is_the_eager_one(method, monkeypatch):
 
     monkeypatch.setattr(repeated.Repeated, "_captured", counted)
     edits = [Edit("The capital of Zubrowka is", "Lutz City"), Edit("Who founded the Krellin museum?", "Anna Blom")]
-    config = config_for(method, contexts=2, steps=12, batch_size=1)
+    rate = {"relative_rate": 0.02, "retries": 0} if method == "associative" else {}
+    config = config_for(method, contexts=2, steps=12, batch_size=1, **rate)
     edited = EditedModel.wrap(tiny_model().cuda(), tiny_tokenizer(), config)
     edited.method.prepare()
     solved = [edited.method.solve([edit])[0] for edit in edits]

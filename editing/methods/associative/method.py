@@ -26,6 +26,7 @@ from ..record import Record, Solved, Written
 from ..text_routers import text_router
 from .config import AssociativeConfig
 from .defaults import resolved
+from .descent import Descent
 from .head_start import HeadStart, readable_head
 from .problem import Problem, SideBySide
 
@@ -142,34 +143,34 @@ class Associative(Method):
         rate = config.learning_rate
         if rate is None:  # a step of Adam changes every entry by about its rate
             rate = config.relative_rate / math.sqrt(self.out_width)
-        optimizer = torch.optim.Adam(
-            [problem.scaled for problem in problems],
-            lr=rate / 2**retry,
-            betas=(config.adam_beta1, config.adam_beta2),
-        )
-        running = whole
-        for step in range(config.steps * 4**retry):
-            if step == 1 and self._head is not None and config.gain > 1:
-                left = self._strengthen(running, [config.stop_loss] * len(running.problems))
-                if not left:
-                    break
-                running = running.select(left)
-            loss = running.means(running.token_losses())
-            goes_on = loss.detach() > config.stop_loss
-            if step == 0 and self._head is not None:  # the head knows nothing of the layers between
-                goes_on = torch.ones_like(goes_on)
-            reached, going = torch.stack([loss.detach(), goes_on.to(loss.dtype)]).tolist()  # all that a step waits for
-            for problem, value, goes in zip(running.problems, reached, going):
-                problem.loss, problem.steps = value, problem.steps + bool(goes)
+        from_head = self._head is not None  # which knows nothing of the layers between: a step is taken in any case
+        descent = Descent(whole, config, rate / 2**retry, first_is_taken=from_head)
+        descent.look()
+        unit = self.repeated(descent.step_and_look)
+        most = config.steps * 4**retry
+        for taken in range(most):
+            reached, going = descent.reached()
+            for problem, loss, goes in zip(descent.part.problems, reached, going):
+                problem.loss, problem.steps = loss, problem.steps + goes
             if not any(going):
                 break
-            optimizer.zero_grad()
-            torch.where(goes_on, loss, 0.0).sum().backward()
-            for problem, goes in zip(running.problems, going):
-                if not goes:  # a gradient of zero would still let Adam's momentum carry it on
-                    problem.scaled.grad = None
-            optimizer.step()
-            running = running.select([i for i, goes in enumerate(going) if goes])
+            kept = [i for i, goes in enumerate(going) if goes]
+            if taken == most - 1:
+                descent.step()
+                break
+            if taken == 0 and from_head and config.gain > 1:
+                descent.step()
+                kept = self._strengthen(descent.part, [config.stop_loss] * len(going))
+                if not kept:
+                    break
+            elif len(kept) < len(going) and self.device.type == "cpu":  # elsewhere other rows would be another graph
+                descent.step()
+            else:
+                unit()
+                continue
+            descent = descent.select(kept)
+            descent.look()
+            unit = self.repeated(descent.step_and_look)
         weak = [i for i, problem in enumerate(whole.problems) if not problem.strong]
         if weak:
             part = whole.select(weak)

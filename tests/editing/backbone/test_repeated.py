@@ -17,6 +17,8 @@ EDITS = [
     Edit("The painter of Grebz was", "Oto"),
 ]
 SETTINGS = {
+    "associative": {"contexts": 2, "steps": 12, "relative_rate": 0.02, "retries": 1},
+    "associative, from zero": {"contexts": 1, "steps": 12, "start": "zero", "gain": 1.0, "retries": 0},
     "memoir": {"contexts": 2, "steps": 9, "batch_size": 3},
     "memoir, active decay": {"contexts": 2, "steps": 9, "decay": "active", "weight_decay": 0.01, "scope": "causal"},
     "wise-merge": {"contexts": 2, "steps": 9, "learning_rate": 0.1, "decay": "all", "weight_decay": 0.01},
