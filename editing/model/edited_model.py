@@ -106,12 +106,15 @@ class EditedModel:
         chat_template: bool = False,
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
+        router: str | None = None,
         **kwargs: Any,
     ) -> EditedModel:
         """A base model ("smollm2", GGUF file, folder, hub id; or a loaded one, with `tokenizer`) and any saved edits.
 
         Saved edits bring their own configuration and template; `config`, `template` and `chat_template` are for new
-        ones. Raises CorrigendaError where the saved edits are not for this model, or are damaged.
+        ones. router: "tokens" finds saved edits by rare tokens alone, where the encoder of their router is missing;
+        they can be read and undone so, and no new ones be written. Raises CorrigendaError where the saved edits are not
+        for this model, or are damaged.
         """
         if tokenizer is None and not isinstance(base, (str, Path)):
             raise CorrigendaError("A loaded model comes without its tokenizer: give it as `tokenizer`.")
@@ -130,7 +133,7 @@ class EditedModel:
             edited = cls(
                 model,
                 tokenizer,
-                saved.config,
+                saving.opened_by(saved.config, router),
                 template=saved.prompts["template"],
                 chat_template=saved.prompts["chat"],
                 name=name,

@@ -22,7 +22,7 @@ UNRELATED = ["Why is the sky blue?", "Name three sorts of cheese.", "When was th
 
 
 def settings(**changed):
-    return AssociativeConfig(**{"contexts": 1, "steps": 60, "formats": "own", **changed})
+    return AssociativeConfig(**{"router": "tokens", "contexts": 1, "steps": 60, "formats": "own", **changed})
 
 
 def teacher_forced(edited, edit, contexts=("",)):

@@ -21,7 +21,7 @@ UNROUTED = ["Why is the sky blue?", "Name three sorts of cheese and a wine that 
 PROMPTS = [EDITS[0].prompt, UNROUTED[0], EDITS[2].prompt, UNROUTED[1], EDITS[1].prompt, UNROUTED[2]]
 
 CONFIGS = {
-    "associative": AssociativeConfig(contexts=1, steps=60),
+    "associative": AssociativeConfig(router="tokens", contexts=1, steps=60),
     "mask router": AssociativeConfig(contexts=1, steps=60, router="mask", router_layer=1),
     "memoir": MemoirConfig(contexts=1, steps=30, eos=True, batch_size=3),
     "causal memoir": MemoirConfig(contexts=1, steps=30, eos=True, batch_size=3, scope="causal"),
