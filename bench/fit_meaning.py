@@ -25,19 +25,25 @@ from corrigenda.editing.routers.meaning.encoder import PACKAGED_ENCODER, load_en
 from corrigenda.editing.routers.meaning.router import MeaningRouter
 
 WEIGHTS = {
-    "several edits of a subject": 4.0,
-    "other question, same subject": 4.0,
-    "other relation, as a question": 2.0,
+    "several edits of a subject": 8.0,
+    "other question, same subject": 12.0,
+    "other relation, as a question": 3.0,
     "task about the subject": 2.0,
-    "two hops": 2.0,
+    "two hops": 4.0,
+    "negated": 2.0,
+    "unrelated": 3.0,
     "rephrased: zsre": 2.0,
     "rephrased: qaedit": 5.0,
+    "rephrased: pararel": 3.0,
     "rephrased: counterfact": 0.0,
+    "several edits: counterfact": 0.0,
     "by alias": 0.5,
+    "freely worded": 8.0,
+    "freely worded, other question": 8.0,
 }
 """What a kind counts for, where that is not 1. CounterFact's rephrasings often ask something else: none is learnt."""
 
-FOUND = 3.0
+FOUND = 2.5
 """What an example that is to be found counts for."""
 
 HIDDEN, NETWORKS, EPOCHS = 24, 3, 50

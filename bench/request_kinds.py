@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+from free_wordings import free_wordings
 
 from corrigenda.editing import Edit
 
@@ -130,12 +133,18 @@ class Half:
         read = {
             name: [record for record in _read(data, name) if half_of(record["subject"] or "") == half] for name in FILES
         }
+        self._patterns = {
+            text.replace(record["subject"], "{}") for record in _read(data, "pararel") for text in record["prompts"]
+        }
         self._passages = [record["target_new"] for record in read["hallucination"]]
         self._passages += [record["prompt"].partition(". ")[2] or record["prompt"] for record in read["hallucination"]]
         self._questions = [record["question"] for record in _read(data, "nq_open")][half::2]
         self._questions = [text[:1].upper() + text[1:] + "?" for text in self._questions]
         self._fill(read)
         self._ask(read)
+        edits, requests = free_wordings(half)
+        self.edits += edits if subjects else [replace(edit, subject=None) for edit in edits]
+        self.requests += [Request(*request) for request in requests]
 
     def _store(self, record: dict) -> bool:
         prompt, subject = record["prompt"], record["subject"]
@@ -189,11 +198,7 @@ class Half:
         for fact in kept["subject_pairs"]:
             relation = fact["id"].split("-")[1] if fact["id"].startswith("pararel") else None
             for text in fact["paraphrases"][:2]:
-                whole = fact["subject"].casefold() in text.casefold()
-                kind = (
-                    ("several edits of a subject" if fact["several"] else "rephrased: pairs") if whole else "by alias"
-                )
-                self._add(kind, text, fact["id"])
+                self._add(self._kind_of_pair(fact, text), text, fact["id"])
             if relation in OTHER_FORMS:
                 for form in OTHER_FORMS[relation]:
                     self._add("statement asked as a question", form.format(fact["subject"]), fact["id"])
@@ -223,6 +228,15 @@ class Half:
         for question in self._questions[:400]:
             self._add("unrelated", question)
         self._ask_about_subjects(pick)
+
+    def _kind_of_pair(self, fact: dict, text: str) -> str:
+        if fact["subject"].casefold() not in text.casefold():
+            return "by alias"
+        if not fact["several"]:
+            return "rephrased: pairs"
+        # CounterFact's own paraphrases often ask something else ("X's greatest strength is"): apart, none is learnt.
+        own = fact["id"].startswith("counterfact") and text.replace(fact["subject"], "{}") not in self._patterns
+        return "several edits: counterfact" if own else "several edits of a subject"
 
     def _ask_elsewhere(self, pick) -> None:
         """The same questions, elsewhere in a request."""

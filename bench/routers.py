@@ -75,7 +75,7 @@ def main():
     for count in sorted({min(count, len(everyone)) for count in (30, 100, 300, 1000, len(everyone))}):
         growth[count] = {}
         for name, bound in {"bounded": {}, "unbounded": {"ceiling": math.inf}}.items():
-            edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(), template=args.template)
+            edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(router="tokens"), template=args.template)
             edited.method.router = TokenRouter(tokenizer, background_prompts(), **bound)
             growth[count][name] = measured(edited, everyone[:count])
             edited.detach()

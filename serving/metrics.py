@@ -24,6 +24,7 @@ _OUTCOMES = ("edited", "base", "lost", "refused")
 class _Collectors(NamedTuple):
     requests: Any
     margin: Any
+    stages: Any
     edits: Any
     version: Any
     changes: Any
@@ -39,6 +40,9 @@ def _collectors(registry: Any) -> _Collectors:
         ),
         prometheus_client.Histogram(
             "corrigenda_route_margin", "How far the best match stands above the threshold", buckets=_MARGINS, **made
+        ),
+        prometheus_client.Counter(
+            "corrigenda_route_stages", "Requests by where in routing they were decided", ["stage"], **made
         ),
         prometheus_client.Gauge("corrigenda_edits", "Edits that are served", ["tenant"], **made),
         prometheus_client.Gauge("corrigenda_version", "Version of the served edits", **made),
@@ -57,8 +61,9 @@ class Metrics:
     """What a server counts of its edits, in the registry that its stack shows.
 
     corrigenda_requests_total{outcome="edited"|"base"|"lost"|"refused", tenant} ("lost": an edit's rows were missing),
-    corrigenda_route_margin (a histogram of the best match's margin), corrigenda_edits{tenant}, corrigenda_version,
-    corrigenda_changes_total{kind}.
+    corrigenda_route_margin (a histogram of the best match's margin), corrigenda_route_stages_total{stage} (where
+    requests are decided: "no_candidate", "too_far", "asks_otherwise" (another question about a subject), "edit"),
+    corrigenda_edits{tenant}, corrigenda_version, corrigenda_changes_total{kind}.
     """
 
     def __init__(self, registry: Any = None) -> None:
@@ -73,6 +78,7 @@ class Metrics:
             outcome = "lost" if admission.lost else "base" if admission.edit is None else "edited"
             self._to.requests.labels(outcome, admission.tenant or "").inc()
             self._to.margin.observe(admission.margin)
+            self._to.stages.labels(_stage(admission)).inc()
 
     def lost(self, count: int) -> None:
         """Count requests whose edit was found, but could not answer."""
@@ -101,3 +107,12 @@ class Metrics:
         self._shown.update(there)
         for owner in (None, *there):
             self._to.edits.labels(owner or "").set(len(catalogue.served(owner)))
+
+
+def _stage(admission: Admission) -> str:
+    """Where in routing a request was decided."""
+    if admission.edit is not None or admission.lost:
+        return "edit"
+    if admission.nearest is None:
+        return "no_candidate"
+    return "too_far" if admission.reason is None else "asks_otherwise"

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import CorrigendaError
 from .app import app, output, tell, use_threads
-from .options import EditsDir, Json, Method, Model, Threads
+from .options import EditsDir, Json, Method, Model, Router, Threads
 from .panels import (
     AnswerOptions,
     FormatOptions,
@@ -74,7 +74,12 @@ def edit(
 @app.command("eval")
 @with_panels
 def evaluate(
-    model: Model, edits_dir: EditsDir, source: SourceOptions, machine: MachineOptions, json: Json = None
+    model: Model,
+    edits_dir: EditsDir,
+    source: SourceOptions,
+    machine: MachineOptions,
+    json: Json = None,
+    router: Router = None,
 ) -> None:
     """Score saved edits on a file of edits.
 
@@ -94,7 +99,7 @@ def evaluate(
     tell(asked.notices)
     saving.read(edits_dir).close()  # what is wrong with it shows before a model is loaded
     use_threads(machine.threads)
-    edited = run.load(output, model, machine, edits=edits_dir)
+    edited = run.load(output, model, machine, edits=edits_dir, router=router)
     run.evaluate(output, edited, asked, json, {"model": model, "edits_dir": str(edits_dir), **source.to_dict()})
 
 
@@ -112,6 +117,7 @@ def generate(
         Path | None,
         typer.Option(metavar="DIR", help="A folder that `corrigenda edit` saved; without it the plain model answers."),
     ] = None,
+    router: Router = None,
 ) -> None:
     """Answer prompts, and say which edit was applied to each.
 
@@ -135,7 +141,7 @@ def generate(
     if edits_dir is not None:
         saving.read(edits_dir).close()
     use_threads(machine.threads)
-    edited = run.load(output, model, machine, edits=edits_dir)
+    edited = run.load(output, model, machine, edits=edits_dir, router=router)
     run.generate(output, edited, asked, template, answer)
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..backbone.background import background_prompts
+from ..edits.demo_facts import OTHER_QUESTION
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..methods.config import CONFIG_NAME, EditingConfig
@@ -32,7 +33,8 @@ from .stream import StoppedError, write_stream
 
 SCORES_NAME = "scores.json"
 NEW_TOKENS = 24
-SHOWN_EDITS, SHOWN_UNRELATED = 5, 4
+OTHER = "Something else about it"
+SHOWN_EDITS, SHOWN_OTHERS, SHOWN_UNRELATED = 5, 2, 3
 _ASKED_FOR_EACH_SHOWN = 2
 _OURS = {LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", HEAD_NAME, SCORES_NAME}
 _WRITTEN_BY = "corrigenda demo"
@@ -157,7 +159,7 @@ def _undo(console: Console, edited: EditedModel, row: AnsweredQuestion) -> None:
 
 
 def choose(edits: Sequence[Edit]) -> list[Question]:
-    """Edits from all over the stream: their prompts, one rephrasing of each; and unrelated questions."""
+    """Edits from all over the stream: their prompts, one rephrasing and another question of each; unrelated ones."""
     count = SHOWN_EDITS * _ASKED_FOR_EACH_SHOWN
     asked = edits[:: max(1, len(edits) // count)][:count]
     local = dict.fromkeys(locality.prompt for edit in edits for locality in edit.localities)
@@ -165,6 +167,7 @@ def choose(edits: Sequence[Edit]) -> list[Question]:
     return [
         *(Question("As written", edit.prompt, edit) for edit in asked),
         *(Question("In other words", edit.rephrases[0], edit) for edit in asked if edit.rephrases),
+        *(Question(OTHER, edit.metadata[OTHER_QUESTION], None) for edit in asked if OTHER_QUESTION in edit.metadata),
         *(Question("Unrelated", prompt, None) for prompt in unrelated),
     ]
 
@@ -176,8 +179,10 @@ def choose_shown(asked: Sequence[AnsweredQuestion]) -> list[AnsweredQuestion]:
     """
     talkative = sorted(asked, key=lambda row: not row.before.text)
     edits = [row.question.edit for row in talkative if row.question.section == "As written"][:SHOWN_EDITS]
-    unrelated = [row for row in talkative if row.question.edit is None][:SHOWN_UNRELATED]
-    return [row for row in asked if row in unrelated or row.question.edit in edits]
+    rest = [row for row in talkative if row.question.edit is None]
+    other = [row for row in rest if row.question.section == OTHER][:SHOWN_OTHERS]
+    unrelated = [row for row in rest if row.question.section != OTHER][:SHOWN_UNRELATED]
+    return [row for row in asked if row in other or row in unrelated or row.question.edit in edits]
 
 
 def _ask(console: Console, edited: EditedModel, questions: Sequence[Question]) -> list[Answer]:

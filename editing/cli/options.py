@@ -35,6 +35,17 @@ Author = Annotated[
     typer.Option(metavar="WHO", help="Who is recorded; by default `$CORRIGENDA_AUTHOR`, else the user's name."),
 ]
 EditsDir = Annotated[Path, typer.Option(metavar="DIR", help="A folder that `corrigenda edit` saved.")]
+Router = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="`tokens` finds the edits by rare tokens alone, where the encoder of the router by meaning is missing.",
+    ),
+]
+Decoys = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help='More questions that no edit answers, one a line, with "it" for the subject.'),
+]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Take only the first N edits.")]
 UniqueSubject = Annotated[bool, typer.Option("--unique-subject", help="Take the first edit of each subject.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result to this file.")]

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -155,6 +156,10 @@ class MethodOptions:
             rich_help_panel=METHOD,
         ),
     ] = None
+    decoys: Annotated[
+        Path | None,
+        setting("FILE", 'More questions that no edit answers, one a line, with "it" for the subject.'),
+    ] = None
     seed: Annotated[int | None, setting("S", "Seed of what is random in a method; by default 42.")] = None
     others: Annotated[
         list[str] | None,
@@ -174,6 +179,10 @@ class MethodOptions:
 
         own = ("batch_size", "steps", "layer", "eos", "seed")
         named = {**{name: getattr(self, name) for name in own}, "threshold": parse_threshold(self.threshold)}
+        if self.decoys is not None:
+            from ..routers.meaning.decoys import read_decoys
+
+            named["decoys"] = "\n".join(read_decoys(self.decoys))
         return merged_settings(named, settings_of(self.method, self.others or ()))
 
     def config(self) -> EditingConfig:

@@ -13,7 +13,7 @@ from ..errors import CorrigendaError
 from ..shown import one_line, shown
 from .app import app, counted, output, say, tell
 from .history import opened
-from .options import Json, RecordedModel, Store
+from .options import Decoys, Json, RecordedModel, Router, Store
 
 
 @app.command()
@@ -31,6 +31,12 @@ def route(
         typer.Option(metavar="FILE", help="Edits that are not written: say what these would answer beside the others."),
     ] = None,
     model: RecordedModel = None,
+    router: Router = None,
+    decoys: Decoys = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw all requests' margins (.png; pip install 'corrigenda[report]')."),
+    ] = None,
     most: Annotated[int, typer.Option(metavar="N", help="How many doubtful requests to show.")] = 10,
     json: Json = None,
 ) -> None:
@@ -44,10 +50,14 @@ def route(
     from ..edits.loading import read_edits
     from ..model.route import doubtful, grouped, routed_requests
     from ..model.why import recorded_model
+    from ..routers.meaning.decoys import read_decoys
     from ..scores.report import check_json_path, write_json
     from .inputs import read_requests
+    from .plot import check_plot, draw_margins
 
     check_json_path(json)
+    if plot is not None:
+        check_plot(plot)
     if most < 0:
         raise CorrigendaError(f"The number of requests to show must be at least 0, not {most}.")
     asked = read_requests(prompts)
@@ -55,8 +65,11 @@ def route(
     new = [] if read is None else list(read)
     if read is not None:
         tell(read.notices)
+    more = [] if decoys is None else read_decoys(decoys)
     with opened(folder) as store:
-        found = routed_requests(store, asked, model or recorded_model(store), new)
+        found = routed_requests(store, asked, model or recorded_model(store), new, router=router, decoys=more)
+    if plot is not None:
+        draw_margins(found, plot)
     if json is not None:
         write_json(json, [one.to_dict(edits is not None) for one in found])
     groups = grouped(found)

@@ -173,8 +173,30 @@ def merge(
 
 
 @app.command()
-def migrate(folder: Store) -> None:
-    """Turn a folder that an earlier version saved into one with a ledger, in place."""
+def migrate(
+    folder: Store,
+    router: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write the edits for this router, `meaning` or `tokens`, into --out."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The new folder, with --router.")] = None,
+    model: RecordedModel = None,
+) -> None:
+    """Turn a folder that an earlier version saved into one with a ledger, in place.
+
+    With `--router` and `--out`: the edits of a folder with a ledger, in a new one and for another router. History,
+    values and times stay; `meaning` takes an encoder's pass over every edit. A signature has to be made again.
+    """
+    if router is not None or out is not None:
+        if router is None or out is None:
+            raise CorrigendaError("--router and --out go together: the router, and the new folder for its edits.")
+        from ..model.rerouting import rerouted
+        from ..model.why import recorded_model
+
+        with opened(folder) as kept:
+            count = rerouted(kept, router, out, model or recorded_model(kept))
+        say(f'{out} has {counted(count, "edit")} for the router "{router}"; {folder} is as it was.')
+        return
     from ..store.migrate import is_first_format
     from ..store.migrate import migrate as migrated
     from ..store.store import is_store

@@ -13,6 +13,9 @@ from typing import Any
 
 from ..edits.edit import Edit, Locality
 
+OTHER_QUESTION = "other_question"
+"""Where an edit's metadata has another question about its subject, which the edit must not answer."""
+
 _SAME_RELATION_EVERY = 3
 """Each third edit of a relation is paired with a question of the same relation about another subject."""
 
@@ -48,7 +51,7 @@ def demo_edits() -> list[Edit]:
                     rephrases=tuple(template.format(subject) for template in chosen),
                     localities=(Locality(prompt=locality[0], answer=locality[1]),),
                     id=f"demo-{name}-{number:03d}",
-                    metadata={"relation": name},
+                    metadata={"relation": name, OTHER_QUESTION: relation["other_question"].format(subject)},
                 )
             )
     return edits

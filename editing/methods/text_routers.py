@@ -14,7 +14,8 @@ from ..routers.tokens import TokenRouter
 
 
 def text_router(config: Any, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str) -> EditRouter:
-    """The one that a configuration's `router` names, with its `encoder` and `threshold`, without edits."""
+    """The one that a configuration's `router` names, with its `encoder`, `threshold` and `decoys`; without edits."""
     if config.router == "meaning":
-        return MeaningRouter(tokenizer, background, encoder=config.encoder, threshold=config.threshold)
+        decoys = getattr(config, "decoys", "").splitlines()
+        return MeaningRouter(tokenizer, background, encoder=config.encoder, decoys=decoys, threshold=config.threshold)
     return TokenRouter(tokenizer, background, threshold=config.threshold, device=device)

@@ -14,9 +14,11 @@ from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError, FieldError
 from ..methods.config import EditingConfig
 from ..methods.registry import text_router
+from ..routers.meaning.router import MeaningRouter
 from ..routers.router import EditRouter
 from ..store.codec import fingerprint_of, unpacked, withdrawn_of
 from ..store.store import EditStore
+from .saving import opened_by
 
 _TOGETHER = 256
 """Requests decided at a time."""
@@ -48,24 +50,37 @@ class Routed(NamedTuple):
         return found if with_new else {name: value for name, value in found.items() if name not in ("new", "before")}
 
 
-def routed_requests(store: EditStore, requests: Sequence[str], model: str, new: Sequence[Edit] = ()) -> list[Routed]:
+def routed_requests(
+    store: EditStore,
+    requests: Sequence[str],
+    model: str,
+    new: Sequence[Edit] = (),
+    *,
+    router: str | None = None,
+    decoys: Sequence[str] = (),
+) -> list[Routed]:
     """What the edits in effect, and `new` ones beside them, would answer of these requests, in order.
 
-    model: the base model, of which a router by text needs the tokenizer alone. A new edit with the id or the prompt of
-    a stored one stands beside it here; written, it would take its place. Raises CorrigendaError for methods whose
-    routes name no edits, and those that need the model's features.
+    model: the base model, of which a router by text needs the tokenizer alone. router: as in
+    `EditedModel.from_pretrained`. decoys: more questions that no edit answers, with "it" for the subject. A new edit
+    with the id or the prompt of a stored one stands beside it here; written, it would take its place. Raises
+    CorrigendaError for methods whose routes name no edits, and those that need the model's features.
     """
     history = store.history
     order = history.applied()
     names = [history.edits[seq].id for seq in order]
-    router, prompts = by_text(store, order, model)
+    by, prompts = by_text(store, order, model, router)
+    if decoys:
+        if not isinstance(by, MeaningRouter):
+            raise CorrigendaError("Decoys are for edits that are found by meaning; these are found by their tokens.")
+        by.add_decoys(decoys)
     asked = [prompts.question(prompts.encode(prompts.wrap(request))) for request in requests]
-    before = _decided(router, asked, names)
+    before = _decided(by, asked, names)
     after = before
     if new:
         added = [edit if edit.id else replace(edit, id=f"new-{i}") for i, edit in enumerate(new)]
-        router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in added], added))
-        after = _decided(router, asked, [*names, *(str(edit.id) for edit in added)], len(names))
+        by.add_fingerprints(by.fingerprints_of([edit.prompt for edit in added], added))
+        after = _decided(by, asked, [*names, *(str(edit.id) for edit in added)], len(names))
     return [one._replace(prompt=request, before=was.id) for request, was, one in zip(requests, before, after)]
 
 
@@ -86,9 +101,11 @@ def _decided(
     return found
 
 
-def by_text(store: EditStore, order: Sequence[int], model: str) -> tuple[EditRouter, PromptFormat]:
+def by_text(
+    store: EditStore, order: Sequence[int], model: str, router: str | None = None
+) -> tuple[EditRouter, PromptFormat]:
     """The router of a store whose edits are found by text, with those of `order`, and the format of its prompts."""
-    config = EditingConfig.from_dict(store.header["config"])
+    config = opened_by(EditingConfig.from_dict(store.header["config"]), router)
     if not config.routed_by_text:
         raise CorrigendaError(
             f"The edits in {store.ledger.name} ({config.method}) are found by features of the model: ask it by "
@@ -97,15 +114,15 @@ def by_text(store: EditStore, order: Sequence[int], model: str) -> tuple[EditRou
     tokenizer = load_tokenizer(model)
     if sentence := another_model(store.ledger.name, store.header["base"], {"tokenizer": tokenizer_digest(tokenizer)}):
         raise CorrigendaError(sentence)
-    router = text_router(config, tokenizer)
+    found = text_router(config, tokenizer)
     history = store.history
     with _of(store):
         if history.ground is not None:
-            router.load_ground(unpacked(store.ledger, history.ground.seq, history.ground.body["tensors"]))
-    router.add_fingerprints([fingerprint_of(history.edits[seq]) for seq in order])
-    router.withdraw(*withdrawn_of(history, order), order)
+            found.load_ground(unpacked(store.ledger, history.ground.seq, history.ground.body["tensors"]))
+    found.add_fingerprints([fingerprint_of(history.edits[seq]) for seq in order])
+    found.withdraw(*withdrawn_of(history, order), order)
     prompts = PromptFormat(tokenizer, store.header["prompts"]["template"], store.header["prompts"]["chat"])
-    return router, prompts
+    return found, prompts
 
 
 @contextlib.contextmanager

@@ -72,6 +72,27 @@ def read(directory: str | Path, *, write: bool = False) -> Saved:
     return Saved(path, store, config)
 
 
+def opened_by(config: EditingConfig, router: str | None) -> EditingConfig:
+    """The configuration of saved edits, to be found by another router than the one that they were written for.
+
+    Edits for the router by meaning can be found by their tokens alone, where its encoder is missing; no others.
+    """
+    own = getattr(config, "router", None)
+    if router in (None, own):
+        return config
+    if (own, router) != ("meaning", "tokens"):
+        raise CorrigendaError(
+            f"These edits were written for {'no router' if own is None else f'the router {own!r}'} and cannot be found "
+            f'by "{router}": `corrigenda migrate --router {router}` writes them anew where that is possible.'
+        )
+    return routed_by(config, "tokens")
+
+
+def routed_by(config: EditingConfig, router: str) -> EditingConfig:
+    """The same configuration with another router, whose threshold is its own."""
+    return EditingConfig.from_dict({**config.to_dict(), "router": router, "threshold": "auto"})
+
+
 def header_of(edited: EditedModel) -> dict[str, Any]:
     """What a store says of the model and the configuration that its edits are for."""
     return {

@@ -145,6 +145,7 @@ class EditWriter:
 
     def write(self, stream: Iterable[Edit], options: StreamOptions) -> WrittenEdits:
         """Write edits in batches, each into the store and the memory; see `EditedModel.edit`."""
+        self._check_router()
         if not self._checked:
             if self._method.needs_gradients:
                 with self._exclusively(True):
@@ -183,6 +184,16 @@ class EditWriter:
         if on_progress is not None and recorded.passed > told:  # the last ones were recorded before
             on_progress(Progress(len(results), seconds, (), (), recorded.passed))
         return results
+
+    def _check_router(self) -> None:
+        """Raise where the edits are found by another router than the one that their store is for."""
+        stored = None if self.store is None else self.store.header["config"].get("router")
+        own = getattr(self._method.config, "router", None)
+        if stored is not None and stored != own:
+            raise CorrigendaError(
+                f'Edits for the router "{stored}" that are found by "{own}" are read, and no new ones written beside '
+                f"them: load them without `router`, or run `corrigenda migrate --router {own}` on their folder."
+            )
 
     def _record_scores(self, edits: Sequence[Edit], scores: Sequence[dict[str, float]]) -> None:
         with self._versions.lock:

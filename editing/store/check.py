@@ -124,7 +124,14 @@ def _check_fingerprint(fingerprint: Tensor, config: dict[str, Any], base: dict[s
 
     from ..methods.config import CONFIGS
 
-    kind = "mask" if config.get("router") == "mask" else CONFIGS[config["method"]].fingerprint
+    by = config.get("router")
+    kind = by if by in ("mask", "meaning") else CONFIGS[config["method"]].fingerprint
+    if kind == "meaning":
+        from ..routers.meaning.known import unpacked
+
+        width = int(fingerprint[4]) if len(fingerprint) > 4 else 0  # the encoder's, which is not loaded here
+        unpacked(fingerprint, base.get("vocabulary", MOST_TOKENS), width)
+        return
     if kind == "mask":
         fits = len(fingerprint) == -(-base["widths"][0] // 32)
     elif kind == "key":

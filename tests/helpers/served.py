@@ -25,7 +25,7 @@ OF_ACME = [
 
 def store(folder: Path, edits: list[Edit], model=None, **settings) -> Path:
     """A folder with these edits, written into the tiny model."""
-    config = AssociativeConfig(contexts=2, **settings)
+    config = AssociativeConfig(**{"router": "tokens", "contexts": 2, **settings})
     edited = EditedModel.wrap(model or tiny_model(), tiny_tokenizer(), config, template=TEMPLATE)
     edited.edit(edits)
     edited.save_pretrained(folder)

@@ -125,7 +125,7 @@ def test_ground_and_sample_are_finite_too(healthy, tmp_path, field):
 @pytest.mark.parametrize(
     "config",
     [
-        AssociativeConfig(contexts=2, steps=4, learning_rate=1e30),
+        AssociativeConfig(router="tokens", contexts=2, steps=4, learning_rate=1e30),
         MemoirConfig(contexts=2, steps=2, top_k=32, learning_rate=1e30),
     ],
     ids=["associative", "memoir"],
@@ -236,7 +236,9 @@ def test_the_layer_leaves_a_poisoned_row_as_it_was(dtype):
 
 
 def test_an_answer_without_its_edits_values_bears_no_name(wrap):
-    edited = wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(contexts=1, steps=3), template=TEMPLATE)
+    edited = wrap(
+        tiny_model(), tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=1, steps=3), template=TEMPLATE
+    )
     edited.edit(SHARED[:2], keep_unsolved=True)
     asked = [edit.prompt for edit in SHARED[:2]]
     base = edited.answer(["Tell me about the weather"])

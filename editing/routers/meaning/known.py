@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from ...errors import CorrigendaError
 
 _MARK = 0x4D01
 _HEAD = 5
+_SENTENCE_END = re.compile(r"\w[.!?] +\w")
 
 
 class Known(NamedTuple):
@@ -39,6 +41,11 @@ class Known(NamedTuple):
     def is_passage(self) -> bool:
         """Whether the prompt is no single question: only a request with nearly all its words can ask for it."""
         return not self.masked
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is a passage, or a question in several sentences, which nearly all its words may ask for too."""
+        return not self.masked or _SENTENCE_END.search(self.whole) is not None
 
 
 def packed(known: Known) -> Tensor:
@@ -77,9 +84,13 @@ def unpacked(row: Tensor | Sequence[int], vocabulary: int, width: int) -> Known:
     return Known(ids, subject, masked, whole, about, vectors)
 
 
-def tokens_in(row: Tensor) -> tuple[int, ...]:
-    """The prompt's token ids in what `packed` made."""
-    return tuple(row[_HEAD : _HEAD + int(row[1])].tolist())
+def token_row(row: Tensor) -> list[int]:
+    """The prompt's token ids, of what `packed` made and of a plain row of ascending ids alike."""
+    ids = row.tolist()
+    # A plain row ascends; what `packed` made begins with its mark and a smaller number.
+    if len(ids) > _HEAD and ids[0] == _MARK and 0 <= ids[1] < _MARK:
+        return ids[_HEAD : _HEAD + ids[1]]
+    return ids
 
 
 def as_int8(vectors: np.ndarray) -> np.ndarray:

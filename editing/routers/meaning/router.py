@@ -19,28 +19,20 @@ from .candidates import CandidateIndex
 from .decoys import Decoys, Profile
 from .encoder import PACKAGED_ENCODER, Encoder, load_encoder
 from .ground import ground_of, read_ground
-from .known import Known, as_int8, as_unit, packed, tokens_in, unpacked
-from .reasons import NOTHING, PROTECTED, WHETHER, against_of, in_words
+from .known import Known, as_int8, as_unit, packed, token_row, unpacked
+from .pairs import SHARE, Pair, limited, pairs_of
+from .reasons import DENIED, NOTHING, PROTECTED, WHETHER, against_of, in_words
 from .rule import Asked, Held, evidence, fitted_rule
-from .sentences import Part, parts_of
+from .sentences import parts_of
 from .subject import FUNCTION_WORDS, guessed, locate, normalised, words
 from .unread import is_unread, likeness
-from .wording import asks_whether, core
+from .wording import asks_whether, core, is_denied, is_negated
 
-_TOKENS = 0.33
-_SHARE = 0.4
-"""A part and an edit are compared from this token score on, or from this share of the edit's subject on."""
-
-_BOUND = 0.33
 _COVERED = 0.6
 """What share of a prompt's words, by weight, its question must hold to stand for it: "Who is he?" cannot."""
 
-_PASSAGE = 0.75
-"""The token score from which a passage's like is taken for it."""
-
-_NAMED, _NAMED_TOKENS = 0.75, 0.6
-_MOST = 24
-"""Edits that one part is compared with at most: those with the largest token score and cosine together."""
+_LONGEST_QUESTION = 80
+"""Words of a question in several sentences; what is longer is a passage."""
 
 
 class Match(NamedTuple):
@@ -65,17 +57,6 @@ class _Texts(NamedTuple):
     @property
     def encoded(self) -> list[str]:
         return [self.masked, self.whole, *self.about, *self.others]
-
-
-class _Pair(NamedTuple):
-    """A part of a request, beside an edit that it could be about."""
-
-    part: Part
-    known: Known
-    tokens: float
-    share: float
-    masked: str
-    whole: str
 
 
 class MeaningRouter(EditRouter):
@@ -139,12 +120,17 @@ class MeaningRouter(EditRouter):
         parts = parts_of(edit.prompt)
         asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
         question = asking[-1].text if asking else ""
-        if self._said(question) < _COVERED * self._said(edit.prompt) or not question:
+        if not question:
             return _Texts("", "", normalised(edit.prompt), [], [])
+        if self._said(question) < _COVERED * self._said(edit.prompt):
+            # "A holiday in Greece celebrates ... Which year was that?" asks with all its sentences; a passage does not.
+            if not asking[-1].asks or len(edit.prompt.split()) > _LONGEST_QUESTION:
+                return _Texts("", "", normalised(edit.prompt), [], [])
+            question = " ".join(edit.prompt.split())
         text = normalised(question)
         subject = normalised(edit.subject) if edit.subject else guessed(question, self._weight)
         found = locate(subject, text, self._weight)
-        if found.share < _SHARE:
+        if found.share < SHARE:
             subject = guessed(question, self._weight)
             found = locate(subject, text, self._weight)
         # What is asked of the same subject is compared without it, another protected question as it stands. A locality
@@ -152,7 +138,7 @@ class MeaningRouter(EditRouter):
         about, others = [], []
         for text in dict.fromkeys([*edit.protected, *(locality.prompt for locality in edit.localities)]):
             place = locate(subject, normalised(text), self._weight)
-            if place.share >= _SHARE:
+            if place.share >= SHARE:
                 about.append(core(place.masked))
             elif text in edit.protected:
                 others.append(core(normalised(text)))
@@ -175,7 +161,7 @@ class MeaningRouter(EditRouter):
         return True
 
     def fact_of(self, fingerprint: Tensor) -> tuple[int, ...]:
-        return tokens_in(fingerprint)
+        return tuple(token_row(fingerprint))
 
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(
@@ -208,6 +194,11 @@ class MeaningRouter(EditRouter):
         super().withdraw(ids, fingerprints, undone, written)
         self._gone = [self._unpacked(fingerprint) for fingerprint in fingerprints]
         self._gone_index = None
+
+    def add_decoys(self, decoys: Sequence[str]) -> None:
+        """Compare with these questions too, each with "it" for the subject: they are none of the edits'."""
+        self.own_decoys = tuple(dict.fromkeys([*self.own_decoys, *decoys]))
+        self.decoys = _decoys(self.encoder.name, self.own_decoys)
 
     # Requests
 
@@ -280,7 +271,7 @@ class MeaningRouter(EditRouter):
         return CandidateIndex(
             [one.tokens for one in known],
             [one.subject for one in known],
-            [one.is_passage for one in known],
+            [one.is_long for one in known],
             self.tokens.rarity.numpy().astype(np.int64),
             self._weight,
         )
@@ -293,10 +284,12 @@ class MeaningRouter(EditRouter):
         if not pairs:
             return found
         for (number, place, pair), row, score in zip(pairs, rows, fitted_rule()(rows).tolist()):
-            if _closer_to_protected(pair.known, vectors[pair.masked], vectors[pair.whole]):
+            if _closer_to_protected(pair.known, vectors[pair.masked], vectors.get(pair.whole)):
                 match = Match(0.0, PROTECTED)
             elif asks_whether(pair.masked) and not asks_whether(pair.known.masked):
                 match = Match(0.0, WHETHER)
+            elif is_denied(pair.masked) and not is_negated(pair.known.masked):
+                match = Match(0.0, DENIED)
             elif is_unread(pair.masked) or is_unread(pair.known.masked):
                 # Without a subject that stands there whole only the edit's own words are known to ask for it.
                 match = Match(likeness(pair.masked, pair.known.masked) if pair.share == 1 else 0.0)
@@ -311,25 +304,33 @@ class MeaningRouter(EditRouter):
 
     def _compared(
         self, requests: Sequence[str], known: Sequence[Known], index: CandidateIndex
-    ) -> tuple[list[dict[int, Match]], list[tuple[int, int, _Pair]], np.ndarray, dict[str, np.ndarray]]:
+    ) -> tuple[list[dict[int, Match]], list[tuple[int, int, Pair]], np.ndarray, dict[str, np.ndarray]]:
         """What needs no rule, by request and place; and the pairs that do (with both), their evidence and vectors."""
         found: list[dict[int, Match]] = [{} for _ in requests]
-        pairs: list[tuple[int, int, _Pair]] = []
+        pairs: list[tuple[int, int, Pair]] = []
         for number, request in enumerate(requests):
-            for place, pair in self._pairs(request, known, index):
-                if pair.known.is_passage:
+            for place, pair in pairs_of(request, known, index, self.tokens, self._weight):
+                if not pair.whole:
                     _keep(found[number], place, Match(pair.tokens))
                 elif pair.whole == pair.known.whole:
                     _keep(found[number], place, Match(1.0))
                 else:
                     pairs.append((number, place, pair))
-        texts = list(dict.fromkeys(text for _, _, pair in pairs for text in (pair.masked, pair.whole)))
+        texts = list(
+            dict.fromkeys(
+                text
+                for _, _, pair in pairs
+                for text in ([pair.masked, pair.whole] if pair.needs_whole else [pair.masked])
+            )
+        )
         vectors = dict(zip(texts, self.encoder.encode(texts).numpy()))
-        pairs = _limited(pairs, vectors)
+        pairs = limited(pairs, vectors)
         profiles = {pair.masked: Profile(self.decoys, vectors[pair.masked]) for _, _, pair in pairs}
         rows = [
             evidence(
-                Asked(pair.part, pair.masked, profiles[pair.masked], vectors[pair.whole]),
+                Asked(
+                    pair.part, pair.masked, profiles[pair.masked], vectors.get(pair.whole) if pair.share < 1 else None
+                ),
                 self._held(pair.known),
                 pair.tokens,
                 pair.share,
@@ -338,30 +339,6 @@ class MeaningRouter(EditRouter):
             for _, _, pair in pairs
         ]
         return found, pairs, np.array(rows), vectors
-
-    def _pairs(self, request: str, known: Sequence[Known], index: CandidateIndex) -> list[tuple[int, _Pair]]:
-        """The parts of a request that ask something, each with the edits that it could be about."""
-        parts = parts_of(request)
-        asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
-        rows = self.tokens.queries([part.text for part in asking])
-        if index.passages:
-            rows.append(self.tokens.fingerprint(request))
-        texts = [normalised(part.text) for part in asking]
-        pairs = []
-        for place in index.of_request(sorted(set().union(*map(set, rows))), texts, _BOUND):
-            one = known[place]
-            own = set(one.tokens)
-            if one.is_passage:
-                score = index.score(place, own, rows[-1])
-                if score >= _PASSAGE:
-                    pairs.append((place, _Pair(Part(request, True, True, 0, False), one, score, 1.0, "", "")))
-                continue
-            for part, row, text in zip(asking, rows, texts):
-                score = index.score(place, own, row)
-                found = locate(one.subject, text, self._weight)
-                if score >= _TOKENS or found.share >= _SHARE:
-                    pairs.append((place, _Pair(part, one, score, found.share, core(found.masked), core(text))))
-        return _nearer(pairs)
 
     def _held(self, known: Known) -> Held:
         return _held(self.decoys, known.masked, known.vectors[:2].tobytes())
@@ -391,45 +368,20 @@ class MeaningRouter(EditRouter):
         return {"router.known": rows, **self.ground()}
 
 
-def _nearer(pairs: list[tuple[int, _Pair]]) -> list[tuple[int, _Pair]]:
-    """Without what has only a name or two in common with a part that names another edit's subject in full."""
-    named = {pair.part for _, pair in pairs if pair.share == 1}
-    return [
-        (place, pair)
-        for place, pair in pairs
-        if pair.part not in named or pair.share >= _NAMED or pair.tokens >= _NAMED_TOKENS
-    ]
-
-
 def _keep(matches: dict[int, Match], place: int, match: Match) -> None:
     if place not in matches or match.score > matches[place].score:
         matches[place] = match
 
 
-def _closer_to_protected(known: Known, masked: np.ndarray, whole: np.ndarray) -> bool:
+def _closer_to_protected(known: Known, masked: np.ndarray, whole: np.ndarray | None) -> bool:
     """Whether a part is no nearer to an edit than to one of its protected questions."""
     if len(known.vectors) <= 2:
         return False
     vectors = as_unit(known.vectors)
     about, others = vectors[2 : 2 + known.about], vectors[2 + known.about :]
-    return bool((about @ masked >= vectors[0] @ masked).any() or (others @ whole >= vectors[1] @ whole).any())
-
-
-def _limited(pairs: Sequence[tuple[int, int, _Pair]], vectors: dict[str, np.ndarray]) -> list[tuple[int, int, _Pair]]:
-    """Of the pairs of one part at most `_MOST`."""
-    by_part: dict[tuple[int, str], list[tuple[int, int, _Pair]]] = {}
-    for one in pairs:
-        by_part.setdefault((one[0], one[2].part.text), []).append(one)
-    kept = []
-    for of_part in by_part.values():
-        if len(of_part) > _MOST:
-            of_part.sort(key=lambda one: -_promise(one[2], vectors))
-        kept += of_part[:_MOST]
-    return kept
-
-
-def _promise(pair: _Pair, vectors: dict[str, np.ndarray]) -> float:
-    return pair.tokens + float(as_unit(pair.known.vectors[0]) @ vectors[pair.masked])
+    if (about @ masked >= vectors[0] @ masked).any():
+        return True
+    return whole is not None and bool((others @ whole >= vectors[1] @ whole).any())
 
 
 @lru_cache(maxsize=4096)

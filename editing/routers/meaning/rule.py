@@ -20,17 +20,22 @@ EVIDENCE = (
     *("mention_margin", "relations_alike", "words_more", "words_fewer", "words_shared", "weight_more", "other_answer"),
     *("same_answer", "negated", "compared", "yes_no", "asks", "open", "question_later", "parts_after", "length"),
     *("cosine_whole", "cosine_head", "relation_margin_head", "other_margin_head", "relations_alike_head"),
+    *("own_relation", "own_relation_margin", "own_relation_head", "own_relation_margin_head"),
 )
 """What the rule is given, in order."""
 
 
 class Asked(NamedTuple):
-    """A part of a request with an edit's subject put aside: `masked`, of which `profile` is made."""
+    """A part of a request with an edit's subject put aside: `masked`, of which `profile` is made.
+
+    whole: the vector of the part as it stands, where the subject is not whole there; what it says is then not all
+    in `masked`.
+    """
 
     part: Part
     masked: str
     profile: Profile
-    whole: np.ndarray
+    whole: np.ndarray | None
 
 
 class Held(NamedTuple):
@@ -55,6 +60,7 @@ def evidence(asked: Asked, held: Held, tokens: float, share: float, weight) -> l
     near_projected = np.where(held.projected_own, -1.0, a.projected_relations)
     here, there = set(content_words(asked.masked)), set(content_words(held.masked))
     wanted, given = answer_kind(asked.masked), answer_kind(held.masked)
+    own, own_projected = float(a.relations[held.own].max()), float(a.projected_relations[held.projected_own].max())
     apart = a.projected_relations - h.projected_relations
     return [
         tokens,
@@ -80,11 +86,16 @@ def evidence(asked: Asked, held: Held, tokens: float, share: float, weight) -> l
         float(asked.part.later),
         min(asked.part.from_end, 3) / 3,
         log1p(len(asked.masked.split())) - log1p(len(held.masked.split())),
-        float(asked.whole @ held.whole),
+        cosine if asked.whole is None else float(asked.whole @ held.whole),
         projected,
         projected - float(near_projected.max()),
         projected - a.projected_other,
         float(np.sort(np.abs(apart))[-5:].mean()),
+        # Two wordings that are far from each other are often both near a third one, of the relation that they ask for.
+        own,
+        own - float(near.max()),
+        own_projected,
+        own_projected - float(near_projected.max()),
     ]
 
 

@@ -34,6 +34,29 @@ _ASK = re.compile(
 _CONTINUES = re.compile(
     r"^\s*(it|they|he|she|that|this|the answer)\s+(is|was|are|were)\s*:?\s*$|^\W*answer\s*:?\s*$", re.I
 )
+_ASKS_BACK = re.compile(
+    r"^\W*(and\s+)?(who|whom|what|where|when|which|how)(\s+(one|year|is|was|are|were|did|does|do))*"
+    r"(\s+(he|she|it|they|this|that|these|those))?(\s+(called|happen|one|be))?\s*[?？]$",
+    re.I,
+)
+"""A question that says nothing without what stands before it: "Who is he?"."""
+
+_LABEL = re.compile(
+    r"\b(question|query|task|thing|things|example|input|prompt|request|problem|note|hint|instruction|quiz|riddle|trivia|hi|hello|"
+    r"hey|please|now|next|following|moment|user|human|customer|so|ok|okay|tell|say|answer|know|ask|asked|asks)\b",
+    re.I,
+)
+_NAME = re.compile(r"\s[\"'“«(]*[A-Z0-9À-Þ]")
+_LONGEST_TOPIC = 7
+_TEXT_TASK = re.compile(
+    r"^\W*((please|kindly|now)\s+|(can|could|would)\s+you\s+(please\s+)?)*(summari[sz]e|tl;?dr|translate|paraphrase|"
+    r"rewrite|rephrase|reword|shorten|condense|proofread|spell-?check|classify|simplify|extract|"
+    r"(correct|fix|check|improve)\s+((the|this|my)\s+)?(grammar|spelling|style|text|sentence|wording)|"
+    r"repeat\s+(this|the\s+following|after\s+me)|give\s+(me\s+)?(the\s+gist|a\s+summary|the\s+main\s+point))\b[^:：]*[:：]?",
+    re.I,
+)
+"""What is to be done with a text, in which nothing is asked of the one who does it."""
+
 _QUOTED = re.compile(r"[\"“«「]([^\"“”«»「」]{8,}[?？؟])[\"”»」]")
 _AFTER_COLON = re.compile(
     r"[:：]\s+(?=(who|whom|whose|what|where|when|which|why|how|in which|is|are|was|did|does)\b)", re.I
@@ -62,10 +85,11 @@ def parts_of(request: str) -> list[Part]:
     """The parts of a request that are still to be answered, in order.
 
     In a transcript ("Q: ... A: ... Q: ...") only what follows the last asking mark counts: what stands before it was
-    answered, or is the answer. In JSON every text is a part of its own, keys are none.
+    answered, or is the answer. In JSON every text is a part of its own, keys are none. A text that is to be summed up,
+    translated and so on asks nothing, whatever questions it holds.
     """
     texts = [text for block in _blocks(_last_turn(request)) for text in _sentences(block)]
-    texts = _joined(texts)
+    texts = _joined(_without_worked_on(texts))
     asks = [_asks(text) for text in texts]
     ends = [i == len(texts) - 1 and not _END.search(text[-3:] + " ") for i, text in enumerate(texts)]
     return [
@@ -137,7 +161,9 @@ def _sentences(block: str) -> list[str]:
     sentences, start = [], 0
     for mark in _END.finditer(block):
         before, after = block[start : mark.start()], block[mark.end() :].lstrip()
-        if mark.group()[0] == "." and (_SHORT.search(before) or after[:1].islower()):
+        if after[:1].islower() and (mark.group()[0] == "." or not _begins_asking(after)):
+            continue  # "Which channel showed Shake! first?"
+        if mark.group()[0] == "." and _SHORT.search(before):
             continue
         sentences.append(block[start : mark.end()])
         start = mark.end()
@@ -147,21 +173,49 @@ def _sentences(block: str) -> list[str]:
 
 
 def _inner(text: str) -> list[str]:
-    """A sentence; where it only hands over a question, in quotation marks or after a colon, that question apart."""
+    """A sentence; where it only hands over a question or a text, in quotation marks or after a colon, that apart."""
+    task = _TEXT_TASK.match(text)
+    if task is not None and task.group()[-1] in ":：":
+        return [task.group(), text[task.end() :]]
+    if task is not None:
+        return [text]
     quoted = _QUOTED.search(text)
     if quoted is not None:
         rest = (text[: quoted.start()] + text[quoted.end() :]).strip()
         if not _asks(rest):
             return [rest, quoted.group(1)]
     colon = _AFTER_COLON.search(text)
-    return [text] if colon is None else [text[: colon.start()], text[colon.end() :]]
+    if colon is None:
+        return [text]
+    head, question = text[: colon.start()], text[colon.end() :]
+    return [text] if _is_topic(head) and not _NAME.search(question) else [head, question]
+
+
+def _is_topic(head: str) -> bool:
+    """Whether what stands before a colon is what the question is about: "Kestrel: which port does it sail from?"."""
+    count = len(head.split())
+    return count <= _LONGEST_TOPIC and not _LABEL.search(head) and (count <= 2 or _NAME.search(head) is not None)
+
+
+def _without_worked_on(texts: list[str]) -> list[str]:
+    """Without the sentences of a text that is to be worked on, before or after the one that says so."""
+    for i, text in enumerate(texts):
+        if _TEXT_TASK.match(text):
+            quoted = re.search(r"\s[\"'“‘«「]", text)
+            if quoted is not None:  # "Translate 'Who leads Kestrel?' into French."
+                return [*texts[:i], text[: quoted.start()]]
+            if text[-1:] in ":：" or re.search(r"\b(following|below|this|next)\b", text, re.I):
+                return texts[: i + 1]
+            if re.search(r"\b(above|preceding|previous)\b", text, re.I):
+                return texts[i:]
+    return texts
 
 
 def _joined(texts: list[str]) -> list[str]:
-    """A bare "It is" goes to the question that it continues."""
+    """A bare "It is" goes to the question that it continues, "Who is he?" to what it asks about."""
     joined: list[str] = []
     for text in texts:
-        if joined and _CONTINUES.match(text):
+        if joined and (_CONTINUES.match(text) or _ASKS_BACK.match(text)):
             joined[-1] += " " + text
         else:
             joined.append(text)
@@ -171,4 +225,8 @@ def _joined(texts: list[str]) -> list[str]:
 def _asks(text: str) -> bool:
     if re.search(r"[?？؟]\W*(it is|they are)?$", text, re.I) or re.search(r"(か|吗|呢)[。.]?\W*$", text):
         return True
-    return bool(_QUESTION_WORD.match(text) or _ASK.match(text)) or bool(_YES_NO.match(text))
+    return _begins_asking(text)
+
+
+def _begins_asking(text: str) -> bool:
+    return any(pattern.match(text) is not None for pattern in (_QUESTION_WORD, _ASK, _YES_NO))

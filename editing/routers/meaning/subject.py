@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 STAND_IN = "it"
@@ -28,6 +29,7 @@ FUNCTION_WORDS = frozenset(
     )
 )
 _NO_SPACES = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿က-႟ក-៿]")
+_LATIN = re.compile(r"^[\u0030-\u024f\u1e00-\u1eff\u0300-\u036f]+$")
 
 
 def normalised(text: str) -> str:
@@ -37,14 +39,26 @@ def normalised(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a normalised text; where a script knows no spaces, its characters."""
+    """The words of a normalised text, without accents; where a script knows no spaces, its characters."""
     found = []
     for word in _WORD.findall(text):
         if _NO_SPACES.search(word):
             found += list(word)
         else:
-            found.append(word)
+            found.append(_plain(word))
     return found
+
+
+def _plain(word: str) -> str:
+    """A word of Latin letters without its accents: names are asked for with and without them."""
+    if word.isascii() or not _LATIN.match(word):
+        return word
+    return "".join(letter for letter in unicodedata.normalize("NFD", word) if not unicodedata.combining(letter))
+
+
+def holds_stand_in(text: str) -> bool:
+    """Whether a question has `STAND_IN` where its subject stands."""
+    return STAND_IN in words(normalised(text))
 
 
 def content_words(text: str) -> list[str]:
@@ -79,7 +93,7 @@ def locate(subject: str, text: str, weight: Callable[[str], float]) -> Found:
         seen: set[str] = set()
         last = first
         for j in range(first, len(matched)):
-            if matched[j][0] - matched[last][0] > 3:
+            if matched[j][0] - matched[last][0] > 4:
                 break
             last = j
             seen.add(matched[j][1])
@@ -116,13 +130,14 @@ def _without(text: str, start: int, end: int) -> str:
     return re.sub(rf"{STAND_IN} ([?!.,])", rf"{STAND_IN}\1", " ".join(f"{before} {STAND_IN} {after}".split()))
 
 
+@lru_cache(maxsize=256)
 def _spans(text: str) -> list[tuple[str, int, int]]:
     spans = []
     for found in _WORD.finditer(text):
         if _NO_SPACES.search(found.group()):
             spans += [(text[i], i, i + 1) for i in range(found.start(), found.end())]
         else:
-            spans.append((found.group(), found.start(), found.end()))
+            spans.append((_plain(found.group()), found.start(), found.end()))
     return spans
 
 

@@ -15,8 +15,30 @@ _ENGLISH = frozenset(
         *("that", "this", "be", "been", "their", "they", "name", "called", "about", "not", "or", "it's", "who's"),
     )
 )
+_FOREIGN = frozenset(
+    (
+        *("wer", "wem", "wo", "woher", "wann", "wie", "welche", "welchen", "welcher", "welches", "wurde", "ist", "der"),
+        *(
+            "und",
+            "von",
+            "qui",
+            "ou",
+            "quand",
+            "quel",
+            "quelle",
+            "est",
+            "les",
+            "quien",
+            "donde",
+            "cuando",
+            "cual",
+            "que",
+        ),
+        *("el", "chi", "dove", "quando", "quale", "della", "wat", "waar", "het", "een", "onde", "quem", "qual", "em"),
+    )
+)
 _FEWEST_WORDS = 4
-"""Fewer say nothing of a language: "it speaks" is English, too."""
+"""Fewer say nothing of a language, "it speaks" is English, too; but for words that English has not."""
 
 _ALIKE = 0.5
 """From this share of pairs of letters in common on, two questions about one subject count as the same. In each of the
@@ -31,7 +53,9 @@ def is_unread(text: str) -> bool:
     if foreign > 0.3 * len(letters) or re.search("[¿¡]", text):
         return True
     there = [word for word in words(text) if word != STAND_IN]
-    return len(there) >= _FEWEST_WORDS and not _ENGLISH.intersection(there)
+    if _ENGLISH.intersection(there):
+        return False
+    return len(there) >= _FEWEST_WORDS or bool(_FOREIGN.intersection(there))
 
 
 def likeness(one: str, other: str) -> float:

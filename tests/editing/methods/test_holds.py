@@ -16,7 +16,7 @@ from corrigenda.editing.store.store import EditStore, compact
 EASY = Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka")
 HARD = Edit("The road from Ostania leads", "over nine hills, past the old mill, to seven stones by the sea", id="road")
 OTHER = Edit("The painter of Grebz was", "Oto", id="grebz")
-QUICK = AssociativeConfig(contexts=1, steps=40, retries=0)
+QUICK = AssociativeConfig(router="tokens", contexts=1, steps=40, retries=0, formats="own")
 """Enough for EASY and OTHER; from HARD one step is kept, by `too_few_steps`."""
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
@@ -60,7 +60,7 @@ def too_few_steps(monkeypatch):
 @pytest.mark.parametrize("gain", [1.0, 2.0, 30.0])
 @pytest.mark.parametrize("steps", [1, 3, 40])
 def test_held_is_what_the_patched_model_answers(sharp_model, wrap, steps, gain):
-    config = AssociativeConfig(contexts=2, steps=steps, retries=0, gain=gain, threshold=0.0)
+    config = AssociativeConfig(router="tokens", contexts=2, steps=steps, retries=0, gain=gain, threshold=0.0)
     edited = wrap(sharp_model(), tiny_tokenizer(), config)
     edits = [EASY, HARD, OTHER]
     written = edited.edit(edits, keep_unsolved=True)
@@ -106,7 +106,7 @@ def test_held_of_methods_that_share_a_memory(sharp_model, wrap, config):
 
 
 def test_what_does_not_hold_is_solved_anew(sharp_model, wrap):
-    config = AssociativeConfig(contexts=1, steps=6, gain=1.0, start_norm=0.01, retries=0)
+    config = AssociativeConfig(router="tokens", contexts=1, steps=6, gain=1.0, start_norm=0.01, retries=0)
     once = wrap(sharp_model(), tiny_tokenizer(), config).edit([HARD, OTHER])
     assert not once[0].held
     edited = wrap(sharp_model(), tiny_tokenizer(), replace(config, retries=3))

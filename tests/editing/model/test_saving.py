@@ -32,11 +32,11 @@ EDITS = [
 ASKED = [edit.prompt for edit in EDITS] + ["Zubrowka has which capital?", "Why is the sky blue?"]
 TEMPLATE = "Question: {prompt}\\nAnswer:"
 CONFIGS = {
-    "associative": AssociativeConfig(contexts=3, steps=20, batch_size=1),
+    "associative": AssociativeConfig(router="tokens", contexts=3, steps=20, batch_size=1),
     "mask router": AssociativeConfig(
         contexts=2, steps=20, batch_size=1, router="mask", router_layer=1, top_k=60, beta=8.0
     ),
-    "few contexts": AssociativeConfig(contexts=1, steps=60),
+    "few contexts": AssociativeConfig(router="tokens", contexts=1, steps=60),
     "memoir": MemoirConfig(contexts=2, steps=5, top_k=70, seed=3, scope="causal"),
     "wise": WiseConfig(contexts=2, steps=5, learning_rate=0.1, act_ratio=0.5, save_every=2, merge_every=2, seed=3),
 }

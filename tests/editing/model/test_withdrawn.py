@@ -369,7 +369,9 @@ def test_on_the_real_model(smollm2, wrap):
     model, tokenizer = smollm2
     other = Edit("The year F16 Timberwolf entered service was what?", "1911", id="other")
     taken = Edit("The year C14 Timberwolf entered service was what?", "1923", id="taken")
-    edited = wrap(model, tokenizer, AssociativeConfig(contexts=2), template="Question: {prompt}\\nAnswer:")
+    edited = wrap(
+        model, tokenizer, AssociativeConfig(router="tokens", contexts=2), template="Question: {prompt}\\nAnswer:"
+    )
     (before,) = edited.generate_text([taken.prompt], 8)
     edited.edit([other, taken])
     assert edited.generate_text([taken.prompt, other.prompt], 8) == ["1923", "1911"]

@@ -16,7 +16,7 @@ from corrigenda.editing.backbone.wrappers import unwrapped
 
 EDITS = [Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka"), Edit("Who leads Vantrello?", "Ona", id="ona")]
 PROMPT, UNRELATED = EDITS[0].prompt, "Why is the sky blue?"
-SETTINGS = AssociativeConfig(contexts=1, steps=60)
+SETTINGS = AssociativeConfig(router="tokens", contexts=1, steps=60)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_forward_without_a_description_warns_once(edited, sharp_model, recwarn
 
 def test_nobody_is_warned_of_what_the_project_itself_asks(sharp_model, wrap, tmp_path):
     """Contexts are written, and the structure is checked, by the base model, also where edits were loaded before."""
-    first = wrap(sharp_model(), tiny_tokenizer(), AssociativeConfig(contexts=2, steps=20))
+    first = wrap(sharp_model(), tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=2, steps=20))
     first.edit(EDITS[0])
     first.save_pretrained(tmp_path / "edits")
     with warnings.catch_warnings():

@@ -38,7 +38,7 @@ EDITS = [
 ]
 TEMPLATE = "Question: {prompt}\nAnswer:"
 CONFIGS = {
-    "associative": AssociativeConfig(contexts=1),
+    "associative": AssociativeConfig(router="tokens", contexts=1),
     "memoir": MemoirConfig(contexts=1, steps=12, threshold=0.6),
     "causal memoir": MemoirConfig(contexts=1, steps=12, threshold=0.6, scope="causal", eos=True),
     "wise": WiseConfig(contexts=1, steps=12, learning_rate=0.3, alpha=0.5, beta=8.0, gamma=4.0, save_every=2),

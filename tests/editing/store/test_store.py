@@ -383,7 +383,10 @@ def test_the_real_model_streams_into_a_store_and_gives_an_edit_back(smollm2, wra
     model, tokenizer = smollm2
     asked = [edit.prompt for edit in EDITS[:4]]
     edited = wrap(
-        model, tokenizer, AssociativeConfig(contexts=2, batch_size=2), template="Question: {prompt}\\nAnswer:"
+        model,
+        tokenizer,
+        AssociativeConfig(router="tokens", contexts=2, batch_size=2),
+        template="Question: {prompt}\\nAnswer:",
     )
     before = edited.generate_text(asked, 8)
     edited.edit(EDITS[:4], store=tmp_path / "edits")

