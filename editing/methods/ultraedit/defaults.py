@@ -15,6 +15,9 @@ _PUBLISHED: dict[str, Any] = {"learning_rate": 1e-6}
 _KNOWN: dict[tuple[str, int, int], dict[str, Any]] = {
     ("mistral", 32, 14336): {"modules": "down_proj:29-30"},
     ("llama", 32, 14336): {"modules": "gate_proj:11-15,up_proj:18-24"},
+    # SmolLM2-135M: with the published rate nothing is learnt; of 1e-6, 1e-3, 4e-3, 1e-2 and .1, after 10 edits of ZsRE
+    # (the half that is not reported), 4e-3 has Rel 1.00, Gen .92 and Loc .65, 1e-2 Rel and Gen 1.00 at Loc .39.
+    ("llama", 30, 1536): {"learning_rate": 4e-3},
 }
 
 

@@ -53,6 +53,12 @@ class WeightMethod(Method):
         self.modules = self.edited_modules()
         self.shapes = {site: _widths(site, module) for site, module in self.modules.items()}
         devices = {site: next(module.parameters()).device for site, module in self.modules.items()}
+        if len(set(devices.values())) > 1:
+            places = ", ".join(sorted(map(str, set(devices.values()))))
+            raise CorrigendaError(
+                f"The layers that {self.display} changes are on several devices ({places}): load the model on one, or "
+                "choose layers on one."
+            )
         self.memory = self.new_memory(devices)
         self.names_edits = config.routed_by_text  # type: ignore[misc] # of a gate's routes, not of always-on ones
         background = background_prompts() if config.routed_by_text else []

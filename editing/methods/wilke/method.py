@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...edits.edit import Edit
+from ...errors import CorrigendaError
 from ...memories.weight_changes import WeightChanges
 from ..record import Solved, Written
 from ..rome.method import Rome
@@ -74,8 +75,11 @@ class Wilke(Rome):
         asked, values, found = self.found_values(edits, contexts, layer)
         with torch.no_grad():
             weight = self.decoder.down_proj(layer).weight
-            whole = weight.float() + memory.matrices[down_proj(layer)].T if weight.is_floating_point() else weight
-            norm = float(whole.float().norm())
+            if not weight.is_floating_point() or weight.shape != (self.out_width, self.width):
+                raise CorrigendaError(
+                    "This model's weights are quantised: WilKE compares a change with a weight's norm."
+                )
+            norm = float((weight.float() + memory.matrices[down_proj(layer)].T).norm())
         tried = []
         for one, value, loss, steps in zip(asked, values, found.loss, found.steps):
             site = down_proj(layer)
