@@ -121,6 +121,20 @@ def mask_route(queries, stored, small=True):
     return Case("mask_route", f"{queries} of {stored:,}", build, floor, small=small)
 
 
+def nearest_key(queries, stored, dtype=torch.float32, cosine=False, small=True):
+    def build(device):
+        keys = random(stored, WIDTH, device=device, dtype=dtype)
+        near = keys[torch.arange(queries, device=device) * 7 % stored] + 0.1
+        return near.to(dtype), keys, torch.ones(stored, dtype=torch.float32, device=device), cosine, None, None, None
+
+    def floor(query, keys, radius, *rest):
+        return nbytes(query, keys) + 12 * queries
+
+    name = f"{queries} of {stored:,}, {_name(dtype)}{', cosine' if cosine else ''}"
+    forms = torch_forms.NEAREST_COSINE if cosine else torch_forms.NEAREST_KEY
+    return Case("nearest_key", name, build, floor, forms=forms, small=small)
+
+
 def token_overlap(queries, stored, tokens=16, small=True):
     vocabulary = 128_256
 
@@ -333,6 +347,10 @@ CASES = [
     mask_overlap(256, 10_000, small=False),
     *(mask_route(queries, 10_000) for queries in (1, 32)),
     *(token_overlap(queries, stored) for queries in (1, 32) for stored in (1000, 100_000)),
+    *(nearest_key(queries, 1000) for queries in (1, 32)),
+    nearest_key(1, 1000, torch.bfloat16),
+    nearest_key(1, 1000, cosine=True),
+    nearest_key(1, 10_000, small=False),
     *(masked_linear(tokens, 1) for tokens in (1, 32)),
     *(masked_linear(tokens, tokens) for tokens in (8, 32)),
     masked_linear_backward(32, 32),

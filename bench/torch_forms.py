@@ -115,6 +115,37 @@ MASK_OVERLAP = {
 }
 
 
+def _keys(query, stored, radius, cosine, *visible):
+    return query, stored, radius
+
+
+def _reached(distance, radius):
+    nearest, index = distance.min(1)
+    return index.int(), nearest.float(), torch.where(nearest <= radius[index], index, -1).int()
+
+
+def _by_cdist(mode):
+    return lambda query, stored, radius: _reached(torch.cdist(query.float(), stored.float(), compute_mode=mode), radius)
+
+
+def _by_differences(query, stored, radius):
+    return _reached((query[:, None].float() - stored).square().sum(2).sqrt(), radius)
+
+
+def _by_cosine(query, stored, radius):
+    normed = torch.nn.functional.normalize
+    return _reached((1 - normed(query.float(), dim=1) @ normed(stored.float(), dim=1).T).clamp(min=0), radius)
+
+
+NEAREST_KEY = {
+    "cdist, exact": (_keys, _by_cdist("donot_use_mm_for_euclid_dist")),
+    "cdist, by a product": (_keys, _by_cdist("use_mm_for_euclid_dist")),
+    "differences": (_keys, _by_differences),
+}
+
+NEAREST_COSINE = {"product of normalised keys": (_keys, _by_cosine)}
+
+
 def _columns(y, x, memory, masks, route):
     chosen = reference.unpack_mask(masks[0], x.shape[1])
     return y, x, memory, chosen.nonzero().squeeze(1), chosen.to(x.dtype)

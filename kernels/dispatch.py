@@ -56,7 +56,8 @@ def _double(*arguments):
 
 def _native(op, devices=("cpu", "cuda"), pays=_pays_always):
     def absent(device):
-        return native.absent(device) or ("" if device in devices else f"it has no kernels for {device} tensors")
+        here = "" if device in devices else f"it has no kernels for {device} tensors"
+        return native.absent(device) or here or native.lacks(op)
 
     return Row("native", native.call(op), absent, _double, pays)
 
@@ -85,6 +86,7 @@ OPS = (
     "mask_overlap",
     "mask_route",
     "token_overlap",
+    "nearest_key",
     "masked_linear",
     "masked_linear_",
     "masked_linear_backward",

@@ -54,6 +54,13 @@ def absent(device):
     return _absent.get(device, f"there are no native kernels for {device} tensors")
 
 
+def lacks(op):
+    """Why the libraries have no such op, or "": one that was built before the op came lacks it."""
+    if _absent["cpu"] or hasattr(torch.ops.corrigenda_native, op):
+        return ""
+    return f"the libraries were built before {op} came; install the project again"
+
+
 def label_losses_pays(hidden, weight, labels):
     """Whether the native label_losses is faster than torch, on a CPU where it is built.
 

@@ -125,6 +125,37 @@ def token_overlap(query, stored, rarity, extra_weight, valid=None, query_group=N
     return schemas.token_overlap(query, stored, rarity, extra_weight, valid, query_group, stored_group)
 
 
+def nearest_key(query, stored, radius=None, cosine=False, valid=None, query_group=None, stored_group=None):
+    """Find the stored key that is nearest to each query, and whether the query lies within that key's radius.
+
+        distance_bn = |query_b - stored_n|                                     or with `cosine`
+                      1 - query_b . stored_n / (|query_b| |stored_n|)          1 where a length is 0; at least 0
+        index_b = the lowest n with the smallest distance
+        route_b = index_b  where distance_b <= radius[index_b], else -1
+
+    Euclidean distances are made of differences: a key that is asked for itself is at 0, to the bit. Sums are in
+    float32 and in each backend's order, so that of rows that are as near to rounding any may be the nearest. A row
+    whose distance is no finite number is not seen; a query that sees no row gets index and route -1, distance
+    infinity. Rows are seen as in `mask_overlap`: by `valid`, and those of a query's own group.
+
+    Args:
+        query: [B, D] float32, bfloat16 or float16 (float64 on the reference backend).
+        stored: [N, D], of the same dtype.
+        radius: [N] float32, or None: every query is routed.
+        cosine: whether the distance is the cosine's.
+        valid: [1] int32, or None.
+        query_group: [B] int32, or None (then stored_group too).
+        stored_group: [N] int32.
+
+    Returns:
+        index [B] int32, distance [B] float32, route [B] int32.
+
+    Source: the codebook of GRACE (arXiv 2211.11031), the index of MELO (2312.11795).
+    Cost: O(B N D).
+    """
+    return schemas.nearest_key(query, stored, radius, cosine, valid, query_group, stored_group)
+
+
 def masked_linear(y, x, memory, masks, route):
     """Add to each routed token what the residual memory holds under its mask.
 

@@ -138,6 +138,41 @@ def token_overlap(query, stored, rarity, extra_weight, valid, query_group, store
     return index, best.clamp(min=0), runner_up.clamp(min=0)
 
 
+NEAREST_ENTRIES = 1 << 22
+"""Differences of queries and stored keys at once."""
+
+
+def nearest_key(query, stored, radius, cosine, valid, query_group, stored_group):
+    batch, width = query.shape
+    kind = _accumulator(query, stored)
+    asked = query.to(kind)
+    best = torch.full((batch,), torch.inf, dtype=kind, device=query.device)
+    index = torch.full((batch,), -1, dtype=torch.int32, device=query.device)
+    step = max(1, NEAREST_ENTRIES // max(1, batch * width))
+    for start in range(0, stored.shape[0], step):
+        keys = stored[start : start + step].to(kind)
+        if cosine:
+            norms = asked.norm(dim=1)[:, None] * keys.norm(dim=1)
+            distance = (1 - torch.where(norms > 0, asked @ keys.T / norms, 0.0)).clamp(min=0)
+        else:
+            distance = (asked[:, None] - keys).square().sum(2)
+        distance = torch.where(distance.isfinite(), distance, torch.inf)
+        if query_group is not None:
+            distance.masked_fill_(query_group[:, None] != stored_group[start : start + step], torch.inf)
+        if valid is not None:
+            row = torch.arange(start, start + len(keys), dtype=torch.int64, device=query.device)
+            distance.masked_fill_(row >= valid, torch.inf)
+        nearest, at = distance.min(1)  # the first of equals
+        nearer = nearest < best
+        best = torch.where(nearer, nearest, best)
+        index = torch.where(nearer, (at + start).to(torch.int32), index)
+    distance = (best if cosine else best.sqrt()).float()
+    reached = index >= 0
+    if radius is not None and len(radius):
+        reached &= distance <= radius[index.clamp(min=0)]
+    return index, distance, torch.where(reached, index, -1)
+
+
 def _accumulator(*tensors):
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 

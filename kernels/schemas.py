@@ -122,6 +122,15 @@ def _describe_token_overlap(query, stored, rarity, extra_weight, valid, query_gr
     return [((batch,), torch.int32), ((batch,), torch.float32), ((batch,), torch.float32)]
 
 
+def _describe_nearest_key(query, stored, radius, cosine, valid, query_group, stored_group):
+    batch, width = _expect("query", query, FLOATS, (None, None))
+    rows, _ = _expect("stored", stored, (query.dtype,), (None, width), query.device)
+    if radius is not None:
+        _expect("radius", radius, FLOAT32, (rows,), query.device)
+    _expect_visible(batch, rows, query.device, valid, query_group, stored_group)
+    return [((batch,), torch.int32), ((batch,), torch.float32), ((batch,), torch.int32)]
+
+
 def _expect_masked_linear(name, y, x, memory, masks, route):
     tokens, width = _expect("x", x, FLOATS, (None, None))
     _, outputs = _expect("memory", memory, FLOATS, (width, None), x.device)
@@ -245,6 +254,11 @@ token_overlap = _register(
     "token_overlap(Tensor query, Tensor stored, Tensor rarity, float extra_weight, Tensor? valid,"
     " Tensor? query_group, Tensor? stored_group) -> (Tensor, Tensor, Tensor)",
     _describe_token_overlap,
+)
+nearest_key = _register(
+    "nearest_key(Tensor query, Tensor stored, Tensor? radius, bool cosine, Tensor? valid, Tensor? query_group,"
+    " Tensor? stored_group) -> (Tensor, Tensor, Tensor)",
+    _describe_nearest_key,
 )
 masked_linear = _register(
     "masked_linear(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) -> Tensor",

@@ -25,6 +25,7 @@ CANDIDATES = {
         "few": {"BLOCK_N": [4, 8, 16], "BLOCK_W": [128, 512], "num_warps": [2, 4, 8]},
         "many": {"BLOCK_Q": [32, 64], "BLOCK_N": [64, 128], "BLOCK_W": [2, 4], "num_warps": [4, 8]},
     },
+    "nearest_key": {"nearest": {"BLOCK_N": [4, 8, 16], "BLOCK_D": [256, 512], "num_warps": [2, 4, 8]}},
     "token_overlap": {"match": {"BLOCK_N": [16, 32, 64], "BLOCK_L": [32, 64], "num_warps": [2, 4]}},
     "masked_linear": {
         "one": {"BLOCK_K": [16, 32, 64], "BLOCK_O": [256, 512], "WORDS": [8, 16, 32], "num_warps": [4, 8]},

@@ -61,6 +61,16 @@ def token_overlap(queries=1, rows=10000, groups=False):
     return make
 
 
+def nearest_key(queries=1, rows=10000, dtype=torch.float32, cosine=False, groups=False, radius=True):
+    def make(device):
+        stored = torch.randn(rows, WIDTH, dtype=dtype, device=device)
+        reach = torch.ones(rows, dtype=torch.float32, device=device) if radius else None
+        group = [torch.zeros(n, dtype=torch.int32, device=device) for n in (queries, rows)] if groups else [None, None]
+        return stored[:queries].clone(), stored, reach, cosine, None, *group
+
+    return make
+
+
 def masked_linear(tokens, dtypes=(HALF, HALF, HALF), masks=1, needed=None):
     """For masked_linear, or with `needed` for its backward op."""
 
@@ -138,6 +148,7 @@ def timed():
         ("mask_overlap", "few", "mask_overlap", mask_overlap()),
         ("mask_overlap", "many", "mask_overlap", mask_overlap(256)),
         ("token_overlap", "match", "token_overlap", token_overlap()),
+        ("nearest_key", "nearest", "nearest_key", nearest_key()),
         ("masked_linear", "one", "masked_linear_", masked_linear(1)),
         ("masked_linear", "few", "masked_linear_", masked_linear(16, masks=16)),
         ("masked_linear", "many", "masked_linear_", masked_linear(256)),
@@ -175,6 +186,9 @@ def compiled():
         ("mask_route", mask_route(128)),
         ("token_overlap", token_overlap()),
         ("token_overlap", token_overlap(groups=True)),
+        *(("nearest_key", nearest_key(dtype=dtype)) for dtype in (single, HALF, half)),
+        ("nearest_key", nearest_key(4, cosine=True, groups=True)),
+        ("nearest_key", nearest_key(cosine=True, radius=False)),
         *(
             ("masked_linear_", masked_linear(tokens, dtypes))
             for tokens in (1, 16, 256, 8192)

@@ -66,6 +66,21 @@ struct NearestTokens {
   float runner_up = -1;
 };
 
+struct NearestKey {
+  Type type;           // of query and stored
+  const void* query;   // [B, width]
+  const void* stored;  // [N, width]
+  int64_t width;
+  bool cosine;
+  Groups groups;
+};
+
+// The nearest of the rows that a query saw: the squared Euclidean distance, or the cosine's. -1 if it saw none.
+struct NearestStored {
+  int32_t index = -1;
+  float distance = __builtin_inff();
+};
+
 // The routed tokens, those of one entry side by side.
 struct Routes {
   const int32_t* tokens;   // [count]
@@ -240,6 +255,7 @@ struct Kernels {
   // One result per query of the part, from `best` on.
   void (*mask_overlap)(const MaskOverlap&, const Part&, NearestMask* best);
   void (*token_overlap)(const TokenOverlap&, const Part&, NearestTokens* best);
+  void (*nearest_key)(const NearestKey&, const Part&, NearestStored* best);
   void (*masked_linear)(const MaskedLinear&, int64_t begin, int64_t end);
   void (*masked_linear_upstream)(const MaskedLinearBackward&, int64_t begin, int64_t end);
   void (*masked_linear_dx)(const MaskedLinearBackward&, int64_t begin, int64_t end);

@@ -6,6 +6,7 @@ namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
 bool topk_mask(const TopkMask&, int64_t begin, int64_t end);
 void mask_overlap(const MaskOverlap&, const Part&, NearestMask* best);
 void token_overlap(const TokenOverlap&, const Part&, NearestTokens* best);
+void nearest_key(const NearestKey&, const Part&, NearestStored* best);
 void masked_linear(const MaskedLinear&, int64_t begin, int64_t end);
 void masked_linear_upstream(const MaskedLinearBackward&, int64_t begin, int64_t end);
 void masked_linear_dx(const MaskedLinearBackward&, int64_t begin, int64_t end);
@@ -25,6 +26,7 @@ const Kernels table = {
     topk_mask,
     mask_overlap,
     token_overlap,
+    nearest_key,
     masked_linear,
     masked_linear_upstream,
     masked_linear_dx,

@@ -15,6 +15,9 @@ STABLE_TORCH_LIBRARY(corrigenda_native, m) {
   m.def(
       "token_overlap(Tensor query, Tensor stored, Tensor rarity, float extra_weight, Tensor? valid,"
       " Tensor? query_group, Tensor? stored_group) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "nearest_key(Tensor query, Tensor stored, Tensor? radius, bool cosine, Tensor? valid, Tensor? query_group,"
+      " Tensor? stored_group) -> (Tensor, Tensor, Tensor)");
   m.def("masked_linear(Tensor y, Tensor x, Tensor memory, Tensor masks, Tensor route) -> Tensor");
   m.def("masked_linear_(Tensor(a!) y, Tensor x, Tensor memory, Tensor masks, Tensor route) -> ()");
   m.def(

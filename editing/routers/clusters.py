@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...kernels import ops
 from .nearest import KeyRouter, distances, score_of
 
 _GAP = 1e-5
@@ -90,7 +91,7 @@ class ClusterRouter(KeyRouter):
         keys = torch.cat([empty, *(key[None] for key, *_ in members)])
         radii = torch.tensor([cluster.radius for cluster in self.clusters], dtype=torch.float32, device="cpu")
         edits = torch.tensor([edit for _, edit, _ in members], dtype=torch.int32, device="cpu")
-        owners = torch.tensor([c for *_, c in members], dtype=torch.int64, device="cpu")
+        owners = torch.tensor([c for *_, c in members], dtype=torch.int32, device="cpu")
         self._laid_out = tuple(part.to(self.device) for part in (centers, radii, keys, edits, owners))
 
     # Requests
@@ -103,15 +104,15 @@ class ClusterRouter(KeyRouter):
         if not len(centers):
             return torch.full_like(none, -1, dtype=torch.int32), none, none
         queries = queries.to(keys)
-        distance, cluster = distances(queries, centers).min(1)
-        apart = distances(queries, keys).masked_fill(owners != cluster[:, None], torch.inf)
-        return edits[apart.argmin(1)], score_of(distance, radii[cluster]), none
+        cluster, distance, _ = ops.nearest_key(queries, centers, radii)
+        member, _, _ = ops.nearest_key(queries, keys, None, False, None, cluster, owners)
+        return edits[member.clamp(min=0)], score_of(distance, radii[cluster.clamp(min=0)]), none
 
     def scores(self, queries: Tensor) -> Tensor:
         self._prepare()
         centers, radii, _, edits, owners = self._laid_out
         found = torch.zeros(self.size, dtype=torch.float32, device="cpu")
-        own = score_of(distances(queries.to(centers), centers)[0], radii)[owners].cpu()
+        own = score_of(distances(queries.to(centers), centers)[0], radii)[owners.long()].cpu()
         known = edits.cpu() >= 0
         found[edits.cpu()[known].long()] = own[known]
         return found

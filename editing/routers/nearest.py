@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels import ops
 from ..edits.edit import Edit
 from ..profiling import scope
 from .context import RoutingContext
@@ -62,8 +63,8 @@ class KeyRouter(EditRouter):
         return self.nearest(self.rows_of(fingerprints).view(torch.float32))
 
     def nearest_withdrawn(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        distance, row = distances(queries, self.withdrawn.rows.view(torch.float32)).min(1)
-        return row.int(), score_of(distance, torch.full_like(distance, self.radius))
+        row, distance, _ = ops.nearest_key(queries, self.withdrawn.rows.view(torch.float32))
+        return row, score_of(distance, torch.full_like(distance, self.radius))
 
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide the routes of a pass that holds whole prompts, by `features` `[..., D]` at their last tokens."""
@@ -130,13 +131,12 @@ class NearestKeyRouter(KeyRouter):
         for fingerprint in fingerprints:
             said = fingerprint.view(torch.float32)
             self._insert(said[: self.width].to(self.device), float(said[self.width]))
-        self._count.fill_(self.rows)
 
     def reach(self, key: Tensor, label: float) -> Reach:
         """Where a new key `[D]` with this label would come to lie among the rows."""
         if not self.rows:
             return Reach(-1, -1, 0.0)
-        row, distance = (part.item() for part in self._nearest_row(key[None]))
+        row, distance = (part.item() for part in self._nearest_row(key[None])[:2])
         if distance > self.radius + float(self._radii[row]):
             return Reach(-1, -1, distance)
         return Reach(row, -1, distance) if float(self._labels[row]) == label else Reach(-1, row, distance)
@@ -154,6 +154,7 @@ class NearestKeyRouter(KeyRouter):
                 self._radii[found.parts] = radius - _GAP
             self._keys[row], self._radii[row], self._labels[row] = key, radius, label
             self.rows += 1
+            self._count.fill_(self.rows)
         self._edits[row] = self.size
         self.row_of.append(row)
         self.size += 1
@@ -183,26 +184,23 @@ class NearestKeyRouter(KeyRouter):
 
     # Requests
 
-    def _distances(self, queries: Tensor) -> Tensor:
-        """fp32 `[queries, rows]`."""
-        return distances(queries.to(self._keys), self._keys[: self.rows])
-
-    def _nearest_row(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 row and fp32 distance of each query's nearest; there is one at least."""
-        distance, row = self._distances(queries).min(1)
-        return row, distance
+    def _nearest_row(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """int32 row of each query's nearest, its distance fp32, and the row again where it is within its radius."""
+        return ops.nearest_key(queries.to(self._keys), self._keys, self._radii, False, self._count)
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The edit of the nearest row, and its score; the second best is not looked for: 0."""
-        none = torch.zeros(len(queries), dtype=torch.float32, device=self.device)
+        row, distance, _ = self._nearest_row(queries)
+        none = torch.zeros_like(distance)
         if not self.rows:
-            return torch.full_like(none, -1, dtype=torch.int32), none, none
-        row, distance = self._nearest_row(queries)
+            return row, none, none
+        row = row.clamp(min=0)
         return self._edits[row], score_of(distance, self._radii[row]), none
 
     def scores(self, queries: Tensor) -> Tensor:
         rows = torch.tensor(self.row_of, dtype=torch.int64, device=self.device)
-        return score_of(self._distances(queries)[0], self._radii[: self.rows])[rows].cpu()
+        apart = distances(queries.to(self._keys), self._keys[: self.rows])[0]
+        return score_of(apart, self._radii[: self.rows])[rows].cpu()
 
     def state(self) -> dict[str, Tensor]:
         return {

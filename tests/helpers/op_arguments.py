@@ -33,6 +33,10 @@ def arguments(op, tokens=TOKENS):
             group[:2],
             group,
         ),
+        "nearest_key": (
+            *(x, normal(4, WIDTH, seed=13), torch.full((4,), 8.0), False),
+            *(torch.tensor([3], dtype=torch.int32), torch.zeros(tokens, dtype=torch.int32), group),
+        ),
         "masked_linear": (y, *linear),
         "masked_linear_": (y, *linear),
         "masked_linear_backward": (y, *linear, [True, True]),

@@ -144,6 +144,23 @@ def test_token_overlap(kernels, thread_order, batch, rows, query_length):
                 assert torch.equal(actual, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch, rows, width", [(1, 0, 7), (1, 1, 1), (2, 300, 33), (5, 40, 160)])
+def test_nearest_key(kernels, thread_order, dtype, batch, rows, width):
+    query, stored = dyadic(batch, width, seed=1, dtype=dtype), dyadic(rows, width, seed=2, dtype=dtype)
+    stored[rows // 2 :][:batch] = query[: len(stored[rows // 2 :])]
+    radius = torch.rand(rows, generator=generator(3)) * 30
+    for visible in visibility(batch, rows, thread_order):
+        for cosine in (False, True):
+            given = {"query": query, "stored": stored, "radius": radius, "cosine": cosine, **visible}
+            outputs = {"index": empty(batch), "distance": empty(batch, dtype=torch.float32), "route": empty(batch)}
+            emulate.launch(kernels, "nearest_key", **given, **outputs, batch=batch, rows=rows, width=width)
+            expected = reference.nearest_key(**given)
+            torch.testing.assert_close(outputs["distance"], expected[1], rtol=1e-5, atol=1e-5)
+            if not cosine:  # sums of multiples of 1/256 are exact: ties are ties
+                assert torch.equal(outputs["index"], expected[0]) and torch.equal(outputs["route"], expected[2])
+
+
 def test_every_launcher_is_called_here():
     tests = " ".join(path.read_text() for path in emulate.CSRC.parent.glob("tests/kernels/test_cuda_emulated*.py"))
     for source in emulate.CSRC.glob("cuda/*.cu"):

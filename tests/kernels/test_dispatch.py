@@ -119,6 +119,14 @@ def test_an_op_without_kernels_for_a_gpu_says_so(monkeypatch):
         ops.label_losses(*arguments)
 
 
+def test_libraries_from_before_an_op_say_so(monkeypatch):
+    """They are there, load, and lack it: another backend runs, and the report says what to do."""
+    monkeypatch.setattr(native, "_absent", {"cpu": "", "cuda": ""})
+    (row, *_) = dispatch._rows("token_overlap")
+    assert row.absent("cpu") == "" or not hasattr(torch.ops.corrigenda_native, "token_overlap")
+    assert "install the project again" in native.lacks("an_op_to_come")
+
+
 def test_unknown_names_are_refused(monkeypatch):
     with (
         pytest.raises(ValueError, match=r"one of auto, .* not 'cuda'"),

@@ -152,6 +152,8 @@ GUARDED = """
     call(ops.mask_overlap, masks[:2], masks, int32(9), int32(0, 1), int32(0, 1, 0, 1, 0))
     call(ops.mask_overlap, masks[[0] * 17], masks)
     call(ops.token_overlap, int32([1, 2, 7]), int32([7, 1], [2, -1]), torch.ones(8, dtype=torch.int32), 0.1)
+    call(ops.nearest_key, x, normal(5, 45, seed=9), torch.ones(5), False, int32(9))
+    call(ops.nearest_key, x, normal(5, 45, seed=9), None, True, None, int32(0, 1, 0), int32(0, 1, 0, 1, 0))
     for tokens in (1, 3):
         arguments = normal(tokens, 5, seed=2), x[:tokens], normal(45, 5, seed=3), masks, int32(4, -1, 0)[:tokens]
         call(ops.masked_linear, *arguments)
