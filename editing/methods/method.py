@@ -48,6 +48,8 @@ class Method:
     """Whether an edit is read in the prompt: see `read_as`."""
     needs_gradients: ClassVar[bool] = True
     """Whether writing takes gradients through the layers above the edited one."""
+    independent: ClassVar[bool] = False
+    """Whether a batch is solved alike whatever was written before it."""
     memory: Memory
     router: EditRouter
 
