@@ -138,8 +138,11 @@ class EditWriter:
             return EditStore.temporary(*self._identity())
         return EditStore.create(self._directory, *self._identity())
 
-    def _make_writable(self) -> None:
-        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said."""
+    def _make_writable(self, stacklevel: int = 4) -> None:
+        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said.
+
+        stacklevel: where the caller of EditedModel's method stands.
+        """
         store = self.store
         if store is not None and not store.ledger.writable:
             self._view.store = store.copy(None)
@@ -149,7 +152,7 @@ class EditWriter:
                 "`save_pretrained` a new folder."
             )
             self._view.store.notices.append(notice)
-            warnings.warn(notice, stacklevel=4)  # the caller of EditedModel's method
+            warnings.warn(notice, stacklevel=stacklevel)
 
     def write(self, stream: Iterable[Edit], options: StreamOptions) -> WrittenEdits:
         """Write edits in batches, each into the store and the memory; see `EditedModel.edit`."""
@@ -180,7 +183,7 @@ class EditWriter:
         for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
-                self._make_writable()
+                self._make_writable(stacklevel=5)
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 known = later if options.on_conflict == "supersede" else [None] * len(batch)
                 outcome = self._view.write(
