@@ -138,15 +138,17 @@ def main():
         raise SystemExit(f"There is nothing to compare: {native.absent('cpu')}.")
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    rows = {op: measure(CLAIMS[op], not args.no_compile, budget=args.budget) for op in args.only}
-    show(rows)
-    used, path, found = torch.ops.corrigenda_native.cpu_instructions(), results_folder() / "claims.json", provenance()
-    for row in rows.values():
-        row["date"], row["commit"] = found["date"], found["commit"]
+    path, found, rows = results_folder() / "claims.json", provenance(), {}
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if all(earlier.get(name) == found[name] for name in ("device", "cores", "versions")):
-        rows = {op: rows.get(op) or earlier["ops"].get(op) for op in CLAIMS if op in rows or op in earlier["ops"]}
-    write_json(path, {**found, "instructions": used, "instruction_sets": instruction_sets(), "ops": rows})
+    if any(earlier.get(name) != found[name] for name in ("device", "cores", "versions")):
+        earlier = {"ops": {}}
+    for op in args.only:
+        row = measure(CLAIMS[op], not args.no_compile, budget=args.budget)
+        rows[op] = {**row, "date": found["date"], "commit": found["commit"]}
+        whole = {op: rows.get(op) or earlier["ops"].get(op) for op in CLAIMS if op in rows or op in earlier["ops"]}
+        used = torch.ops.corrigenda_native.cpu_instructions()
+        write_json(path, {**found, "instructions": used, "instruction_sets": instruction_sets(), "ops": whole})
+    show(rows)
     if set(rows) == set(CLAIMS):
         ratios = {op: round(row["ratio"], 2) for op, row in rows.items()}
         write_json(ROOT / "bench/results/cpu-claims.json", ratios)

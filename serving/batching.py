@@ -20,6 +20,8 @@ from ..editing.backbone.identity import another_model, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
+from ..editing.edits.answer_start import AnswerPlan
+from ..editing.edits.spelling import Vocabulary
 from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
@@ -210,6 +212,9 @@ class ServedModel:
         _log(request, admission)
         return admission, place
 
+    def vocabulary(self) -> Vocabulary:
+        return self.catalogue.prompts.vocabulary
+
     def lost(self, request: str, served: ServedRequest) -> None:
         """A request's edit was left out at the layer; its answer is withheld."""
         logger.error(
@@ -334,6 +339,7 @@ class _Deciding:
         self.config = served.catalogue.config
         self.prompts = served.catalogue.prompts
         self.admissions: list[Admission] = []
+        self._plans: list[AnswerPlan | None] = []
         self._served = served
         self._owners = owners
 
@@ -346,11 +352,16 @@ class _Deciding:
         ]
         found = [admission for admission, _ in decided]
         self.admissions = self.admissions or found  # what guidance asks beside a call comes later
+        self._plans = [one.plan if place >= 0 else None for one, place in decided]
         places = torch.tensor([place for _, place in decided], dtype=torch.int32, device="cpu")
         scores = torch.tensor([one.score for one in found], dtype=torch.float32, device="cpu")
         margins = torch.tensor([one.margin for one in found], dtype=torch.float32, device="cpu")
         none = torch.full_like(places, -1)
         return Decision(places, places, scores, torch.zeros_like(scores), margins, none, torch.zeros_like(places))
+
+    def plans(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[AnswerPlan | None]:
+        """Those of the rows that were decided last."""
+        return self._plans
 
     def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
         return [list(prompt) for prompt in prompts]

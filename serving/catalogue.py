@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..editing.backbone.identity import another_model, tokenizer_digest
+from ..editing.edits.answer_start import AnswerStarts
 from ..editing.edits.prompts import PromptFormat
 from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
@@ -63,6 +64,7 @@ class Catalogue:
             raise ServingError(sentence, 422)
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
+        self._starts = AnswerStarts(self.prompts, self.config.eos)
         unwritten = text_router(self.config, tokenizer)
         self._fits, self._fact_of = unwritten.fits, unwritten.fact_of
         self._background: dict[str, Any] | None = None
@@ -309,6 +311,7 @@ class Catalogue:
             seen.version,
             tenant,
             reason=seen.router.in_words(int(decision.against[0])) if route < 0 else None,
+            plan=self._starts.plan(prompt, seen.edits[route]) if route >= 0 else None,
         )
         self.watch.saw(question, admission)
         return admission

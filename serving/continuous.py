@@ -163,7 +163,7 @@ class BatchedRequests:
         device, requests = processor.model_device, processor.scheduler.max_requests_per_batch
         tokens = max(processor.cache.max_batch_tokens, requests)
         self.context = RoutingContext(torch.device(device), tokens, requests)
-        self._slots = Slots(self.context, requests, tokens)
+        self._slots = Slots(self.context, requests, tokens, vocabulary=self.host.vocabulary)
         self._stream = processor.inputs_and_outputs.compute_stream
         self._scheduler = processor.scheduler
         for owner, name, handler in _PROCESSOR_SEAMS:
@@ -198,14 +198,15 @@ class BatchedRequests:
         lengths = np.array([future.query_length for future in requests_in_batch])
         active = self._scheduler.active_requests
         if all(future.state.request_id in active for future in requests_in_batch):
-            self._describe([future.state for future in requests_in_batch], past, lengths)
+            tokens = [token for future in requests_in_batch for token in future.state.tokens_to_process]
+            self._describe([future.state for future in requests_in_batch], past, lengths, tokens)
         else:  # a warm-up, whose requests no scheduler knows
             count = int(lengths.sum())
             nobody = torch.zeros(count, dtype=torch.int32, device="cpu")
             self.context.describe(nobody, nobody.bool(), nobody.bool())
         original(requests_in_batch, *args, **kwargs)
 
-    def _describe(self, states: list[Any], past: np.ndarray, lengths: np.ndarray) -> None:
+    def _describe(self, states: list[Any], past: np.ndarray, lengths: np.ndarray, tokens: list[int]) -> None:
         self._sweep()
         self.host.drop_unread_rows()
         names = [state.request_id for state in states]
@@ -214,8 +215,10 @@ class BatchedRequests:
             self._slots.keep(set(names))
         for state in new:
             served = self._request_of(state)
-            self._slots.start(state.request_id, served.prompt, served.place)
-        self._slots.describe(names, past, lengths)
+            written = state.initial_tokens + state.generated_tokens
+            said = written[served.prompt : state.position_offset]
+            self._slots.start(state.request_id, served.prompt, served.place, served.plan, said)
+        self._slots.describe(names, past, lengths, torch.tensor(tokens, dtype=torch.int64, device="cpu"))
 
     def _sweep(self) -> None:
         """Forget the requests that have ended."""

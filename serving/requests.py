@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from ..editing.edits.answer_start import AnswerPlan
+from ..editing.edits.spelling import Vocabulary
 from ..editing.model.layer import Site
 from ..editing.routers.context import RoutingContext
 from .served_edits import Admission
@@ -35,6 +37,10 @@ class ServedRequest:
     def edited(self) -> bool:
         return self.admission.edit is not None
 
+    @property
+    def plan(self) -> AnswerPlan | None:
+        return self.admission.plan if self.edited else None
+
 
 class RequestHost(Protocol):
     """What a manager's requests ask of the model that serves them (`ServedModel`)."""
@@ -45,6 +51,9 @@ class RequestHost(Protocol):
 
     def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> ServedRequest:
         """Decide a request's edit and keep that edit's rows while the request is in flight."""
+
+    def vocabulary(self) -> Vocabulary:
+        """The texts of the tokenizer's tokens."""
 
     def drop_unread_rows(self) -> None:
         """Drop rows that nobody reads any more."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..editing.edits.answer_start import AnswerPlan
 from ..editing.store.codec import fingerprint_of
 from ..editing.store.stored import StoredEdit
 from .memory import edit_key
@@ -53,6 +54,7 @@ class Admission(NamedTuple):
 
     lost: an edit was found, but its rows are missing, so the base model answers
     reason: what kept `nearest` from answering, said of the request, of a router that knows
+    plan: how the edit's answer can be said, and how far the prompt has it
     """
 
     edit: ServedEdit | None
@@ -63,6 +65,7 @@ class Admission(NamedTuple):
     tenant: str | None
     lost: bool = False
     reason: str | None = None
+    plan: AnswerPlan | None = None
 
     @property
     def key(self) -> str | None:

@@ -9,6 +9,7 @@ from ..editing.errors import CorrigendaError
 from ..editing.methods.associative.config import AssociativeConfig
 from ..editing.methods.coachhook.config import CoachHookConfig
 from ..editing.methods.config import EditingConfig
+from ..editing.methods.sense.config import TokenVectorsConfig
 from ..editing.methods.weights.config import WeightsConfig
 from ..editing.store.files import LEDGER_NAME
 from ..editing.store.store import EditStore, check_format
@@ -61,6 +62,12 @@ def open_store(path: Path) -> EditStore:
 def served_config(store: EditStore) -> AssociativeConfig:
     """The configuration of a store's edits, if they can be routed when a request is admitted."""
     config = EditingConfig.from_dict(store.header["config"])
+    if isinstance(config, TokenVectorsConfig):
+        raise ServingError(
+            f"The edits in {store.ledger.name} ({config.method}) are vectors of tokens, and servers hold rows of key "
+            "and value alone: serve edits of the method associative.",
+            422,
+        )
     if isinstance(config, WeightsConfig) and not isinstance(config, CoachHookConfig):
         instead = 'of router="none" ' if config.routed_by_text else ""
         raise ServingError(

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
+from .spelling import Vocabulary
 from .template import Template, is_laid_out, join, join_target
 from .tokenizer import Tokenizer
 
 _MARK = "corrigenda-prompt-stands-here"
+
+_OPTIONS: tuple[dict[str, bool], ...] = (
+    {},
+    {"enable_thinking": False},
+    {"enable_thinking": True},
+    {"thinking": False},
+    {"thinking": True},
+)
+"""What chat templates are asked with: those that do not know an option leave it out of account."""
+
+
+class Frame(NamedTuple):
+    """What stands before and after a prompt; special: whether the tokenizer adds its special tokens."""
+
+    opening: str
+    closing: str
+    special: bool
+
+    @classmethod
+    def around(cls, text: str, special: bool) -> Frame:
+        """What stands around the mark in a text."""
+        opening, _, closing = text.partition(_MARK)
+        return cls(opening, closing, special)
+
+
+_COMMON = (Frame("", "", True), Frame("Question: ", "\nAnswer:", True))
 
 
 class PromptFormat:
@@ -33,8 +61,51 @@ class PromptFormat:
         text = self.template.wrap(prompt)
         return self._turns([{"role": "user", "content": text}]) if self.chat else text
 
-    def _turns(self, turns: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    def _turns(self, turns: list[dict[str, str]], **options: bool) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
+
+    @functools.cached_property
+    def chat_closings(self) -> tuple[str, ...]:
+        """What the tokenizer's own template can put between a user's text and the answer; its default first."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return ()
+        turns = [{"role": "user", "content": _MARK}]
+        return tuple(dict.fromkeys(self._turns(turns, **options).rpartition(_MARK)[2] for options in _OPTIONS))
+
+    def other_frames(self, common: bool) -> list[Frame]:
+        """The frames, but its own, that a question may come in: of a chat, each closing that its template can make.
+
+        common: also the question alone, `Question: ...\\nAnswer:`, and the tokenizer's chat, whichever it is itself.
+        """
+        turns = [{"role": "user", "content": self.template.wrap(_MARK) if self.chat else _MARK}]
+        chats = []
+        if self.chat or (common and self.chat_closings):
+            chats = [Frame.around(self._turns(turns, **options), False) for options in _OPTIONS]
+        frames = [*(_COMMON if common else ()), *chats]
+        own = Frame.around(self.wrap(_MARK), not self.chat)
+        return [frame for frame in dict.fromkeys(frames) if frame[:2] != own[:2]]
+
+    def encode_in_frame(self, frame: Frame, prompt: str) -> list[int]:
+        """Ids of a prompt in another frame than this format's own."""
+        text = frame.opening + prompt + frame.closing
+        return self.tokenizer(text, add_special_tokens=frame.special)["input_ids"]
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """The text of a tokenised prompt, its special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def after_question(self, text: str) -> tuple[str, str]:
+        """The last known closing of a question in a prompt ("" where there is none), and what stands after it."""
+        known = {closing.rstrip(" ") for closing in (self._closing, *self.chat_closings)}
+        ends = [(text.rfind(closing) + len(closing), closing) for closing in known if closing and closing in text]
+        if not ends:
+            return "", text
+        end, closing = max(ends, key=lambda found: (found[0], len(found[1])))
+        return closing, text[end:]
 
     def _frame(self) -> tuple[str, str]:
         """What stands just before and just after a prompt, in every context."""

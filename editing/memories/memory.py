@@ -19,6 +19,13 @@ class Reader(Protocol):
         """
 
 
+class RowReader(Reader, Protocol):
+    """What a layer asks besides of a memory whose edits have rows (`Method.follows_answers`)."""
+
+    def read_rows_(self, out: Tensor, place: Tensor, row: Tensor) -> None:
+        """Add to `out` `[tokens, d]`, in place, the row of an edit at each token; int32 `[tokens]`, -1 for none."""
+
+
 class Memory(Reader, Protocol):
     """What a model, a reader and a report ask of a memory."""
 

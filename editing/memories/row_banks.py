@@ -16,7 +16,8 @@ from ...kernels.reference import PAGE_ROWS as PAGE
 class RowBanks:
     """The associative memory: every edit owns a few rows of key and value, kept in pages of 8.
 
-    keys `[pages, 8, D]`, values `[pages, 8, d]`; row r of edit e is row `r % 8` of page `pages[e, r // 8]`. Row 0
+    keys `[pages, 8, D]`, values `[pages, 8, d]`; row r of edit e is row `r % 8` of page `pages[e, r // 8]`. Row r says
+    the answer's token r, and is read where the tokens before tell that it comes next; where nobody has told, row 0
     answers at the last prompt token, the others at generated tokens by the likeness of their keys. The banks grow by
     doubling, so that storing an edit costs the same however many there are. `fixed`: they do not grow, for a CUDA graph
     that reads them keeps their addresses.
@@ -165,6 +166,16 @@ class RowBanks:
                 self.background,
                 self.beta,
             )
+
+    def read_rows_(self, out: Tensor, place: Tensor, row: Tensor) -> None:
+        """Add to `out` `[tokens, d]`, in place, the value of row `row` of the edit at `place`, where both are not -1.
+
+        Both int32 `[tokens]`. Other rows of `out` keep their bits: adding zero would turn -0.0 into 0.0.
+        """
+        edit, page = place.clamp(min=0), (row // PAGE).clamp(0, self._pages.shape[1] - 1)
+        found = (place >= 0) & (row >= 0) & (row < self._rows[edit])
+        at = self._pages[edit, page].clamp(min=0) * PAGE + row.clamp(min=0) % PAGE
+        torch.where(found[:, None], out + self._values.flatten(0, 1)[at].to(out), out, out=out)
 
     def norms(self) -> dict[str, float]:
         rows = [self.rows_of(edit) for edit in range(self.size)]

@@ -13,6 +13,7 @@ from ..backbone.frozen import Beginnings, Features, Row, common_beginning, froze
 from ..backbone.learning_contexts import context_texts
 from ..backbone.patch import Patch
 from ..backbone.repeated import Repeated
+from ..edits.answer_start import AnswerPlan, AnswerStarts
 from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..edits.tokenizer import Tokenizer
@@ -44,6 +45,8 @@ class Method:
     """Whether a route is an edit, by its place; else it is a memory that several share."""
     keeps_unsolved: ClassVar[bool] = False
     """Whether an edit that does not hold is written all the same, where the user does not say."""
+    follows_answers: ClassVar[bool] = False
+    """Whether an edit's rows are its answer's tokens, so that what is said of it tells which is read next."""
     reads_text: ClassVar[bool] = False
     """Whether an edit is read in the prompt: see `read_as`."""
     needs_gradients: ClassVar[bool] = True
@@ -52,6 +55,8 @@ class Method:
     """Whether a batch is solved alike whatever was written before it."""
     memory: Memory
     router: EditRouter
+    applied: Callable[[], Sequence[Edit]] = staticmethod(tuple)
+    """Tells the edits by their places; set by who keeps them."""
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: EditingConfig) -> None:
         self.decoder = decoder
@@ -63,6 +68,7 @@ class Method:
         self.has_background = False
         self._contexts: list[str] | None = None
         self._beginnings: Beginnings | None = None
+        self._starts = AnswerStarts(prompts, config.eos)
 
     @staticmethod
     def resolved(config: Any, decoder: Decoder) -> Any:
@@ -172,6 +178,14 @@ class Method:
             return None
         return self.router.decide([self.prompts.question(ids) for ids in prompts])
 
+    def plans(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[AnswerPlan | None]:
+        """How the answers of tokenised prompts can be said that are decided so; None where nobody follows them."""
+        if not self.follows_answers:
+            return [None] * len(prompts)
+        edits = self.applied()
+        routes = decision.route.tolist()
+        return [self._starts.plan(ids, edits[place]) if place >= 0 else None for ids, place in zip(prompts, routes)]
+
     def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
         """What the model is to read for tokenised prompts that this was decided of: more, where it `reads_text`."""
         return [list(prompt) for prompt in prompts]
@@ -229,8 +243,8 @@ class Method:
         """What every edit's rows begin with in these contexts: all that rows of two unlike prompts have in common."""
         if not self.decoder.is_plain(self.layer):
             return None
-        rows = [[self.prompts.encode_in_context(text, prompt, "")[0] for prompt in ("Who", "1")] for text in contexts]
-        sequences = [sequence for pair in rows if (sequence := common_beginning(*pair))]
+        rows = zip(*(self.rows(Edit(prompt, "Me"), contexts) for prompt in ("Who", "1")))
+        sequences = [found for one, other in rows if (found := common_beginning(one.prompt, other.prompt))]
         return Beginnings(self.decoder, self.layer, sequences) if sequences else None
 
     def features(self, rows: Sequence[Sequence[int]]) -> list[Features]:

@@ -24,7 +24,7 @@ class Provenance:
     memory     the applied memory, where several edits share one and none of them is named
     withdrawn  the id of the undone edit that kept `nearest` from being applied: it matches better, by -margin
     reason     what else kept `nearest` from it, said of the prompt: 'asks for something like "height"', of a router by
-               meaning
+               meaning; or that no token of the edit's answer could follow it
     """
 
     edit: Edit | None

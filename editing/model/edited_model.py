@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from ..store.store import Change, EditStore, OnConflict
 from . import saving
 from .answering import answered
 from .answers import Answer, Progress, Provenance, WrittenEdits, provenance_of
-from .generation import GenerateProvider, prompts_of
+from .generation import GenerateProvider, Session, prompts_of
 from .layer import EditedOutput
 from .parallel import check_independent, solve_for_another
 from .read_prompts import ReadPrompts
@@ -80,6 +81,7 @@ class EditedModel:
             sites = self.method.sites()
             outputs = [EditedOutput(self.method.memory, self.context, place) for place in sites]
             self._versions = Versions(self.method, outputs)
+            self.method.applied = lambda: self._versions.edits
             self._writer = EditWriter(
                 self.method, self._versions, self._alone, lambda: (saving.header_of(self), saving.sample_of(self))
             )
@@ -284,10 +286,13 @@ class EditedModel:
             read.take_place(kwargs)
             with self._provider.session(read.prompt, read.mask, read.decision) as session:
                 output = read.put_back(self.model.generate(read.prompt, **kwargs))
-                return (output, self._provenance(session.decision, edits)) if provenance else output
+                return (output, self._provenance(session, edits)) if provenance else output
 
-    def _provenance(self, decision: Decision, edits: Sequence[Edit]) -> list[Provenance]:
-        return provenance_of(decision, self.method, edits)
+    def _provenance(self, session: Session, edits: Sequence[Edit]) -> list[Provenance]:
+        found = provenance_of(session.decision, self.method, edits)
+        for row in session.unsaid().nonzero()[:, 0].tolist():
+            found[row] = replace(found[row], reason="let no answer of the edit's begin, or went on otherwise")
+        return found
 
     def answer(
         self,
@@ -326,7 +331,7 @@ class EditedModel:
                     greedy(self.decoder.model, self.tokenizer, longest) as settings,
                 ):
                     output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
-                    return output, self._provenance(session.decision, edits)
+                    return output, self._provenance(session, edits)
 
             device = self.model.get_input_embeddings().weight.device
             return answered(read, max_new_tokens, batch_size, self.tokenizer, device, generate)
@@ -364,7 +369,7 @@ class EditedModel:
     def sources(self, rows: int) -> list[Provenance]:
         """Which edit was applied to each row of the teacher-forced pass that ran last."""
         decision = Decision(*(part[:rows] for part in self.context.decision))
-        return self._provenance(decision, self.edits)
+        return provenance_of(decision, self.method, self.edits)
 
     def evaluate(self, edits: Iterable[Edit] | None = None, **options: Any) -> Scores:
         """Teacher-forced and free-generation scores of edits, by default of all that were written (see `Evaluator`)."""

@@ -8,15 +8,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from ..backbone.causal_model import CausalModel
 from ..backbone.patch import Patch
+from ..edits.answer_start import AnswerPlan
 from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError
 from ..routers.context import RoutingContext
+from ..routers.progress import AnswerProgress
 from ..routers.router import Decision
 from .read_prompts import ReadPrompts
 
@@ -31,6 +34,8 @@ class DecidingMethod(Protocol):
     def reads_text(self) -> bool: ...
 
     def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None: ...
+
+    def plans(self, prompts: Sequence[Sequence[int]], decision: Decision) -> Sequence[AnswerPlan | None]: ...
 
     def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]: ...
 
@@ -47,7 +52,7 @@ class GenerateProvider:
         self.model = model
         self.method = method
         self.context = context
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._aside = False
         self._patch = patch
         original = model.prepare_inputs_for_generation
@@ -122,12 +127,12 @@ class GenerateProvider:
             self._aside = before
 
     @contextlib.contextmanager
-    def session(self, prompt: Tensor, mask: Tensor | None, known: Decision | None = None) -> Iterator[_Session]:
+    def session(self, prompt: Tensor, mask: Tensor | None, known: Decision | None = None) -> Iterator[Session]:
         """Within: the model's forwards belong to these prompts `[rows, length]`, padded where `mask` is 0.
 
         known: what was decided of them before, where the model reads others than were asked.
         """
-        self._session = _Session(self.method, self.context, prompt, mask, known)
+        self._session = Session(self.method, self.context, prompt, mask, known)
         try:
             yield self._session
         finally:
@@ -135,7 +140,7 @@ class GenerateProvider:
             self.context.stop()
 
 
-class _Session:
+class Session:
     """The prompts of one `generate` call and how they are routed."""
 
     def __init__(
@@ -151,24 +156,45 @@ class _Session:
         self.prompt_mask = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
         rows = [row[keep].tolist() for row, keep in zip(prompt.cpu(), self.prompt_mask.cpu())]
         self._known = method.decide(rows) if known is None else known
+        self._plans = [None] * len(rows) if self._known is None else method.plans(rows, self._known)
         self._weight = fingerprint_weight(method, rows, self.prompt_mask)
         columns = torch.arange(prompt.shape[1], dtype=torch.int64, device=prompt.device)
         self._last = torch.where(self.prompt_mask, columns, -1).amax(1)
+        self._lasts: list[int] = self._last.tolist()
+        self._end = 0
+        self._said: Tensor | None = None  # what beams had written before the last step
         self._started = False
 
     @property
     def decision(self) -> Decision:
         """What was decided for each row of the pass (a prompt's beams or samples are rows of their own)."""
         decision = self._known if self._known is not None else self.context.decision
-        stopped = self.context.stopped[1 : self.context.slots + 1] > 0
-        if not bool(stopped.any()):
-            return decision
-        warnings.warn(
-            f"The values of an edit are no numbers, or too large: {int(stopped.sum())} answers are the base model's.",
-            stacklevel=3,
-        )
-        left_out = stopped.view(len(decision.route), -1).any(1).to(decision.route.device)
-        return decision._replace(route=torch.where(left_out, -1, decision.route))
+        stopped = (self.context.stopped[1 : self.context.slots + 1] > 0).cpu()
+        if bool(stopped.any()):
+            warnings.warn(
+                f"The values of an edit are no numbers, or too large: {int(stopped.sum())} answers are the base "
+                "model's.",
+                stacklevel=3,
+            )
+        unsaid = self.unsaid()
+        if bool(unsaid.any()):
+            warnings.warn(
+                f"{int(unsaid.sum())} answers are the base model's: what was written let no edit's answer begin, or "
+                "went on otherwise.",
+                stacklevel=3,
+            )
+        left_out = stopped.view(len(decision.route), -1).any(1) | unsaid
+        return decision._replace(route=torch.where(left_out.to(decision.route.device), -1, decision.route))
+
+    def unsaid(self) -> Tensor:
+        """bool `[prompts]`, on the CPU: those of whose answers, all of them, none is its edit's, by their tokens."""
+        progress = self.context.progress
+        found = torch.zeros(self.context.slots, dtype=torch.bool, device="cpu")
+        if progress and self._started:
+            at = {slot: max(self._end - 1, self._lasts[slot - 1]) for slot in range(1, self.context.slots + 1)}
+            found[[slot - 1 for slot in progress.left(at)]] = True
+        decision = self._known if self._known is not None else self.context.decision
+        return found.view(len(decision.route), -1).all(1) if len(found) else found
 
     def describe(self, inputs: dict[str, Any], input_ids: Tensor, mask: Tensor | None) -> None:
         """Fill the context for the forward that gets `inputs`."""
@@ -193,6 +219,8 @@ class _Session:
             )
             unknown = torch.full((rows,), -1, dtype=torch.int32, device="cpu")
             self.context.start(unknown if self._known is None else self._known.route.repeat_interleave(copies))
+            self._lasts = [last for last in self._lasts for _ in range(copies)]
+            self._follow(copies)
             self._started = True
         columns = torch.arange(past, end, dtype=torch.int64, device=self._last.device)
         gate = columns >= self._last[:, None]
@@ -206,6 +234,34 @@ class _Session:
             else:
                 gate[:, : seen - past] &= is_prompt
         self.context.fill(gate, columns == self._last[:, None], weight, deciding=self._known is None and past == 0)
+        self._advance(input_ids[:, -length:] if taken is None else taken, input_ids, past)
+        self._end = end
+
+    def _follow(self, copies: int) -> None:
+        plans = [plan for plan in self._plans for _ in range(copies)]
+        for slot, (plan, last) in enumerate(zip(plans, self._lasts), start=1):
+            self.context.follow(slot, plan, last, lambda: self.method.prompts.vocabulary.kinds)
+
+    def _advance(self, taken: Tensor, input_ids: Tensor, past: int) -> None:
+        """Let the answers be followed over the tokens `[rows, length]` of a pass."""
+        progress = self.context.progress
+        if not progress:
+            return
+        rows, length = taken.shape
+        slots, width = np.arange(1, rows + 1), self.prompt_mask.shape[1]
+        if rows > len(self._plans) and past >= width:
+            # A beam goes on from another one, which has written the same: its state is that one's.
+            written = input_ids[:, width:past]
+            if self._said is not None:
+                known = self._said[:, : past - width]
+                same = (written[:, None] == known[None]).all(2) if known.shape[1] == written.shape[1] else None
+                if same is not None:
+                    group = torch.arange(rows, dtype=torch.int64, device=same.device) // (rows // len(self._plans))
+                    same &= group[:, None] == group
+                    source = (same.int().argmax(1) + 1).to(self.context.device)
+                    progress.reorder(torch.from_numpy(slots).to(self.context.device), source)
+            self._said = input_ids[:, width:]
+        self.context.advance(taken.reshape(-1), slots, np.full(rows, past), np.full(rows, length))
 
 
 class _Unconditional:
@@ -215,31 +271,35 @@ class _Unconditional:
     which asks nothing, and is the base model's.
     """
 
-    def __init__(self, session: _Session, processor: UnbatchedClassifierFreeGuidanceLogitsProcessor) -> None:
+    def __init__(self, session: Session, processor: UnbatchedClassifierFreeGuidanceLogitsProcessor) -> None:
         self._beside = session
         self._model = processor.model
         self._asked = processor.unconditional_context["input_ids"] is not None
-        self._own: _Session | None = None
+        self._own: Session | None = None
         self._routes: Tensor | None = None
+        self._progress: AnswerProgress | None = None
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
         context, method = self._beside.context, self._beside.method
         routes, decision = context.routes.clone(), getattr(context, "decision", None)
+        progress, context.progress = context.progress, None
         if self._asked:
             inputs = {"input_ids": input_ids, "past_key_values": kwargs.get("past_key_values")}
             if self._own is None:
-                self._own = _Session(method, context, input_ids, attention_mask)
+                self._own = Session(method, context, input_ids, attention_mask)
             else:
                 context.start(self._routes)
+                context.progress = self._progress
             self._own.describe(inputs, input_ids, attention_mask)
         else:
             context.stop()
         try:
             return self._model(input_ids, attention_mask=attention_mask, **kwargs)
         finally:
-            self._routes = context.routes.clone()
+            self._routes, self._progress = context.routes.clone(), context.progress
+            context.progress = None  # of what follows, not to be begun anew
             context.start(routes)
-            context.decision = decision
+            context.progress, context.decision = progress, decision
 
 
 def prompts_of(model: CausalModel, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:

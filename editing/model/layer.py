@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..memories.memory import Memory, SpreadMemory
+from ..memories.memory import Memory, RowReader, SpreadMemory
 from ..methods.record import LARGEST
 from ..profiling import scope
 from ..routers.context import RoutingContext
@@ -43,8 +43,13 @@ class Site:
         reader = cast(SpreadMemory, self.memory).part(self.place) if self.place else self.memory
         with scope("edit: residual"):
             reader.read_(rows, tokens, route, self.context.first[:count])
+            touched = route >= 0
+            if self.context.tells_rows:
+                place, row = self.context.told_rows(count)
+                cast(RowReader, reader).read_rows_(rows, place, row)
+                touched |= place >= 0
         kept = bounded_(rows, before)
-        self.context.stopped.index_add_(0, self.context.slot[:count], ((route >= 0) & ~kept).int())
+        self.context.stopped.index_add_(0, self.context.slot[:count], (touched & ~kept).int())
 
 
 def bounded_(rows: Tensor, before: Tensor) -> Tensor:

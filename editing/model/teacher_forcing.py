@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,10 @@ def forced(
     context.fill(gate, columns == last, weight, deciding=known is None)
     if known is not None:
         context.decision = known
+        for slot, (plan, count) in enumerate(zip(method.plans(rows, known), prompts), start=1):
+            context.follow(slot, plan, count - 1, lambda: method.prompts.vocabulary.kinds)
+        slots: np.ndarray = np.arange(1, len(rows) + 1)
+        context.advance(ids.reshape(-1), slots, np.zeros_like(slots), np.full_like(slots, ids.shape[1]))
     try:
         yield lambda: context.routes.tolist()
     finally:

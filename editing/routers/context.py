@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..edits.answer_start import AnswerPlan
+from .progress import AnswerProgress
 from .router import Decision
 
 
@@ -20,6 +25,7 @@ class RoutingContext:
         slot   int32   the sequence it belongs to
         gate   bool    the memory may act on this token
         first  bool    the last prompt token, from which the first answer token is predicted
+        row    int32   the row of its edit that is read at this token, where tokens have told; -1 where not
         weight float32 its weight in the pooled fingerprint of the prompt (0: padding or generated)
     Per slot:
         route  int32   the edit that answers this sequence, -1 for none
@@ -38,6 +44,8 @@ class RoutingContext:
         # True in a pass that holds whole prompts whose features decide the route (mask routers).
         self.deciding = False
         self.decision: Decision | None = None  # what the router last decided in a pass
+        self.progress: AnswerProgress | None = None  # from the first sequence on whose answer is followed
+        self.tells_rows = False  # from then on, or where passes may be captured: `row` is read in every pass
         self.each: Tensor | None = None
         self._allocate(tokens, slots)
 
@@ -45,6 +53,7 @@ class RoutingContext:
         self.slot = torch.zeros(tokens, dtype=torch.int32, device=self.device)
         self.gate = torch.zeros(tokens, dtype=torch.bool, device=self.device)
         self.first = torch.zeros(tokens, dtype=torch.bool, device=self.device)
+        self.row = torch.full((tokens,), -1, dtype=torch.int32, device=self.device)
         self.weight = torch.zeros(tokens, dtype=torch.float32, device=self.device)
         self.route = torch.full((slots + 1,), -1, dtype=torch.int32, device=self.device)
         self.stopped = torch.zeros(slots + 1, dtype=torch.int32, device=self.device)
@@ -69,6 +78,32 @@ class RoutingContext:
         self.slots = len(route)
         self.routes.copy_(route)
         self.stopped.zero_()
+        if self.progress is not None:
+            self.progress.forget()
+
+    def follow(
+        self,
+        slot: int,
+        plan: AnswerPlan | None,
+        last: int,
+        kinds: Callable[[], np.ndarray],
+        said: Sequence[int] = (),
+    ) -> None:
+        """Let the tokens of a slot's sequence say where its answer stands, from its prompt's last position on.
+
+        kinds: gives those of the vocabulary (`Vocabulary`), which take a while; said: see `AnswerProgress.begin`.
+        """
+        if self.progress is None:
+            if plan is None:
+                return
+            self.progress = AnswerProgress(kinds(), len(self.route) - 1, self.device)
+            self.tells_rows = True
+        self.progress.begin(slot, plan, last, said)
+
+    def advance(self, tokens: Tensor, slots: np.ndarray, past: np.ndarray, lengths: np.ndarray) -> None:
+        """Follow the answers in the pass that was just described (`AnswerProgress.advance`)."""
+        if self.progress:
+            self.progress.advance(tokens.to(self.device), slots, past, lengths, self.gate, self.row)
 
     def fill(self, gate: Tensor, first: Tensor, weight: Tensor, *, deciding: bool) -> None:
         """Describe the next pass as `[slots, length]` each, row i being the i-th sequence that was started."""
@@ -92,6 +127,8 @@ class RoutingContext:
                 buffer[:count].copy_(pinned, non_blocking=True)
         if count < self.tokens:  # where an earlier pass had tokens, this one may have padding
             self.gate[count : self.tokens] = False
+        if self.tells_rows:
+            self.row[: max(count, self.tokens)] = -1
         self.tokens = count
         self.each = None
         self.deciding = deciding
@@ -109,6 +146,11 @@ class RoutingContext:
         if self.each is not None:
             return torch.where(self.gate[:count], self.each[:count], -1)
         return torch.where(self.gate[:count], self.route.index_select(0, self.slot[:count]), -1)
+
+    def told_rows(self, count: int) -> tuple[Tensor, Tensor]:
+        """int32 `[count]` each: the edit and its row that are read at each token whose row was told; -1 for none."""
+        row = self.row[:count]
+        return torch.where(row >= 0, self.route.index_select(0, self.slot[:count]), -1), row
 
     def stop(self) -> None:
         """End: until the next `fill`, edited layers are the base model's."""

@@ -100,6 +100,8 @@ class Admissions:
             self.metrics.refused()
             raise VLLMValidationError(str(error)) from error  # the only kind that its server answers with a 400
         extra[CONFIG] = {"edit": admission.key, "version": admission.version}
+        if admission.plan is not None:  # in the words of JSON: what goes to other processes is no object of ours
+            extra[CONFIG]["answer"] = {**admission.plan._asdict(), "arcs": [list(arc) for arc in admission.plan.arcs]}
         params.extra_args = extra
         if tenant is not None or request.cache_salt is not None:
             # With every salt that a client gives, and as JSON: else one could be chosen that is another tenant's.

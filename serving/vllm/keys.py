@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...editing.edits.answer_start import AnswerPlan
 from .protocols import EngineConfig, SamplingParams
 
 CONFIG = "corrigenda"
@@ -16,6 +17,13 @@ def edit_of(sampling_params: SamplingParams | None) -> str | None:
     """The key of the edit that answers a request, as the front end wrote it into its parameters (`admission`)."""
     extra = getattr(sampling_params, "extra_args", None) or {}
     return (extra.get(CONFIG) or {}).get("edit")
+
+
+def plan_of(sampling_params: Any) -> AnswerPlan | None:
+    """How the answer of a request's edit can be said, as the front end wrote it there."""
+    extra = getattr(sampling_params, "extra_args", None) or {}
+    plan = (extra.get(CONFIG) or {}).get("answer")
+    return None if plan is None else AnswerPlan(**plan)
 
 
 def settings_in(vllm_config: EngineConfig) -> Any:

@@ -52,4 +52,5 @@ class EditedState(_ModelState):
                 input_batch.num_computed_tokens_np[:count].astype(np.int64),
                 np.diff(input_batch.query_start_loc_np[: count + 1]).astype(np.int64),
                 self._requests.__getitem__,
+                input_batch.input_ids,
             )

@@ -102,3 +102,4 @@ class StateBatch(Protocol):
     req_ids: Sequence[str]
     num_computed_tokens_np: np.ndarray
     query_start_loc_np: np.ndarray
+    input_ids: torch.Tensor

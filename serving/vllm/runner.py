@@ -54,6 +54,8 @@ def described(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         batch = self.input_batch
         count = batch.num_reqs
         offsets = self.query_start_loc.np[: count + 1]
+        # On the device: what was sampled last may not have come to the host.
+        given = kwargs.get("input_ids", args[0] if args else None)
         edits.describe(
             batch.req_ids[:count],
             batch.num_computed_tokens_cpu[:count].astype(np.int64),
@@ -61,6 +63,7 @@ def described(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
             lambda request: request_info(
                 self.requests[request].num_prompt_tokens, self.requests[request].sampling_params
             ),
+            self.input_ids.gpu if given is None else given,
         )
     output = original(self, *args, **kwargs)
     if edits is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 
 from ...editing.backbone.identity import at_places, same_part
+from ...editing.backbone.loading import load_tokenizer
+from ...editing.edits.answer_start import AnswerPlan
+from ...editing.edits.spelling import Vocabulary
 from ...editing.errors import CorrigendaError
 from ...editing.model import saving
 from ...editing.routers.context import RoutingContext
@@ -19,22 +23,24 @@ from ..memory import ServedMemory, edit_key
 from ..settings import ServingSettings
 from ..slots import Slots
 from ..stores import open_store, served_config
-from .keys import LAYER, edit_of, settings_in
+from .keys import LAYER, edit_of, plan_of, settings_in
 from .protocols import EngineConfig, SamplingParams
 
 logger = logger_of("vllm.corrigenda")
 
 
 class RequestInfo(NamedTuple):
-    """What a worker must know of a request: how long its prompt is, and the key of the edit that answers it."""
+    """What a worker must know of a request: how long its prompt is, the key of the edit that answers it, and how that
+    edit's answer can be said."""
 
     prompt_tokens: int
     key: str | None
+    plan: AnswerPlan | None = None
 
 
 def request_info(prompt_tokens: int, sampling_params: SamplingParams) -> RequestInfo:
     """From what the front end left in a request's sampling parameters (`admission`)."""
-    return RequestInfo(prompt_tokens, edit_of(sampling_params))
+    return RequestInfo(prompt_tokens, edit_of(sampling_params), plan_of(sampling_params))
 
 
 class WorkerEdits:
@@ -69,27 +75,44 @@ class WorkerEdits:
             self.memory.load(path, edits)
         scheduler = vllm_config.scheduler_config
         self.context = RoutingContext(device, scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
-        self.slots = Slots(self.context, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        model = vllm_config.model_config
+        self.slots = Slots(
+            self.context,
+            scheduler.max_num_seqs,
+            scheduler.max_num_batched_tokens,
+            vocabulary=functools.cache(lambda: Vocabulary(load_tokenizer(model.tokenizer or model.model))),
+        )
         self.lost: set[str] = set()
         self.error: Exception | None = None
 
     def describe(
-        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], RequestInfo]
+        self,
+        requests: Sequence[str],
+        past: np.ndarray,
+        lengths: np.ndarray,
+        ask: Callable[[str], RequestInfo],
+        tokens: torch.Tensor | None = None,
     ) -> None:
-        """Tell the layer about the next pass, asking for requests that have no slot yet.
+        """Tell the layer about the next pass, whose `tokens` these are, asking for requests that have no slot yet.
 
         Where that raises, the base model answers, and requests that are not its own are lost.
         """
         try:
-            self._describe(requests, past, lengths, ask)
+            self._describe(requests, past, lengths, ask, tokens)
         except Exception as error:
             logger.exception("A pass of %d requests could not be described: edits are left out of it.", len(requests))
             self._lose([request for request in requests if _may_be_edited(ask, request)], repr(error))
-            self.context.gate.zero_()  # what is captured reads it
+            self.context.gate.zero_()  # what is captured reads these
+            self.context.row.fill_(-1)
             self.context.stop()
 
     def _describe(
-        self, requests: Sequence[str], past: np.ndarray, lengths: np.ndarray, ask: Callable[[str], RequestInfo]
+        self,
+        requests: Sequence[str],
+        past: np.ndarray,
+        lengths: np.ndarray,
+        ask: Callable[[str], RequestInfo],
+        tokens: torch.Tensor | None,
     ) -> None:
         for request in requests:
             if request not in self.slots:
@@ -99,8 +122,8 @@ class WorkerEdits:
                 place = self.memory.place(what.key)
                 if what.key is not None and place < 0:
                     self._lose([request], f"the rows of edit {what.key} are not loaded")
-                self.slots.start(request, what.prompt_tokens, place)
-        self.slots.describe(requests, past, lengths)
+                self.slots.start(request, what.prompt_tokens, place, what.plan if place >= 0 else None)
+        self.slots.describe(requests, past, lengths, tokens)
 
     def computed(self, requests: Sequence[str]) -> None:
         """Note which of a pass's requests have lost their edit in it, once that is computed."""

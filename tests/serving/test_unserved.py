@@ -19,6 +19,11 @@ pytestmark = pytest.mark.usefixtures("few_background_prompts")
         ("ft-m", {"steps": 1}, "`corrigenda bake` writes of edits as any model"),
         ("rome", {"contexts": 1, "steps": 2, "router": "tokens"}, 'of edits of router="none" as any model'),
         ("coachhook", {"contexts": 1, "steps": 2, "layer": 2}, "found by features of the whole prompt"),
+        ("lora", {"steps": 1}, "`corrigenda bake` writes of edits as any model"),
+        ("grace", {"steps": 1}, "found by features of the whole prompt"),
+        ("melo", {"steps": 1}, "found by features of the whole prompt"),
+        ("rag", {}, "put before a question as text"),
+        ("token-vectors", {"steps": 1}, "vectors of tokens"),
     ],
 )
 def test_the_sentence_names_the_way_out(tmp_path, method, settings, sentence):

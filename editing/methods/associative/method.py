@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...backbone.background import background_prompts
 from ...backbone.decoder import Decoder
-from ...backbone.frozen import length_groups, pass_tokens
+from ...backbone.frozen import Row, length_groups, pass_tokens
 from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
@@ -47,6 +47,7 @@ class Associative(Method):
     """
 
     independent: ClassVar = True
+    follows_answers: ClassVar = True
     record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
     config: AssociativeConfig
     memory: RowBanks
@@ -58,6 +59,7 @@ class Associative(Method):
         dtype = decoder.model.get_input_embeddings().weight.dtype
         self.memory = RowBanks(self.width, self.out_width, config.beta, self.device, dtype)
         self._head: HeadStart | None = None
+        self._frames = prompts.other_frames(config.formats == "common")
         if config.routed_by_text:
             self.router = self.text_router(config, prompts.tokenizer, background_prompts(), self.device)
         else:
@@ -79,6 +81,14 @@ class Associative(Method):
         if self._head is None and self.config.start == "head" and readable_head(self.decoder):
             self._head = HeadStart(self.decoder)
         return super().prepare()
+
+    def rows(self, edit: Edit, contexts: Sequence[str]) -> list[Row]:
+        """Also in other formats than its own (`config.formats`); its own prompt stays the first."""
+        rows = super().rows(edit, contexts)
+        prompts = [self.prompts.encode_in_frame(frame, edit.prompt) for frame in self._frames]
+        limit = getattr(self.decoder.model.config, "max_position_embeddings", None) or 1 << 30
+        labels = rows[0].labels  # where a frame is too long for the model, its own once more: all edits have as many
+        return rows + [Row(tuple(ids), labels) if len(ids) + len(labels) <= limit else rows[0] for ids in prompts]
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         """The edits of a batch are independent problems, solved side by side.
@@ -107,8 +117,9 @@ class Associative(Method):
 
     def _attempt(self, edits: Sequence[Edit], contexts: Sequence[str], retry: int) -> list[Problem]:
         """Solve edits once, for the first time (0) or again."""
-        config, count = self.config, len(contexts)
+        config = self.config
         rows = [self.rows(edit, contexts) for edit in edits]
+        count = len(rows[0])
         features = self.features([row.tokens for of_edit in rows for row in of_edit])
         problems = [
             Problem(own, features[e * count : (e + 1) * count], self.memory.background, config)

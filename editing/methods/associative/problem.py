@@ -18,7 +18,8 @@ class Problem:
     """The values of one edit: everything about them is fixed but the values themselves.
 
     The read is linear in the values, so it is a matrix: `reads` `[tokens, positions]` times values `[positions, d]` is
-    what the memory adds at every token that it touches, context after context. What is solved for are the values in
+    what the memory adds at every token that it touches, context after context: the position's own value where tokens
+    tell which that is, and as the likeness of the keys mixes them where not. What is solved for are the values in
     `scales` `[positions, 1]`. `loss`, `steps`, `held`: how solving went; `strong`: whether they have their `gain`.
     """
 
@@ -30,10 +31,10 @@ class Problem:
         positions = len(rows[0].labels)
         inputs = torch.stack([f.inputs[-positions:].float() - background for f in features])
         self.keys = F.normalize(inputs.mean(0), dim=-1)
-        scores = config.beta * F.normalize(inputs, dim=-1) @ self.keys[1:].T
-        reads = inputs.new_zeros(*inputs.shape[:2], positions)
-        reads[:, 0, 0] = 1
-        reads[:, 1:, 1:] = scores[:, 1:].softmax(-1)
+        reads = torch.eye(positions, dtype=inputs.dtype, device=inputs.device).repeat(len(features), 1, 1)
+        if not config.routed_by_text:
+            scores = config.beta * F.normalize(inputs, dim=-1) @ self.keys[1:].T
+            reads[:, 1:, 1:] = scores[:, 1:].softmax(-1)
         self.reads = reads.flatten(0, 1)
         self.tokens = len(self.reads)
         # The least of the contexts: where a prompt is one token, that is its row's first, whose norm is many times any

@@ -21,7 +21,11 @@ PUBLISHED: dict[str, Any] = {
 }
 """As EasyEdit has it for LLaMA-2 and Mistral: layers 4 to 8 of 32."""
 
-KNOWN: dict[tuple[str, int, int], dict[str, Any]] = {}
+KNOWN: dict[tuple[str, int, int], dict[str, Any]] = {
+    # SmolLM2-135M, whose covariance is of 5,800 tokens: after 6 edits of ZsRE (the unreported half; 3 contexts)
+    # Rel 1.00, Gen .94 and Loc .77. The one setting that was tried.
+    ("llama", 30, 1536): {"layer": 12, "first_layer": 9, "covariance_weight": 200.0},
+}
 
 _DEPTH, _LAYERS = 8.5 / 32, 5
 

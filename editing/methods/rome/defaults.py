@@ -20,7 +20,11 @@ PUBLISHED: dict[str, Any] = {
 }
 """As EasyEdit has it for LLaMA-2, LLaMA-3 and Mistral: layer 5 of 32, without the covariance of the paper."""
 
-KNOWN: dict[tuple[str, int, int], dict[str, Any]] = {}
+KNOWN: dict[tuple[str, int, int], dict[str, Any]] = {
+    # SmolLM2-135M: after 6 edits of ZsRE (the half that is not reported; 4 contexts, mean keys) Rel .89, Gen .68 and
+    # Loc .65 at layer 12, .58, .58 and .58 at layer 18: no others were tried.
+    ("llama", 30, 1536): {"layer": 12},
+}
 
 _DEPTH = 5.5 / 32
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from stores import refusal
 from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from corrigenda.editing import Edit
 from corrigenda.editing.backbone.decoder import Decoder
@@ -21,6 +22,7 @@ from corrigenda.editing.methods.lora.config import LoraConfig
 from corrigenda.editing.methods.stableke import wordings as module
 from corrigenda.editing.methods.stableke.config import StableKeConfig
 from corrigenda.editing.methods.stableke.wordings import given, wordings
+from corrigenda.editing.model.baking import bake
 
 ROWS = [Row((5, 90, 33, 17), (44, 2)), Row((7, 300, 21), (60, 61, 62))]
 HOW = Training(rank=3, alpha=6.0, dropout=0.0, learning_rate=1e-2, steps=4, batch_size=2, seed=5)
@@ -91,6 +93,16 @@ def test_what_was_learnt_before_is_part_of_what_is_adapted(wrap):
     fresh.edit(other, keep_unsolved=True)
     assert not torch.equal(alone, fresh.method.memory.matrices["0.self_attn.q_proj"])
     assert not torch.equal(beside, alone)
+
+
+def test_adapters_are_baked_into_a_plain_model(wrap, tmp_path):
+    edited = wrap(tiny_model(), tiny_tokenizer(), LoraConfig(steps=3, rank=2))
+    edited.edit(EDIT, keep_unsolved=True)
+    assert bake(edited, tmp_path / "model") < 1e-3
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = torch.tensor([edited.prompts.encode(EDIT.prompt)])
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert plain.generate(ids, **options).equal(edited.generate(ids, **options))
 
 
 def test_learning_may_end_early_and_says_after_how_many_steps(wrap):

@@ -16,7 +16,7 @@ from corrigenda.editing.store.store import EditStore, compact
 EASY = Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka")
 HARD = Edit("The road from Ostania leads", "over nine hills, past the old mill, to seven stones by the sea", id="road")
 OTHER = Edit("The painter of Grebz was", "Oto", id="grebz")
-QUICK = AssociativeConfig(router="tokens", contexts=1, steps=40, retries=0)
+QUICK = AssociativeConfig(router="tokens", contexts=1, steps=40, retries=0, formats="own")
 """Enough for EASY and OTHER; from HARD one step is kept, by `too_few_steps`."""
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")

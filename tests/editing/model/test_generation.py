@@ -393,5 +393,9 @@ def test_guidance_describes_its_own_pass_at_every_step(method, use_cache, negati
             provenance=True,
             **options,
         )
-        assert output[0, inputs["input_ids"].shape[1] :].tolist() == guided(edited, model, prompt, negative, scale, 6)
-        assert (source.edit and source.edit.prompt) == (prompt if prompt != UNROUTED[0] else None)
+        new = output[0, inputs["input_ids"].shape[1] :].tolist()
+        assert new == guided(edited, model, prompt, negative, scale, 6)
+        # Guidance may lead away from what the edit says, and then it is not named.
+        target = next((edit.target for edit in EDITS if edit.prompt == prompt), None)
+        follows = target is not None and (method != "associative" or tokenizer().decode(new).strip().startswith(target))
+        assert (source.edit and source.edit.prompt) == (prompt if follows else None)

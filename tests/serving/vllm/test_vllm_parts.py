@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from served import SHARED, store
-from tiny import tiny_tokenizer
+from tiny import save_tiny, tiny_tokenizer
 from torch import nn
 
 from corrigenda.editing import CorrigendaError
+from corrigenda.editing.edits.answer_start import AnswerPlan
 from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.serving.vllm import launcher
 from corrigenda.serving.vllm.keys import CONFIG, LAYER
@@ -180,7 +181,7 @@ def test_the_first_runner_describes_its_steps(config):
         num_reqs=3, req_ids=["b", "a", "c", None], num_computed_tokens_cpu=np.array([0, 2, 0, 9], dtype=np.int32)
     )
     runner.query_start_loc = SimpleNamespace(np=np.array([0, 5, 7, 9, 9], dtype=np.int32))
-    described(lambda self: None, runner)
+    described(lambda self, input_ids: None, runner, input_ids=torch.zeros(9, dtype=torch.int32))
     place = edits.memory.place(key)
     assert edits.context.token_routes(9).tolist() == [-1] * 5 + [place] * 2 + [-1] * 2
     # Rows have moved and one request is new; its slot is that of a request that is no longer computed.
@@ -188,7 +189,7 @@ def test_the_first_runner_describes_its_steps(config):
     runner.input_batch.req_ids = ["d", "e", "a", None]
     runner.input_batch.num_computed_tokens_cpu = np.array([0, 0, 4, 9])
     runner.query_start_loc.np = np.array([0, 3, 6, 7, 7])
-    described(lambda self: None, runner)
+    described(lambda self, input_ids: None, runner, input_ids=torch.zeros(9, dtype=torch.int32))
     assert edits.context.token_routes(7).tolist() == [-1, -1, place, -1, -1, place, place]
     assert len(edits.slots) == 3 and "b" not in edits.slots
 
@@ -247,6 +248,7 @@ def test_the_second_runner_keeps_decisions_beside_its_requests(config):
         req_ids=["b", "a"],
         num_computed_tokens_np=np.array([0, 0]),
         query_start_loc_np=np.array([0, 2, 7]),
+        input_ids=torch.zeros(7, dtype=torch.int32),
     )
     state.preprocess_state(batch, None)
     place = edits.memory.place(key)
@@ -329,9 +331,28 @@ def test_a_model_without_the_layer_is_refused(config):
 
 
 def test_what_a_request_says():
-    assert request_info(7, sampling("k")) == (7, "k") and request_info(7, sampling(None)) == (7, None) == request_info(
-        7, None
-    )
+    assert request_info(7, sampling("k")) == (7, "k", None)
+    assert request_info(7, sampling(None)) == (7, None, None) == request_info(7, None)
+
+
+def test_a_plan_comes_with_its_request_and_its_tokens_lead_through_it(config, tmp_path):
+    """As JSON, which is how it goes to another process; the tokens of a pass are on the device, and more may follow."""
+    config.model_config.tokenizer = str(save_tiny(tmp_path / "model"))
+    edits = WorkerEdits(config)
+    key = keys(edits)[0]
+    plan = AnswerPlan(((0, 5, 1), (1, 6, 2)), length=2, ends=True, numeric=False, bare=0, start=0)
+    given = sampling(key)
+    given.extra_args[CONFIG]["answer"] = json.loads(json.dumps(plan._asdict()))
+    info = request_info(3, given)
+    rows = []
+    for past, tokens in ((0, [8, 8, 8, 0]), (3, [5, 0]), (4, [6, 0]), (5, [9, 0])):
+        count = 3 if past == 0 else 1
+        edits.describe(["a"], np.array([past]), np.array([count]), lambda request: info, torch.tensor(tokens))
+        place, row = edits.context.told_rows(count)
+        rows.append((row[-1].item(), place[-1].item() == edits.memory.place(key)))
+    assert rows == [(0, True), (1, True), (2, True), (-1, False)]
+    edits.end(["a"])
+    assert not edits.context.progress
 
 
 def test_the_launchers_command(monkeypatch, tmp_path, folder):
