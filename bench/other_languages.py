@@ -2,15 +2,25 @@
 
 `other_languages.json` has, of five kinds of subjects, four subjects each, and the wordings of one relation: the edit's
 prompt, the same question in nearly its words, in others, and another question about the subject.
+
+    python bench/other_languages.py
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from record import provenance, results_folder, write_json
+
 from corrigenda.editing import Edit
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.backbone.loading import load_tokenizer
+from corrigenda.editing.routers.meaning.router import MeaningRouter
+from corrigenda.editing.routers.tokens import TokenRouter
 
 KINDS = ("own prompt", "full width", "nearly its words", "other words", "other question", "same relation")
 FILE = Path(__file__).with_name("other_languages.json")
@@ -61,3 +71,27 @@ def measured(router_of) -> dict[str, dict[str, float]]:
                 hits = sum(edit == wanted for edit, (_, wanted) in zip(got, questions))
             shares[language][kind] = round(hits / len(questions), 4)
     return shares
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2", help="whose tokenizer counts tokens")
+    parser.add_argument("--results", type=Path, default=results_folder())
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(args.model)
+    found = {}
+    for name, kind in (("tokens", TokenRouter), ("meaning", MeaningRouter)):
+
+        def router_of(edits, kind=kind):
+            router = kind(tokenizer, background_prompts())
+            router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in edits], edits))
+            return router
+
+        found[name] = measured(router_of)
+        print(name, found[name], flush=True)
+    write_json(args.results / "routing-languages.json", {**provenance(), **found})
+
+
+if __name__ == "__main__":
+    main()
