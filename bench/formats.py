@@ -75,6 +75,7 @@ def main():
     for written in args.written or known:
         options = {"chat_template": True} if written == "chat" else {"template": known[written]}
         edited = EditedModel.wrap(model, tokenizer, AssociativeConfig(**settings), **options)
+        config = edited.config.to_dict()
         outcome = edited.edit(edits, keep_unsolved=True)
         lengths = [len(edited.prompts.encode_with_target(edit.prompt, edit.target)[1]) for edit in edits]
         found[written] = {"failing": len(outcome.failing)}
@@ -92,7 +93,7 @@ def main():
             }
             print(written, "->", name, found[written][name], flush=True)
         edited.detach()
-        result = {"edits": len(edits), "file": "zsre.jsonl", "half": args.half, "settings": settings, "formats": known}
+        result = {"edits": len(edits), "file": "zsre.jsonl", "half": args.half, "settings": config, "formats": known}
         write_json(args.results, {**provenance(), "threads": 1, **result, "asked": found})
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import CorrigendaError
-from .app import app, output, tell, use_threads
+from .app import app, errors, output, tell, use_threads
 from .options import EditsDir, Json, Method, Model, Router, Threads
 from .panels import (
     AnswerOptions,
@@ -21,6 +21,7 @@ from .panels import (
     StreamOptions,
     with_panels,
 )
+from .ranks import process_group
 
 DEMO_TEMPLATE = r"Question: {prompt}\nAnswer:"
 
@@ -41,7 +42,8 @@ def edit(
 
     The model itself is not copied: the folder holds the edits, to be used with the same model. Each batch is on the
     disk when it is written; whatever ends a stream, `--resume` goes on with it. The exit status is 3 where not every
-    edit holds: greedy decoding of its own prompt gives its target, and its end.
+    edit holds: greedy decoding of its own prompt gives its target, and its end. `torchrun --nproc-per-node N -m
+    corrigenda.editing.cli edit ...` has N processes solve batches in turn, and one of them write the bits of one.
     """
     from ..backbone.loading import check_model
     from ..scores.report import check_json_path
@@ -66,9 +68,14 @@ def edit(
         check_same(out, method.method, method.settings(), prompts.template, prompts.chat_template)
     use_threads(machine.threads)
     new = {} if resumed else {"config": config, "template": template, "chat_template": prompts.chat_template}
-    edited = run.load(output, model, machine, edits=out if resumed else None, **new)
-    with contextlib.closing(edited):  # its folder is free for another writer when this ends, however it does
-        run.edit(output, run.Writing(edited, model, edits, out, resumed), stream, report, source.to_dict())
+    with process_group() as group:
+        first = group is None or group.rank() == 0
+        edited = run.load(output if first else errors, model, machine, edits=out if resumed else None, **new)
+        with contextlib.closing(edited):  # its folder is free for another writer when this ends, however it does
+            if not first:
+                edited.edit(list(edits), group=group)
+                return
+            run.edit(output, run.Writing(edited, model, edits, out, resumed, group), stream, report, source.to_dict())
 
 
 @app.command("eval")

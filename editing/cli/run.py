@@ -11,6 +11,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.text import Text
+from torch.distributed import ProcessGroup
 
 from ..edits.edit import Edit
 from ..edits.template import Template
@@ -29,13 +30,14 @@ NOT_ALL_HOLD = 3
 
 
 class Writing(NamedTuple):
-    """A stream that is to be written: into which model, by which name, what, where to, and whether it goes on."""
+    """A stream that is to be written: into which model, by which name, what, where to, whether it goes on; by whom."""
 
     edited: EditedModel
     model: str
     edits: Sequence[Edit]
     out: Path
     resumed: bool
+    group: ProcessGroup | None = None
 
 
 def edit(console: Console, job: Writing, options: StreamOptions, report: ReportOptions, source: dict[str, Any]) -> None:
@@ -51,6 +53,7 @@ def edit(console: Console, job: Writing, options: StreamOptions, report: ReportO
         on_conflict=options.on_conflict,
         keep_unsolved=options.keep_unsolved,
         author=options.author,
+        group=job.group,
     )
     _tell_written(console, job, stream)
     _score_written(console, job, stream, evaluator, report, {"model": job.model, **source})

@@ -51,6 +51,8 @@ class Method:
     """Whether an edit is read in the prompt: see `read_as`."""
     needs_gradients: ClassVar[bool] = True
     """Whether writing takes gradients through the layers above the edited one."""
+    independent: ClassVar[bool] = False
+    """Whether a batch is solved alike whatever was written before it."""
     memory: Memory
     router: EditRouter
     applied: Callable[[], Sequence[Edit]] = staticmethod(tuple)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,10 +36,14 @@ from .answering import answered
 from .answers import Answer, Progress, Provenance, WrittenEdits, provenance_of
 from .generation import GenerateProvider, Session, prompts_of
 from .layer import EditedOutput
+from .parallel import check_independent, solve_for_another
 from .read_prompts import ReadPrompts
 from .teacher_forcing import forced
 from .versions import Version, Versions
 from .writer import EditWriter, StreamOptions, names_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Answer", "EditedModel", "Progress", "Provenance"]
 
@@ -167,6 +171,7 @@ class EditedModel:
         keep_unsolved: bool | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         score_each: Evaluator | None = None,
+        group: ProcessGroup | None = None,
     ) -> WrittenEdits:
         """Write edits in batches of `config.batch_size`, in order; each batch is answered by from then on.
 
@@ -177,14 +182,22 @@ class EditedModel:
         keep_unsolved: whether an edit that does not hold (`Written.held`) is in the memory all the same; if not, it is
         recorded as unsolved (the result's `unsolved`). By default the method's: associative leaves it out, the others,
         whose published algorithms write every edit, do not.
-        score_each: an evaluator that scores every batch right after it was written. An edit that cannot be taken stops
-        the stream with its batch not written; what was written before stays.
+        score_each: an evaluator that scores every batch right after it was written.
+        group: a process group whose ranks all call this: each solves batches in turn, and rank 0 writes what one
+        process would, bit for bit (the others give back nothing). The method's edits must not depend on each other.
+        An edit that cannot be taken stops the stream with its batch not written; what was written before stays.
         """
         self._check_read()
+        if group is not None:
+            check_independent(self.method)
+            if group.rank() != 0:
+                with self._alone():
+                    solve_for_another(self.method, group)
+                return WrittenEdits()
         stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) else edits
         if store is not None:
             self.write_into(store)
-        options = StreamOptions(resume, on_conflict, author, keep_unsolved, on_progress, score_each)
+        options = StreamOptions(resume, on_conflict, author, keep_unsolved, on_progress, score_each, group)
         return self._writer.write(stream, options)
 
     def remove(self, ids: str | Iterable[str]) -> None:

@@ -21,12 +21,15 @@ from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict, is_store
 from . import saving
 from .answers import Progress, WrittenEdits
+from .parallel import solved_by_all
 from .resume import Recorded
 from .stream import named, superseded
 from .versions import Versions
 from .view import MemoryView
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from ..scores.evaluate import Evaluator
 
 
@@ -40,6 +43,11 @@ class StreamOptions:
     keep_unsolved: bool | None = None
     on_progress: Callable[[Progress], None] | None = None
     score_each: Evaluator | None = None
+    group: ProcessGroup | None = None
+
+
+_Batch = tuple[list[Edit], list[str | None], list[str]]
+"""Edits with ids; for each the id of a later one of its prompt; and sentences on what was renamed."""
 
 
 class EditWriter:
@@ -130,8 +138,11 @@ class EditWriter:
             return EditStore.temporary(*self._identity())
         return EditStore.create(self._directory, *self._identity())
 
-    def _make_writable(self) -> None:
-        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said."""
+    def _make_writable(self, stacklevel: int = 4) -> None:
+        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said.
+
+        stacklevel: where the caller of EditedModel's method stands.
+        """
         store = self.store
         if store is not None and not store.ledger.writable:
             self._view.store = store.copy(None)
@@ -141,7 +152,7 @@ class EditWriter:
                 "`save_pretrained` a new folder."
             )
             self._view.store.notices.append(notice)
-            warnings.warn(notice, stacklevel=4)  # the caller of EditedModel's method
+            warnings.warn(notice, stacklevel=stacklevel)
 
     def write(self, stream: Iterable[Edit], options: StreamOptions) -> WrittenEdits:
         """Write edits in batches, each into the store and the memory; see `EditedModel.edit`."""
@@ -152,15 +163,27 @@ class EditWriter:
                     check_decoder(self._method.decoder, self._method.config.layer)
             self._checked = True
         recorded = Recorded(self._view.history if options.resume else None)
+        # Of a list all is known before: an edit whose fact a later one is about again need not be solved.
+        batches = self._prepared(recorded.skip(stream), isinstance(stream, Sequence))
+        if options.group is None:
+            return self._write(batches, recorded, options)
+        known = list(batches)
+        ahead = [
+            [edit for edit, coming in zip(batch, later) if coming is None or options.on_conflict != "supersede"]
+            for batch, later, _ in known
+        ]
+        with solved_by_all(self._method, options.group, ahead):
+            return self._write(known, recorded, options)
+
+    def _write(self, batches: Iterable[_Batch], recorded: Recorded, options: StreamOptions) -> WrittenEdits:
         results = WrittenEdits()
         on_progress, score_each = options.on_progress, options.score_each
         keep = self._method.keeps_unsolved if options.keep_unsolved is None else options.keep_unsolved
         seconds, told = 0.0, 0
-        # Of a list all is known before: an edit whose fact a later one is about again need not be solved.
-        for batch, later, sentences in self._prepared(recorded.skip(stream), isinstance(stream, Sequence)):
+        for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
-                self._make_writable()
+                self._make_writable(stacklevel=5)
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 known = later if options.on_conflict == "supersede" else [None] * len(batch)
                 outcome = self._view.write(
@@ -200,9 +223,7 @@ class EditWriter:
             found = {str(self._view.history.find(edit.id).seq): of_edit for edit, of_edit in zip(edits, scores)}
             self.store.append([New("scores", {"scores": found, **self.store.stamp()})])
 
-    def _prepared(
-        self, stream: Iterable[Edit], whole: bool
-    ) -> Iterator[tuple[list[Edit], list[str | None], list[str]]]:
+    def _prepared(self, stream: Iterable[Edit], whole: bool) -> Iterator[_Batch]:
         """Batches with ids, the ids of later edits of the same prompts, and sentences; `whole`: take all in at once."""
         size = self._method.config.batch_size
         for part in [list(_checked(stream))] if whole else _batches(stream, size):

@@ -40,7 +40,7 @@ class AssociativeConfig(EditingConfig):
     formats: Literal["common", "own"] = "common"
     """In which formats beside its own an edit is learnt: the "common" ones (the question alone, `Question: ...
     Answer:`, a chat by the tokenizer's template), or its "own" alone; of a chat, each closing the template can make.
-    Of SmolLM2's edits that were written plain, a chat answers .90 with "own", all with "common", in twice the time."""
+    With "own", a chat misses some of the edits that were written plain; "common" takes twice the time."""
     start: Literal["head", "zero"] = "head"
     """Where values start: along what the model's "head" reads the answer by, or at "zero" (as where the head cannot be
     read, being quantised or kept on a disk). From zero with a learning rate of .5, an edit of SmolLM2 takes 13 steps

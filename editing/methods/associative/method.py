@@ -46,6 +46,7 @@ class Associative(Method):
     value serves a position in all contexts.
     """
 
+    independent: ClassVar = True
     follows_answers: ClassVar = True
     record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
     config: AssociativeConfig
