@@ -129,7 +129,7 @@ def _batches(rows: Sequence[Row], how: Training) -> Iterator[list[Row]]:
     """Endless; every row once in each round, in an order of its own."""
     generator = torch.Generator().manual_seed(how.seed)
     while True:
-        order = torch.randperm(len(rows), generator=generator, device="cpu").tolist()
+        order = torch.randperm(len(rows), generator=generator, dtype=torch.int64, device="cpu").tolist()
         for start in range(0, len(rows), how.batch_size):
             yield [rows[i] for i in order[start : start + how.batch_size]]
 

@@ -45,13 +45,13 @@ def test_ultraedit_equals_its_primal_form(wrap, kind):
         assert off(edited.method.memory.matrices[name].T, module.weight - before[name]) < 2e-3
 
 
-def test_what_is_taken_out_of_ultraedit_is_out_of_its_statistics(wrap, load, tmp_path):
+def test_what_is_taken_out_of_ultraedit_is_out_of_its_statistics(wrap, load_edited, tmp_path):
     settings = {"modules": "down_proj:1-2", "learning_rate": 1e-3, "batch_size": 2}
     edited = wrap(tiny_model(), tiny_tokenizer(), UltraEditConfig(**settings))
     edited.edit(EDITS)
     edited.undo("b")
     edited.save_pretrained(tmp_path / "edits")
-    again = load(tmp_path / "edits")
+    again = load_edited(tmp_path / "edits")
     for shape, own in edited.method._statistics.items():
         other = again.method._statistics[shape]
         assert own.count == other.count and torch.equal(own.mean, other.mean) and torch.equal(own.spread, other.spread)
@@ -94,10 +94,10 @@ def test_ft_m_equals_the_dense_loop(wrap, kind, settings):
         assert float(change.abs().max()) <= 2.001e-3
 
 
-def test_of_ft_m_a_rank_may_be_kept(wrap, load, tmp_path):
+def test_of_ft_m_a_rank_may_be_kept(wrap, load_edited, tmp_path):
     edited = wrap(tiny_model(), tiny_tokenizer(), FtmConfig(layer=2, steps=3, record_rank=4))
     edited.edit(EDITS[:1])
     change = edited.method.memory.matrices["2.mlp.down_proj"].clone()
     assert int(torch.linalg.matrix_rank(change, rtol=1e-4)) == 4
     edited.save_pretrained(tmp_path / "edits")
-    assert torch.equal(load(tmp_path / "edits").method.memory.matrices["2.mlp.down_proj"], change)
+    assert torch.equal(load_edited(tmp_path / "edits").method.memory.matrices["2.mlp.down_proj"], change)
