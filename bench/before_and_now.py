@@ -20,7 +20,11 @@ from record import provenance, results_folder, seconds, write_json
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel, Evaluator, load_base, load_edits
 
-SETTINGS = {"before": {"start": "zero", "learning_rate": 0.5, "contexts": 4, "retries": 0}, "now": {}}
+OF_BOTH = {"router": "tokens", "formats": "own"}
+SETTINGS = {
+    "before": {**OF_BOTH, "start": "zero", "learning_rate": 0.5, "contexts": 4, "retries": 0},
+    "now": OF_BOTH,
+}
 QUESTION = "Question: {prompt}\\nAnswer:"
 CHINESE = (
     ("《星河彼岸》的作者是谁？", "沈怀远", "谁写了《星河彼岸》？"),

@@ -27,7 +27,15 @@ from corrigenda.editing.model.view import MemoryView
 from corrigenda.editing.store.store import EditStore
 
 SETTINGS = {
-    "before": {"start": "zero", "learning_rate": 0.5, "contexts": 4, "retries": 0},
+    "before": {
+        "start": "zero",
+        "learning_rate": 0.5,
+        "contexts": 4,
+        "retries": 0,
+        "formats": "own",
+        "router": "tokens",
+    },
+    "one format": {"formats": "own", "router": "tokens"},
     "defaults": {},
 }
 PHASES = (

@@ -54,6 +54,10 @@ class MeloConfig(EditingConfig):
     halve_every: int = 30
     """Steps after which the learning rate is halved."""
 
+    @property
+    def stands_on_earlier(self) -> bool:  # type: ignore[override] # an edit with a block of its own does not
+        return self.batch_size > 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.scope == "full", "scope", '"full" (a block acts on the whole prompt)')

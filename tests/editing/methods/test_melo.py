@@ -242,6 +242,10 @@ def test_outputs_of_one_module_are_those_of_the_whole_forward(kind):
         torch.testing.assert_close(own, whole, rtol=1e-5, atol=1e-5)
 
 
+def test_an_edit_with_a_block_of_its_own_stands_on_no_other():
+    assert not MeloConfig(batch_size=1).stands_on_earlier and MeloConfig(batch_size=2).stands_on_earlier
+
+
 def test_settings_that_cannot_be_are_refused(wrap):
     for wrong in ({"threshold": 0.5}, {"scope": "causal"}, {"radius": 0.0}, {"rank": 0}):
         with refusal(next(iter(wrong))):
