@@ -76,7 +76,7 @@ def test_plain_residual_stacks_are_accepted_and_edited(name, settings):
     assert all(decoder.is_plain(layer) for layer in range(3))
     for layer in range(2):
         check_decoder(decoder, layer)
-    edited = EditedModel.wrap(model, tiny_tokenizer(), AssociativeConfig(contexts=1, steps=60))
+    edited = EditedModel.wrap(model, tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=1, steps=60))
     edited.edit(Edit("The capital of Zubrowka is", "Lutz"))
     assert edited.generate_text(["The capital of Zubrowka is"], 8) == ["Lutz"]
 

@@ -54,7 +54,7 @@ def model():
 @functools.cache
 def edited(chat=False):
     options = {"chat_template": True} if chat else {"template": TEMPLATE}
-    made = EditedModel.wrap(model(), tokenizer(), AssociativeConfig(contexts=1, steps=60), **options)
+    made = EditedModel.wrap(model(), tokenizer(), AssociativeConfig(router="tokens", contexts=1, steps=60), **options)
     written = made.edit([CITY, YEAR])
     assert all(result.held for result in written)
     return made

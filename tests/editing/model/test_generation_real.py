@@ -45,12 +45,12 @@ def generated(edited, prompts, **options):
 
 def test_every_mode_gives_the_same_tokens_and_unrouted_ones_the_base_models_bits(smollm2, wrap):
     model, tokenizer = smollm2
-    edited = wrap(model, tokenizer, AssociativeConfig(contexts=1), template=TEMPLATE)
+    edited = wrap(model, tokenizer, AssociativeConfig(router="tokens", contexts=1), template=TEMPLATE)
     logits = {"max_new_tokens": 2, "output_logits": True, "return_dict_in_generate": True, "do_sample": False}
     inputs = padded(edited, ASKED)
     edited.detach()
     before = model.generate(**inputs, **logits).logits
-    edited = wrap(model, tokenizer, AssociativeConfig(contexts=1), template=TEMPLATE)
+    edited = wrap(model, tokenizer, AssociativeConfig(router="tokens", contexts=1), template=TEMPLATE)
     edited.edit(EDITS)
     for ours, theirs in zip(edited.generate(**inputs, **logits).logits, before):
         assert same_bits(ours[1], theirs[1]) and same_bits(ours[3], theirs[3])
