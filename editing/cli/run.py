@@ -111,7 +111,8 @@ def _tell_held(console: Console, stream: Stream) -> None:
         return
     names = [*stream.unsolved, *stream.failing]
     some = ", ".join(shown(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
-    say(f"{stream.held} of {counted(stream.done, 'edit')} hold{f'; not {some}' if names else ''}.", console=console)
+    holds = "1 holds" if stream.held == 1 else f"{stream.held or 'none'} hold{'' if stream.held else 's'}"
+    say(f"Of {counted(stream.done, 'edit')}, {holds}{f'; not {some}' if names else ''}.", console=console)
 
 
 def evaluate(

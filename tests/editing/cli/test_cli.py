@@ -181,7 +181,7 @@ class TestEdit:
         )
         ended = corrigenda("edit", *arguments, "--no-eos", "--layer", 1, "--out", out, "--json", out / "scores.json")
         assert ended.exit_code == 3, ended.output  # two steps are too few for it to hold
-        assert ended.stdout.splitlines()[-1] == "0 of 1 edit hold; not capital."
+        assert ended.stdout.splitlines()[-1] == "Of 1 edit, none holds; not capital."
         result = strict_json(out / "scores.json")
         assert (result["held"], result["unsolved"], result["failing"]) == (0, [], ["capital"])
         assert (result["n"], result["method"], result["rel"]) == (1, "memoir", None)

@@ -198,7 +198,7 @@ def test_the_command_line_names_them_and_ends_with_status_3(too_few_steps, tmp_p
     assert ended.exit_code == 3, ended.output
     screen = " ".join(ended.stdout.split())
     assert 'Edit "road" is left out: its own prompt does not get its target' in screen
-    assert "Wrote 1 edit in" in screen and screen.endswith("1 of 2 edits hold; not road.")
+    assert "Wrote 1 edit in" in screen and screen.endswith("Of 2 edits, 1 holds; not road.")
     result = json.loads((tmp_path / "scores.json").read_text())
     assert (result["n"], result["held"], result["unsolved"], result["failing"]) == (1, 1, ["road"], [])
     listed = json.loads(works("log", tmp_path / "out", "--status", "unsolved", "--json"))
