@@ -1,9 +1,13 @@
 """Edits of a tiny model by each method, and a memory's bits."""
 
-import pytest
-from cases import same_bits
+from dataclasses import replace
 
-from corrigenda.editing import AssociativeConfig, Edit, MemoirConfig, WiseConfig
+import pytest
+import torch
+from cases import same_bits
+from tiny import tiny_model, tiny_tokenizer
+
+from corrigenda.editing import AssociativeConfig, Edit, EditedModel, MemoirConfig, WiseConfig
 
 EDITS = [
     Edit("What is the capital of Zubrowka?", "Lutz City", id="a", rephrases=("Zubrowka has which capital?",)),
@@ -61,3 +65,14 @@ def broken_off(model, stream, cut, **options):
     with pytest.raises(InterruptedError):
         model.edit(stream, on_progress=stop, **options)
     model.detach()
+
+
+def killed_stream(folder, ready):
+    torch.set_num_threads(1)
+    stream = [*EDITS, AGAIN, *(replace(edit, id=f"{edit.id}-{n}", target=str(n)) for n in range(40) for edit in EDITS)]
+    if folder.exists():
+        model = EditedModel.from_pretrained(tiny_model(), edits=folder, tokenizer=tiny_tokenizer())
+    else:
+        model = EditedModel.wrap(tiny_model(), tiny_tokenizer(), CONFIGS["memoir batches"])
+    ready.set()
+    model.edit(stream[:24], store=folder, resume=True)

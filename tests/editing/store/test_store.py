@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import same_bits
-from every_config import AGAIN, CONFIGS, EDITS, bits, broken_off, ids, same
+from every_config import AGAIN, CONFIGS, EDITS, bits, broken_off, ids, killed_stream, same
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel
@@ -217,17 +217,6 @@ def test_attaching(edited, load_edited, tmp_path):
     model.undo("a")
     assert reader.refresh() and ids(reader) == ["b", "d"] and not reader.refresh()
     same(bits(reader), bits(model))
-
-
-def killed_stream(folder, ready):
-    torch.set_num_threads(1)
-    stream = [*EDITS, AGAIN, *(replace(edit, id=f"{edit.id}-{n}", target=str(n)) for n in range(40) for edit in EDITS)]
-    if folder.exists():
-        model = EditedModel.from_pretrained(tiny_model(), edits=folder, tokenizer=tiny_tokenizer())
-    else:
-        model = EditedModel.wrap(tiny_model(), tiny_tokenizer(), CONFIGS["memoir batches"])
-    ready.set()
-    model.edit(stream[:24], store=folder, resume=True)
 
 
 def test_killed_in_mid_stream(edited, load_edited, tmp_path):
