@@ -184,7 +184,10 @@ class Method:
             return [None] * len(prompts)
         edits = self.applied()
         routes = decision.route.tolist()
-        return [self._starts.plan(ids, edits[place]) if place >= 0 else None for ids, place in zip(prompts, routes)]
+        return [
+            self._starts.plan(ids, edits[place]) if 0 <= place < len(edits) else None
+            for ids, place in zip(prompts, routes)
+        ]
 
     def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
         """What the model is to read for tokenised prompts that this was decided of: more, where it `reads_text`."""

@@ -23,7 +23,7 @@ AGAIN = Edit("what is the capital of  ZUBROWKA", "Nebelsbad", id="a2")
 
 CONFIGS = {
     "associative": AssociativeConfig(router="tokens", contexts=2, batch_size=2),
-    "mask router": AssociativeConfig(contexts=2, batch_size=2, router="mask", router_layer=1, top_k=60),
+    "mask router": AssociativeConfig(contexts=2, batch_size=2, router="mask", router_layer=1, top_k=60, formats="own"),
     "memoir": MemoirConfig(contexts=2, steps=4, top_k=70, weight_decay=1e-2),
     "memoir batches": MemoirConfig(contexts=2, steps=4, top_k=70, weight_decay=1e-2, batch_size=2, decay="active"),
     "wise": WiseConfig(contexts=2, steps=3, learning_rate=0.1, act_ratio=0.01, save_every=2, merge_every=4),

@@ -19,7 +19,7 @@ from corrigenda.editing.store.store import EditStore
 
 WISE = {"steps": 3, "learning_rate": 0.1, "act_ratio": 0.01, "save_every": 2}
 QUICK = {
-    "associative": {"contexts": 2, "steps": 6, "batch_size": 2},
+    "associative": {"contexts": 2, "steps": 6, "batch_size": 1},
     "memoir": {"contexts": 2, "steps": 4, "top_k": 70},
     "wise-merge": {
         "contexts": 2,
