@@ -102,7 +102,7 @@ class Slow:
         return best if far[best] >= self.edited.config.act_ratio * least else -1
 
     def added(self, x, route, last, said):
-        """What the memory says of inputs `x` `[tokens, D]`: the prompt's, whose last token is `last`, and those `said`."""
+        """What the memory says of inputs `x` `[tokens, D]`: the prompt's, which end at `last`, and those `said`."""
         method, out = self.edited.method, torch.zeros(len(x), self.module.out_features)
         start = 0 if self.edited.config.scope == "full" else last
         if self.edited.config.method == "memoir":
