@@ -138,6 +138,7 @@ def few_background_prompts():
             "memoir.method",
             "wise.method",
             "weights.method",
+            "gated",
             "sense.method",
             "prompted",
         ):

@@ -51,6 +51,8 @@ class Method:
     """Whether an edit is read in the prompt: see `read_as`."""
     needs_gradients: ClassVar[bool] = True
     """Whether writing takes gradients through the layers above the edited one."""
+    uses_contexts: ClassVar[bool] = True
+    """Whether edits are learnt after several texts, and beside a background; else after the empty one alone."""
     independent: ClassVar[bool] = False
     """Whether a batch is solved alike whatever was written before it."""
     memory: Memory
@@ -92,11 +94,12 @@ class Method:
 
     def remove(self, edits: set[int]) -> bool:
         """Take these edits out, by their places, to the bits of a rebuild without them; False: rebuild, I cannot."""
-        raise NotImplementedError
+        return False
 
     def reset(self) -> None:
         """Forget every edit; the ground stays."""
-        raise NotImplementedError
+        self.memory.reset()
+        self.router.reset()
 
     def reserve(self, edits: int, rows: int, prompt_tokens: int) -> None:
         """Room for this many edits of `rows` answer positions, whose prompts have `prompt_tokens` distinct tokens.
@@ -107,15 +110,16 @@ class Method:
 
     def ground(self) -> dict[str, Tensor]:
         """What answers depend on besides the edits: set before the first one, and never changed after."""
-        raise NotImplementedError
+        return self.router.ground()
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `ground` gave."""
-        raise NotImplementedError
+        self.router.load_ground(tensors)
+        self.has_background = True
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that answers depend on."""
-        raise NotImplementedError
+        return {**self.memory.state(), **self.router.state()}
 
     def check(self, record: Record) -> None:
         """Raise where a record does not fit this model and configuration."""
@@ -234,6 +238,9 @@ class Method:
 
     def prepare(self) -> list[str]:
         """What every batch needs, made once: the background, and `config.contexts` texts to learn an edit after."""
+        if not self.uses_contexts:
+            self.has_background = True
+            return [""]
         if self._contexts is None:
             self._contexts = context_texts(self.decoder.model, self.prompts.tokenizer, self.config.contexts)
             self._beginnings = self._begin(self._contexts)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..backbone.background import background_prompts
 from ..backbone.decoder import Decoder
@@ -50,6 +49,7 @@ class Prompted(Method):
 
     record_shapes: ClassVar = {"text": ("bytes",)}
     keeps_unsolved = True
+    uses_contexts = False
     reads_text = True
     needs_gradients = False
     config: PromptConfig
@@ -73,10 +73,6 @@ class Prompted(Method):
 
     def sites(self) -> dict[str, torch.nn.Module]:
         return {}
-
-    def prepare(self) -> list[str]:
-        self.has_background = True
-        return [""]
 
     def text(self, edit: Edit) -> str:
         """What is put before a question that is the edit's."""
@@ -126,13 +122,3 @@ class Prompted(Method):
 
     def reset(self) -> None:
         self.remove(set(range(self.memory.size)))
-
-    def ground(self) -> dict[str, Tensor]:
-        return self.router.ground()
-
-    def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        self.router.load_ground(tensors)
-        self.has_background = True
-
-    def state(self) -> dict[str, Tensor]:
-        return {**self.memory.state(), **self.router.state()}

@@ -15,7 +15,8 @@ from ..routers.tokens import TokenRouter
 
 def text_router(config: Any, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str) -> EditRouter:
     """The one that a configuration's `router` names, with its `encoder`, `threshold` and `decoys`; without edits."""
+    threshold = "auto" if config.threshold is None else config.threshold
     if config.router == "meaning":
         decoys = getattr(config, "decoys", "").splitlines()
-        return MeaningRouter(tokenizer, background, encoder=config.encoder, decoys=decoys, threshold=config.threshold)
-    return TokenRouter(tokenizer, background, threshold=config.threshold, device=device)
+        return MeaningRouter(tokenizer, background, encoder=config.encoder, decoys=decoys, threshold=threshold)
+    return TokenRouter(tokenizer, background, threshold=threshold, device=device)

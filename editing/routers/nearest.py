@@ -45,10 +45,6 @@ class KeyRouter(EditRouter):
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         return torch.stack([fingerprint[: self.width] for fingerprint in fingerprints]).to(self.device)
 
-    def reset(self) -> None:
-        """Forget every edit."""
-        raise NotImplementedError
-
     def remove(self, edits: set[int]) -> None:
         if edits:
             raise NotImplementedError("what is stored depends on all keys in their order: reset, and add what is left")
@@ -65,6 +61,14 @@ class KeyRouter(EditRouter):
     def nearest_withdrawn(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         row, distance, _ = ops.nearest_key(queries, self.withdrawn.rows.view(torch.float32))
         return row, score_of(distance, torch.full_like(distance, self.radius))
+
+    def see(self, features: Tensor, context: RoutingContext, each: bool) -> None:
+        """Take in a pass: decide what holds prompts; with `each`, let every generated token find an edit too."""
+        prompts = context.deciding
+        if context.active and prompts:
+            self.observe(features, context)
+        if context.active and each:
+            self.route_each(features, context, prompts)
 
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide the routes of a pass that holds whole prompts, by `features` `[..., D]` at their last tokens."""

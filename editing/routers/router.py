@@ -145,6 +145,10 @@ class EditRouter:
         """Forget these edits; the others move up."""
         raise NotImplementedError
 
+    def reset(self) -> None:
+        """Forget every edit."""
+        self.remove(set(range(self.size)))
+
     def reserve(self, edits: int, tokens: int) -> None:
         """Room for this many edits, of that many distinct prompt tokens: until it is used up, addresses stay."""
         raise NotImplementedError

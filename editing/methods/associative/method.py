@@ -245,6 +245,3 @@ class Associative(Method):
         self.memory.background = tensors["memory.background"].to(self.memory.background)
         self.router.load_ground(tensors)
         self.has_background = True
-
-    def state(self) -> dict[str, Tensor]:
-        return {**self.memory.state(), **self.router.state()}

@@ -40,6 +40,7 @@ class Grace(Method):
 
     record_shapes: ClassVar = {"value": ("d",)}
     keeps_unsolved = True
+    uses_contexts = False
     config: GraceConfig
     memory: ReplacedOutputs
     router: NearestKeyRouter
@@ -56,11 +57,7 @@ class Grace(Method):
         published = self.config.mode == "published"
 
         def observe(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            prompts = context.deciding
-            if context.active and prompts:
-                self.router.observe(args[0], context)
-            if context.active and published:
-                self.router.route_each(args[0], context, prompts)
+            self.router.see(args[0], context, each=published)
 
         patch.pre_hook(self.decoder.down_proj(self.layer), observe)
 
@@ -81,10 +78,6 @@ class Grace(Method):
         if self.config.labels == "mean":
             return (sum(row.labels) - 100 * len(row.prompt)) / (len(row.prompt) + len(row.labels))
         return float(zlib.crc32(repr(row.labels).encode()) % (1 << 24))
-
-    def prepare(self) -> list[str]:
-        self.has_background = True
-        return [""]
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         self.prepare()
@@ -152,23 +145,6 @@ class Grace(Method):
         rows = self.router.row_of
         return 0 <= route < len(rows) and 0 <= edit < len(rows) and rows[route] == rows[edit]
 
-    def remove(self, edits: set[int]) -> bool:
-        return False
-
-    def reset(self) -> None:
-        self.memory.reset()
-        self.router.reset()
-
     def reserve(self, edits: int, rows: int, prompt_tokens: int) -> None:
         super().reserve(edits, rows, prompt_tokens)
         self.memory.reserve(edits)
-
-    def ground(self) -> dict[str, Tensor]:
-        return self.router.ground()
-
-    def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        self.router.load_ground(tensors)
-        self.has_background = True
-
-    def state(self) -> dict[str, Tensor]:
-        return {**self.memory.state(), **self.router.state()}

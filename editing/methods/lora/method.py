@@ -27,6 +27,7 @@ class AdapterMethod(WeightMethod):
     The edits of a batch are learnt one after the other, each on the model with those before it.
     """
 
+    uses_contexts = False
     config: AdapterConfig
 
     @staticmethod
@@ -36,10 +37,6 @@ class AdapterMethod(WeightMethod):
 
     def edited_modules(self) -> dict[str, nn.Module]:
         return target_modules(self.decoder, self.config.modules)
-
-    def prepare(self) -> list[str]:
-        self.has_background = True
-        return [""]
 
     def learnt_from(self, edits: Sequence[Edit]) -> list[list[Row]]:
         """The rows that each edit is learnt from, its own prompt and target first."""

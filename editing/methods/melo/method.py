@@ -39,6 +39,7 @@ class Melo(Method):
 
     record_shapes: ClassVar = {"x": ("rank", "D"), "h": ("rank", "d")}
     keeps_unsolved = True
+    uses_contexts = False
     config: MeloConfig
     memory: LowRankAdapters
     router: ClusterRouter
@@ -67,11 +68,7 @@ class Melo(Method):
         published = self.config.mode == "published"
 
         def observe(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> None:
-            prompts = context.deciding
-            if context.active and prompts:
-                self.router.observe(out, context)
-            if context.active and published:
-                self.router.route_each(out, context, prompts)
+            self.router.see(out, context, each=published)
 
         patch.hook(self.key_module, observe)
 
@@ -95,10 +92,6 @@ class Melo(Method):
         if self.config.labels == "sum":
             return float(sum(row.labels))
         return float(zlib.crc32(repr(row.labels).encode()) % (1 << 24))
-
-    def prepare(self) -> list[str]:
-        self.has_background = True
-        return [""]
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         self.prepare()
@@ -169,20 +162,3 @@ class Melo(Method):
             raise CorrigendaError(f"its block is not one of rank {self.config.rank} at {', '.join(self.modules)}")
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
-
-    def remove(self, edits: set[int]) -> bool:
-        return False
-
-    def reset(self) -> None:
-        self.memory.reset()
-        self.router.reset()
-
-    def ground(self) -> dict[str, Tensor]:
-        return self.router.ground()
-
-    def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        self.router.load_ground(tensors)
-        self.has_background = True
-
-    def state(self) -> dict[str, Tensor]:
-        return {**self.memory.state(), **self.router.state()}

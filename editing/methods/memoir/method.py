@@ -127,9 +127,6 @@ class Memoir(Method):
         if int(self.router.unpack(record.fingerprint[None].to(self.device)).sum()) != self.config.top_k:
             raise CorrigendaError(f"its mask does not have {self.config.top_k} features")
 
-    def remove(self, edits: set[int]) -> bool:
-        return False
-
     def reset(self) -> None:
         self.memory.reset(self._inherited)
         self.router.remove(set(range(self.router.size)))

@@ -24,10 +24,9 @@ from ...errors import CorrigendaError
 from ...memories.token_vectors import TokenVectors
 from ...routers.context import RoutingContext
 from ..defaults import edited_layer
-from ..method import Method
+from ..gated import GatedMethod
 from ..record import Record, Solved, Written
 from ..weights.defaults import filled
-from ..weights.method import WeightMethod
 from .config import TokenVectorsConfig
 
 _BASE = 1 << 10
@@ -41,7 +40,7 @@ class Chosen(NamedTuple):
     free: Tensor
 
 
-class TokenVectorMethod(Method):
+class TokenVectorMethod(GatedMethod):
     """Vectors of an edit's chosen tokens, by Adam on its mean cross-entropy and w KL(before || after) on a background
     text, another one in each step.
 
@@ -49,21 +48,15 @@ class TokenVectorMethod(Method):
     """
 
     record_shapes: ClassVar = {"tokens": ("n", "digits"), "vectors": ("n", "width")}
-    keeps_unsolved = True
+    uses_contexts = False
     needs_gradients = False
     config: TokenVectorsConfig
     memory: TokenVectors
-    text_router = staticmethod(WeightMethod.text_router)
-    memory_name = WeightMethod.memory_name
-    holds = WeightMethod.holds
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: TokenVectorsConfig) -> None:
         super().__init__(decoder, prompts, config)
         self.vocabulary = decoder.model.get_input_embeddings().weight.shape[0]
         self.memory = TokenVectors(self.vocabulary, self.vector_width, self.device)
-        self.names_edits = config.routed_by_text  # type: ignore[misc] # of a gate's routes
-        background = background_prompts() if config.routed_by_text else []
-        self.router = self.text_router(config, prompts.tokenizer, background, self.device)
 
     @staticmethod
     def resolved(config: Any, decoder: Decoder) -> Any:
@@ -92,10 +85,6 @@ class TokenVectorMethod(Method):
                 self.memory.ids = args[0].reshape(-1)
 
         patch.pre_hook(self.decoder.model.get_input_embeddings(), take_down)
-
-    def prepare(self) -> list[str]:
-        self.has_background = True
-        return [""]
 
     def background(self) -> list[tuple[int, ...]]:
         """The background's texts, as token ids."""
@@ -183,23 +172,6 @@ class TokenVectorMethod(Method):
             raise CorrigendaError("its tokens are not distinct ones of this vocabulary")
         if record.tensors["vectors"].shape[1] != self.vector_width:
             raise CorrigendaError(f"its vectors are not {self.vector_width} wide")
-
-    def remove(self, edits: set[int]) -> bool:
-        return False
-
-    def reset(self) -> None:
-        self.memory.reset()
-        self.router.remove(set(range(self.router.size)))
-
-    def ground(self) -> dict[str, Tensor]:
-        return self.router.ground()
-
-    def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        self.router.load_ground(tensors)
-        self.has_background = True
-
-    def state(self) -> dict[str, Tensor]:
-        return {**self.memory.state(), **self.router.state()}
 
 
 class Sense(TokenVectorMethod):

@@ -15,22 +15,16 @@ from ...backbone.frozen import Features, Row, frozen_features, length_groups, pa
 from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
-from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ...memories.weight_changes import WeightChanges
-from ...routers.always import AlwaysOn
-from ...routers.meaning.router import MeaningRouter
-from ...routers.router import EditRouter
-from ...routers.tokens import TokenRouter
-from ..config import EditingConfig
-from ..method import Method
+from ..gated import GatedMethod
 from ..record import Record, check_tensors
 from .config import WeightsConfig
 from .subject import lookup_tokens, subject_row
 from .values import Asked
 
 
-class WeightMethod(Method):
+class WeightMethod(GatedMethod):
     """W = W0 + sum: an edit is products x^T h, one at each of its sites, kept by themselves.
 
     A record has for each of its sites "<site>.x" `[rank, D]` and "<site>.h" `[rank, d]` (`record_shapes`, of each
@@ -40,7 +34,6 @@ class WeightMethod(Method):
     """
 
     record_shapes: ClassVar = {"x": ("rank", "D"), "h": ("rank", "d")}
-    keeps_unsolved = True
     bakeable: ClassVar[bool] = True
     """Whether the sum answers every request, as plain weights would."""
     display: ClassVar[str]
@@ -60,9 +53,6 @@ class WeightMethod(Method):
                 "choose layers on one."
             )
         self.memory = self.new_memory(devices)
-        self.names_edits = config.routed_by_text  # type: ignore[misc] # of a gate's routes, not of always-on ones
-        background = background_prompts() if config.routed_by_text else []
-        self.router = self.text_router(config, prompts.tokenizer, background, self.device)
         self._covariances: dict[int, Covariance] = {}
 
     def new_memory(self, devices: Mapping[str, torch.device]) -> WeightChanges:
@@ -79,17 +69,6 @@ class WeightMethod(Method):
 
     def sites(self) -> dict[str, nn.Module]:
         return self.modules
-
-    @staticmethod
-    def text_router(
-        config: EditingConfig, tokenizer: Tokenizer, background: Sequence[str], device: torch.device | str
-    ) -> EditRouter:
-        if not (isinstance(config, WeightsConfig) and config.routed_by_text):
-            return AlwaysOn(device)
-        threshold = "auto" if config.threshold is None else config.threshold
-        if config.router == "meaning":
-            return MeaningRouter(tokenizer, background, encoder=config.encoder, threshold=threshold)
-        return TokenRouter(tokenizer, background, threshold=threshold, device=device)
 
     # Solving
 
@@ -184,29 +163,6 @@ class WeightMethod(Method):
 
     def learn_background(self) -> None:
         """Nothing: keys are not taken from a background, and a gate's is the project's text."""
-
-    def remove(self, edits: set[int]) -> bool:
-        return False  # a sum less one of its terms has other bits than the sum of the others
-
-    def reset(self) -> None:
-        self.memory.reset()
-        self.router.remove(set(range(self.router.size)))
-
-    def ground(self) -> dict[str, Tensor]:
-        return self.router.ground()
-
-    def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        self.router.load_ground(tensors)
-        self.has_background = True
-
-    def state(self) -> dict[str, Tensor]:
-        return {**self.memory.state(), **self.router.state()}
-
-    def memory_name(self, route: int) -> str | None:
-        return "changed weights" if route >= 0 and not self.names_edits else None
-
-    def holds(self, route: int, edit: int) -> bool:
-        return route == edit if self.names_edits else route >= 0
 
 
 def by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

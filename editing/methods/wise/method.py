@@ -322,9 +322,6 @@ class Wise(Method):
     def _know_unrelated(self, prompts: PackedPrompts) -> None:
         self.memory.unrelated = prompts, self._base_output(prompts.inputs)
 
-    def remove(self, edits: set[int]) -> bool:
-        return False
-
     def reset(self) -> None:
         self.memory.reset()
 
