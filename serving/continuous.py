@@ -163,7 +163,7 @@ class BatchedRequests:
         device, requests = processor.model_device, processor.scheduler.max_requests_per_batch
         tokens = max(processor.cache.max_batch_tokens, requests)
         self.context = RoutingContext(torch.device(device), tokens, requests)
-        self._slots = Slots(self.context, requests, tokens, vocabulary=self.host.vocabulary)
+        self._slots = Slots(self.context, requests, tokens, vocabulary=self.host.vocabulary())
         self._stream = processor.inputs_and_outputs.compute_stream
         self._scheduler = processor.scheduler
         for owner, name, handler in _PROCESSOR_SEAMS:

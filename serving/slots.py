@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ class Slots:
     however the prompt was cut, shared or computed anew.
 
     captured: passes may be captured in CUDA graphs, so the layer must run in each of them; by default on a GPU. Where
-    they are not, it does nothing in a pass without an edit.
+    they are not, it does nothing in a pass without an edit. vocabulary: by which answers are followed; reading it takes
+    a second, which is no pass's.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Slots:
         requests: int,
         tokens: int,
         captured: bool | None = None,
-        vocabulary: Callable[[], Vocabulary] | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         context.reserve(tokens, requests)
         self.context = context
@@ -78,7 +79,7 @@ class Slots:
         self._started.add(slot)
         self._decoding = None
         if self._vocabulary is not None:
-            self.context.follow(slot, plan, prompt_tokens - 1, lambda: self._vocabulary().kinds, said)
+            self.context.follow(slot, plan, prompt_tokens - 1, lambda: self._vocabulary.kinds, said)
 
     def end(self, request: str) -> None:
         """Give a request's slot back."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +79,7 @@ class WorkerEdits:
             self.context,
             scheduler.max_num_seqs,
             scheduler.max_num_batched_tokens,
-            vocabulary=functools.cache(lambda: Vocabulary(load_tokenizer(model.tokenizer or model.model))),
+            vocabulary=Vocabulary(load_tokenizer(model.tokenizer or model.model)),
         )
         self.lost: set[str] = set()
         self.error: Exception | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -22,16 +22,15 @@ from ...memories.weight_changes import WeightChanges
 from ...routers.always import DecidedWithin
 from ...routers.context import RoutingContext
 from ...routers.router import Decision
-from ..memit.method import Spreading
+from ..memit.method import Regularised
 from ..record import Record, Solved
 from ..weights.method import down_proj
-from ..weights.solving import Cholesky
 from ..weights.values import Asked
 from .config import CoachHookConfig
 from .defaults import resolved
 
 
-class CoachHook(Spreading):
+class CoachHook(Regularised):
     """A token's output at a hooked layer is W_h k where it differs from W_0 k by more than is usual in its sequence:
 
         d_t = |(W_h - W_0) k_t|,  z_t = (d_t - mean d) / deviation of d,  W_h k_t if z_t >= a, else W_0 k_t
@@ -55,7 +54,6 @@ class CoachHook(Spreading):
         super().__init__(decoder, prompts, config)
         self.router = DecidedWithin(self.device)
         self._keys: dict[int, list[Tensor]] = {layer: [] for layer in self.edited_layers()}
-        self._factors: dict[int, Cholesky] = {}
         self._always: set[str] = set()
 
     def new_memory(self, devices: Mapping[str, torch.device]) -> HookedWeights:
@@ -63,19 +61,13 @@ class CoachHook(Spreading):
 
     # Writing
 
-    def get_ready(self) -> None:
-        for layer in self.edited_layers():
-            if layer not in self._factors:
-                self._factors[layer] = Cholesky(self.config.covariance_weight * self.covariance(layer))
-
     def directions(self, layer: int, keys: Tensor) -> Tensor:
         before = self._keys[layer]
-        return self._factors[layer].solve_beside(keys, torch.cat(before).T.double() if before else None)
+        return self.factors[layer].solve_beside(keys, torch.cat(before).T.double() if before else None)
 
     def through(self, memory: WeightChanges) -> contextlib.AbstractContextManager[None]:
-        assert isinstance(memory, HookedWeights)
         self._always.clear()
-        return memory.hooked(self.modules, self._always)
+        return cast(HookedWeights, memory).hooked(self.modules, self._always)
 
     def written(self, site: str) -> None:
         self._always.discard(site)

@@ -100,7 +100,20 @@ class Spreading(WeightMethod):
         return keys[:, 0] if keys.shape[1] == 1 else (keys[:, 0] + keys[:, 1:].mean(1)) / 2
 
 
-class Memit(Spreading):
+class Regularised(Spreading):
+    """The second moment of each layer's keys, lambda C, factored once."""
+
+    def __init__(self, decoder: Decoder, prompts: PromptFormat, config: Any) -> None:
+        super().__init__(decoder, prompts, config)
+        self.factors: dict[int, Cholesky] = {}
+
+    def get_ready(self) -> None:
+        for layer in self.edited_layers():
+            if layer not in self.factors:
+                self.factors[layer] = Cholesky(self.config.covariance_weight * self.covariance(layer))
+
+
+class Memit(Regularised):
     """A = (lambda C + K K^T)^-1 K, for C the second moment of the layer's keys (equation 14).
 
     By the push-through identity A = B (I + K^T B)^-1 with B = (lambda C)^-1 K: C is factored once, a batch costs two
@@ -112,14 +125,5 @@ class Memit(Spreading):
 
     resolved = staticmethod(resolved)
 
-    def __init__(self, decoder: Decoder, prompts: PromptFormat, config: MemitConfig) -> None:
-        super().__init__(decoder, prompts, config)
-        self._factors: dict[int, Cholesky] = {}
-
-    def get_ready(self) -> None:
-        for layer in self.edited_layers():
-            if layer not in self._factors:
-                self._factors[layer] = Cholesky(self.config.covariance_weight * self.covariance(layer))
-
     def directions(self, layer: int, keys: Tensor) -> Tensor:
-        return self._factors[layer].solve_beside(keys)
+        return self.factors[layer].solve_beside(keys)
