@@ -17,24 +17,10 @@ _ENGLISH = frozenset(
 )
 _FOREIGN = frozenset(
     (
-        *("wer", "wem", "wo", "woher", "wann", "wie", "welche", "welchen", "welcher", "welches", "wurde", "ist", "der"),
-        *(
-            "und",
-            "von",
-            "qui",
-            "ou",
-            "quand",
-            "quel",
-            "quelle",
-            "est",
-            "les",
-            "quien",
-            "donde",
-            "cuando",
-            "cual",
-            "que",
-        ),
-        *("el", "chi", "dove", "quando", "quale", "della", "wat", "waar", "het", "een", "onde", "quem", "qual", "em"),
+        *("wer", "wem", "wo", "woher", "wann", "wie", "welche", "welchen", "welcher", "welches", "wurde"),
+        *("ist", "der", "und", "von", "qui", "ou", "quand", "quel", "quelle", "est", "les"),
+        *("quien", "donde", "cuando", "cual", "que", "el", "chi", "dove", "quando", "quale", "della"),
+        *("wat", "waar", "het", "een", "onde", "quem", "qual", "em"),
     )
 )
 _FEWEST_WORDS = 4
