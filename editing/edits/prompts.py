@@ -152,17 +152,36 @@ class PromptFormat:
         return self.wrap(join(context, prompt)) if self.chat else join(context, self.wrap(prompt))
 
     def question(self, ids: Sequence[int]) -> str:
-        """The text that was asked in a tokenised prompt: the template's or the last user turn's content."""
+        """The text that was asked in a tokenised prompt: the template's or the last user turn's content.
+
+        A chat is seen as one whatever this format is: else earlier turns would be asked again, and by their edits.
+        """
+        chats = self._chats
+        if chats is not None and chats._opening.strip() in self.decoded(ids):
+            return self._without_frame(chats.question(ids))
         text = self.tokenizer.decode(list(ids), skip_special_tokens=not self.chat, clean_up_tokenization_spaces=False)
-        if self._closing and text.rstrip().endswith(self._closing.rstrip()):
-            text = text.rstrip()[: -len(self._closing.rstrip())] if self._closing.rstrip() else text
-        if self._opening.strip():
-            start = text.rfind(self._opening.lstrip())
-            text = text[start + len(self._opening.lstrip()) :] if start >= 0 else text
+        text = self._without_frame(text)
         if self.chat:
+            for closing in (self._closing, *self.chat_closings):  # behind it an answer was begun
+                text = text.partition(closing.rstrip())[0] if closing.strip() else text
             special = [token for token in self.tokenizer.all_special_tokens if token]
             text = re.sub("|".join(map(re.escape, special)) or "$^", " ", text)
         return text
+
+    @functools.cached_property
+    def _chats(self) -> PromptFormat | None:
+        """The format of the tokenizer's own chats, where this is another."""
+        if self.chat or not getattr(self.tokenizer, "chat_template", None):
+            return None
+        chats = PromptFormat(self.tokenizer, None, True)
+        return chats if chats._opening.strip() else None
+
+    def _without_frame(self, text: str) -> str:
+        """A text without the closing that it ends in, and what stands before the last opening."""
+        closing, opening = self._closing.rstrip(), self._opening.lstrip()
+        if closing and text.rstrip().endswith(closing):
+            text = text.rstrip()[: -len(closing)]
+        return text[text.rfind(opening) + len(opening) :] if opening.strip() and opening in text else text
 
     def user_tokens(self, ids: Sequence[int]) -> tuple[int, int]:
         """Which tokens a feature fingerprint is pooled over: the last user turn's in a chat, else the whole prompt."""

@@ -97,6 +97,19 @@ def test_question_and_user_tokens_find_the_last_user_turn(tokenizer, template, t
     check_chat(tokenizer(), template, turns, prompt)
 
 
+@pytest.mark.parametrize("tokenizer", [tokenizer, tokenizer_with_system_turn])
+@pytest.mark.parametrize("turns", CHATS, ids=["one turn", "three turns"])
+@pytest.mark.parametrize("template", TEMPLATES[:2])
+@pytest.mark.parametrize("begun", ["", "Cape", "<think>\n\n</think>\n\n"], ids=["", "begun", "thought"])
+def test_the_last_turn_of_a_chat_is_the_question_whatever_the_format(tokenizer, turns, template, begun):
+    """Edits of any format are asked in chats: what an earlier turn asked is not asked again."""
+    form = PromptFormat(tokenizer(), template)
+    for content in ("And its largest river?", form.wrap("And its largest river?")):
+        as_chat = PromptFormat(tokenizer(), None, chat=True)
+        ids = [*chat(as_chat, turns, content), *tokenizer()(begun, add_special_tokens=False)["input_ids"]]
+        assert plain(form.question(ids)) == "And its largest river?"
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("turns", CHATS, ids=["one turn", "three turns"])
 def test_question_and_user_tokens_with_the_real_chat_template(smollm2, turns):
