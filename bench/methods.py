@@ -5,20 +5,22 @@
 
 Of the first edit of each subject, in file order, every second one is taken, from the second on: settings that depend on
 the model (`defaults.py` of a method) were chosen on the others (`--half settings`). Seconds are of the thread, so that
-other work on the machine hardly counts; bytes are those of an edit's record, without its texts.
+other work on the machine hardly counts; bytes are those of an edit's record, without its texts. `corrigenda bench` does
+the same on a file of one's own.
 """
 
 from __future__ import annotations
 
-import time
+import json
 from pathlib import Path
 
 import torch
-from record import edits_arguments, provenance, results_folder, seconds, write_json
+from record import edits_arguments, provenance, results_folder, write_json
 
-from corrigenda.editing import EditedModel, Evaluator, load_edits
+from corrigenda.editing import load_edits
+from corrigenda.editing.comparison.plan import Plan, Run
+from corrigenda.editing.comparison.runs import write_run
 from corrigenda.editing.methods.config import CONFIGS
-from corrigenda.editing.methods.registry import config_for
 from corrigenda.editing.methods.settings import settings_of
 
 
@@ -33,54 +35,19 @@ def arguments():
     return parser.parse_args()
 
 
-def counting_bytes(method):
-    """A list to which every record that the method writes adds its bytes."""
-    found, apply = [], method.apply
-
-    def counted(records):
-        found.extend(
-            sum(tensor.nbytes for tensor in record.tensors.values()) + record.fingerprint.nbytes for record in records
-        )
-        apply(records)
-
-    method.apply = counted
-    return found
-
-
 def main():
     args = arguments()
     torch.set_num_threads(1)
-    config = config_for(args.method, **settings_of(args.method, args.set))
+    run = Run(args.name or f"methods-{args.edits.stem}-{args.method}", args.method, settings_of(args.method, args.set))
+    plan = Plan(args.model, args.edits, sorted(args.at), [run], args.template)
     half = 1 if args.half == "reported" else 0
     edits = load_edits(args.edits, unique_subject=True, limit=2 * max(args.at))[half::2]
-    edited = EditedModel.from_pretrained(args.model, config=config, template=args.template)
-    sizes, spent, done, marks = counting_bytes(edited.method), 0.0, 0, {}
-    evaluator = Evaluator(edited)
-    result = {
-        **provenance(),
-        "edits": args.edits.name,
-        "half": args.half,
-        "template": args.template,
-        "method": args.method,
-        "settings": edited.config.to_dict(),
-        "threads": 1,
-    }
-    for stop in sorted(args.at):
-        start, begun = seconds(), time.perf_counter()
-        written = edited.edit(edits[done:stop], keep_unsolved=True)
-        spent += seconds() - start
-        done = stop
-        scores = evaluator.score(edits[:stop]).to_dict()
-        marks[str(stop)] = {
-            **scores,
-            "seconds_per_edit": round(spent / stop, 3),
-            "bytes_per_edit": round(sum(sizes) / stop),
-            "held": sum(bool(one.held) for one in written) / max(1, len(written)),
-        }
-        name = args.name or f"methods-{args.edits.stem}-{args.method}"
-        write_json(args.results / f"{name}.json", {**result, "after": marks})
-        rounded = {key: round(value, 3) for key, value in marks[str(stop)].items() if value is not None}
-        print(args.method, stop, rounded, f"{time.perf_counter() - begun:.0f} s", flush=True)
+    path = args.results / f"{run.name}.json"
+    args.results.mkdir(parents=True, exist_ok=True)
+    write_run(plan, run, edits, path, {}, print)
+    result = {**json.loads(path.read_text()), **provenance(), "edits": args.edits.name, "half": args.half}
+    del result["asked"]  # it has a path of this machine
+    write_json(path, {**result, "template": args.template})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ..methods.registry import config_for
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator
 from ..scores.report import commit, versions, write_json
+from ..store.codec import fingerprint_of
 from .plan import Plan, Run
 
 _LONGEST_ANSWER = 16
@@ -78,7 +79,8 @@ def write_run(
         held += sum(bool(one.held) for one in written)
         done, start = stop, _seconds()
         scores = evaluator.score(edits[:stop]).to_dict()
-        bytes_written = sum(stored.bytes for stored in edited.store.history.edits.values())
+        stored = edited.store.history.edits.values()
+        bytes_written = sum(one.bytes + fingerprint_of(one).nbytes for one in stored)
         result["after"][str(stop)] = {
             **scores,
             "same_subject": _kept(edited, edits[:stop], protected),
