@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..backbone.hooked import hooked
+
 _AT_A_TIME = 1 << 24
 """Entries of gathered adapters at once: 64 MB."""
 
@@ -120,14 +122,10 @@ class LowRankAdapters:
 @contextmanager
 def adapted(modules: Mapping[str, nn.Module], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Within: every pass through these maps is with one adapter each, and gradients go through it."""
-    handles = [
-        module.register_forward_hook(
-            lambda _module, args, out, pair=pairs[site]: out + ((args[0].float() @ pair[0].T) @ pair[1]).to(out.dtype)
-        )
-        for site, module in modules.items()
-    ]
-    try:
+
+    def add(site: str, x: Tensor, out: Tensor) -> Tensor:
+        down, up = pairs[site]
+        return out + ((x.float() @ down.T) @ up).to(out.dtype)
+
+    with hooked(modules, add):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

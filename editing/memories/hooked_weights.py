@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from ..backbone.hooked import hooked
 from ..routers.context import RoutingContext
 from .weight_changes import WeightChanges
 
@@ -129,7 +130,7 @@ class HookedWeights(WeightChanges):
     # While edits are solved: whole rows of one length, so that nothing is padding
 
     @contextmanager
-    def hooked(self, modules: Mapping[str, nn.Module], always: set[str]) -> Iterator[None]:
+    def standing_out(self, modules: Mapping[str, nn.Module], always: set[str]) -> Iterator[None]:
         """Within: passes are through the hooks, those of `always` whatever stands out; it may change meanwhile."""
 
         def hook(site: str, x: Tensor, out: Tensor) -> Tensor:
@@ -145,15 +146,8 @@ class HookedWeights(WeightChanges):
             fires = (score >= self.thresholds[site])[..., None]
             return torch.where(fires, out + side.to(out.dtype), out)
 
-        handles = [
-            module.register_forward_hook(lambda _module, args, out, site=site: hook(site, args[0], out))
-            for site, module in modules.items()
-        ]
-        try:
+        with hooked(modules, hook):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def state(self) -> dict[str, Tensor]:
         thresholds = torch.tensor(list(self.thresholds.values()), dtype=torch.float64, device="cpu")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import ops
+from ..backbone.hooked import hooked
 
 
 class WeightChange(NamedTuple):
@@ -82,19 +83,12 @@ class WeightChanges:
 
         For writing: what is solved for next stands on what was written before. Later writes show at once.
         """
-        handles = [
-            module.register_forward_hook(
-                lambda _module, args, out, name=name: (
-                    out + (args[0].to(torch.float32) @ self.matrices[name]).to(out.dtype)
-                )
-            )
-            for name, module in modules.items()
-        ]
-        try:
+
+        def add(name: str, x: Tensor, out: Tensor) -> Tensor:
+            return out + (x.to(torch.float32) @ self.matrices[name]).to(out.dtype)
+
+        with hooked(modules, add):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def norms(self) -> dict[str, float]:
         norms = torch.stack([matrix.norm().cpu() for matrix in self.matrices.values()])

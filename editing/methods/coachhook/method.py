@@ -67,7 +67,7 @@ class CoachHook(Regularised):
 
     def through(self, memory: WeightChanges) -> contextlib.AbstractContextManager[None]:
         self._always.clear()
-        return cast(HookedWeights, memory).hooked(self.modules, self._always)
+        return cast(HookedWeights, memory).standing_out(self.modules, self._always)
 
     def written(self, site: str) -> None:
         self._always.discard(site)

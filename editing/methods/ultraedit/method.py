@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...backbone.decoder import Decoder
 from ...backbone.frozen import Row
+from ...backbone.hooked import hooked
 from ...backbone.suffix import suffix_of
 from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
@@ -91,15 +92,8 @@ class UltraEdit(WeightMethod):
             out.retain_grad()
             taken[site] = x.detach(), out
 
-        handles = [
-            module.register_forward_hook(lambda _module, args, out, site=site: take(site, args[0], out))
-            for site, module in self.modules.items()
-        ]
-        try:
+        with hooked(self.modules, take):
             losses = suffix.losses(nothing.requires_grad_())
-        finally:
-            for handle in handles:
-                handle.remove()
         (losses.sum() / len(suffix.asked)).backward()
         asked = [(suffix.valid[i] & (suffix.labels[i] != -100)).nonzero()[:, 0] for i in range(len(rows))]
         return [
