@@ -65,6 +65,13 @@ def test_a_server_answers_by_the_edits_of_each_tenant(server):
     body = {"messages": [{"role": "user", "content": "Who founded the Krellin museum?"}], "max_tokens": 3}
     chat = server.post("/v1/chat/completions", json={**body, "stream": True})
     assert chat.status_code == 200 and chat.headers["x-corrigenda-edit"] == "b"
+    later = [
+        *body["messages"],
+        {"role": "assistant", "content": "Anna Blom"},
+        {"role": "user", "content": "And its roof?"},
+    ]
+    chat = server.post("/v1/chat/completions", json={**body, "messages": later})
+    assert chat.status_code == 200 and chat.headers["x-corrigenda-edit"] == "-", "the turn before was answered already"
     assert "x-corrigenda-edit" not in server.get("/health").headers
 
 
