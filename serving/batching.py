@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
 import threading
@@ -20,17 +19,17 @@ from ..editing.backbone.identity import another_model, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
-from ..editing.edits.answer_start import AnswerPlan
 from ..editing.edits.spelling import Vocabulary
 from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
-from ..editing.routers.router import Decision
 from ..editing.shown import shown
+from .batching_config import batching_config
 from .catalogue import Catalogue
 from .continuous import BatchedRequests
+from .deciding import CallDecisions
 from .errors import ServingError
 from .log import logger_of
 from .memory import ServedMemory
@@ -42,11 +41,6 @@ from .settings import ServingSettings, resolved
 __all__ = ["ServedModel"]
 
 logger = logger_of("corrigenda")
-
-CPU_TOKENS = 16_384
-"""Tokens in the cache of continuous batching on a CPU: .75 GB of SmolLM2 in fp32, 2.1 GB of LLaMA-3-8B in bf16."""
-CPU_BATCH_TOKENS = 512
-"""Tokens of a pass there. transformers' own 8,192 hold as many rows of the vocabulary: 1.6 GB of SmolLM2's."""
 
 
 class ServedModel:
@@ -92,7 +86,9 @@ class ServedModel:
         self._patch = Patch()
         self._patch.hook(decoder.down_proj(config.layer), output)
         self._alone = RoutingContext(device)
-        self._provider = GenerateProvider(decoder.model, _Deciding(self, ()), self._alone, self._patch)
+        self._provider = GenerateProvider(
+            decoder.model, CallDecisions(self.catalogue, self._placed, ()), self._alone, self._patch
+        )
         self._patch_init()
         self._patch.replace(decoder.model, "_corrigenda", self)
 
@@ -114,7 +110,7 @@ class ServedModel:
         @functools.wraps(original)
         def init(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
-            bound.arguments["continuous_batching_config"] = _batching_config(bound.arguments, self.idle.device)
+            bound.arguments["continuous_batching_config"] = batching_config(bound.arguments, self.idle.device)
             manager = original(*bound.args, **bound.kwargs)
             if getattr(manager, "_corrigenda", None) is None:
                 manager._corrigenda = BatchedRequests(manager, self)
@@ -171,7 +167,7 @@ class ServedModel:
         prompt, mask = prompts_of(unwrapped(self.model), inputs, kwargs)
         owners = self._owners(tenants, len(prompt))
         with self._between_passes():
-            deciding = self._provider.method = _Deciding(self, owners)
+            deciding = self._provider.method = CallDecisions(self.catalogue, self._placed, owners)
             with own_modes(self.model, autocast=True), self._provider.session(prompt, mask), self.passing:
                 self.site.context = self._alone
                 try:
@@ -328,68 +324,6 @@ class ServedModel:
             del requests.manager._corrigenda
         self._patch.remove()
         return self.model
-
-
-class _Deciding:
-    """What `GenerateProvider` asks of a method, for the rows of one call."""
-
-    reads_text = False
-
-    def __init__(self, served: ServedModel, owners: Sequence[str | None]) -> None:
-        self.config = served.catalogue.config
-        self.prompts = served.catalogue.prompts
-        self.admissions: list[Admission] = []
-        self._plans: list[AnswerPlan | None] = []
-        self._served = served
-        self._owners = owners
-
-    def decide(self, rows: Sequence[Sequence[int]]) -> Decision:
-        """The edits of the rows' prompts, by the places of their rows in the memory."""
-        served = self._served
-        decided = [
-            served._placed(f"row {number}", served.catalogue.admit(row, owner))
-            for number, (row, owner) in enumerate(zip(rows, self._owners))
-        ]
-        found = [admission for admission, _ in decided]
-        self.admissions = self.admissions or found  # what guidance asks beside a call comes later
-        self._plans = [one.plan if place >= 0 else None for one, place in decided]
-        places = torch.tensor([place for _, place in decided], dtype=torch.int32, device="cpu")
-        scores = torch.tensor([one.score for one in found], dtype=torch.float32, device="cpu")
-        margins = torch.tensor([one.margin for one in found], dtype=torch.float32, device="cpu")
-        none = torch.full_like(places, -1)
-        return Decision(places, places, scores, torch.zeros_like(scores), margins, none, torch.zeros_like(places))
-
-    def plans(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[AnswerPlan | None]:
-        """Those of the rows that were decided last."""
-        return self._plans
-
-    def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
-        return [list(prompt) for prompt in prompts]
-
-
-def _batching_config(given: dict[str, Any], device: torch.device) -> Any:
-    """The configuration of continuous batching, without async batching: its two passes would share one description.
-
-    On a CPU, where transformers takes nine tenths of the memory that is free for its cache and was killed for it, the
-    cache has room for `CPU_TOKENS` unless a size is given.
-    """
-    from transformers import ContinuousBatchingConfig
-
-    config = given.get("continuous_batching_config")
-    if config is None:
-        config = getattr(given.get("generation_config"), "continuous_batching_config", None)
-    config = ContinuousBatchingConfig() if config is None else copy.copy(config)
-    if config.use_async_batching:
-        raise CorrigendaError(
-            "Edits are served without async batching, where a pass is described while another reads: leave out "
-            "use_async_batching."
-        )
-    config.use_async_batching = False
-    if device.type == "cpu" and config.num_blocks is None and config.max_memory_percent is None:
-        config.num_blocks = -(-CPU_TOKENS // (getattr(config, "page_size", None) or config.block_size))
-    if device.type == "cpu" and config.max_batch_tokens is None:
-        config.max_batch_tokens = CPU_BATCH_TOKENS
-    return config
 
 
 def _log(request: str, admission: Admission) -> None:

@@ -65,7 +65,7 @@ class Page:
     def until(self, holds, what="the page"):
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.browser, 30).until(lambda _: holds(), what)
+        return WebDriverWait(self.browser, 90).until(lambda _: holds(), what)
 
     def find(self, selector):
         return self.browser.find_element("css selector", selector)

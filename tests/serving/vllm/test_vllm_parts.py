@@ -32,12 +32,19 @@ def folder(few_background_prompts, tmp_path_factory):
     return store(tmp_path_factory.mktemp("stores") / "shared", SHARED)
 
 
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    return str(save_tiny(tmp_path_factory.mktemp("tiny") / "model"))
+
+
 @pytest.fixture
-def config(folder):
+def config(folder, tokenizer_folder):
     return SimpleNamespace(
         additional_config={CONFIG: str(folder), LAYER: {"layer": 2, "layers": 4, "widths": [160, 64]}},
         device_config=SimpleNamespace(device="cpu"),
-        model_config=SimpleNamespace(dtype=torch.float32, get_vocab_size=lambda: 700),
+        model_config=SimpleNamespace(
+            model="?", tokenizer=tokenizer_folder, dtype=torch.float32, get_vocab_size=lambda: 700
+        ),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=64, max_num_seqs=4),
         parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1),
     )
@@ -335,9 +342,8 @@ def test_what_a_request_says():
     assert request_info(7, sampling(None)) == (7, None, None) == request_info(7, None)
 
 
-def test_a_plan_comes_with_its_request_and_its_tokens_lead_through_it(config, tmp_path):
+def test_a_plan_comes_with_its_request_and_its_tokens_lead_through_it(config):
     """As JSON, which is how it goes to another process; the tokens of a pass are on the device, and more may follow."""
-    config.model_config.tokenizer = str(save_tiny(tmp_path / "model"))
     edits = WorkerEdits(config)
     key = keys(edits)[0]
     plan = AnswerPlan(((0, 5, 1), (1, 6, 2)), length=2, ends=True, numeric=False, bare=0, start=0)
