@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -178,26 +178,43 @@ class RowBanks:
         torch.where(found[:, None], out + self._values.flatten(0, 1)[at].to(out), out, out=out)
 
     def norms(self) -> dict[str, float]:
-        rows = [self.rows_of(edit) for edit in range(self.size)]
-        values = torch.stack([values.float().norm() for _, values in rows])
-        return {
-            "norm": float(values.norm()),
-            "norm_per_edit": float(values.square().mean().sqrt()),
-            "largest_edit": float(values.max()),
-            "bytes": sum(part.nbytes for pair in rows for part in pair),
-        }
+        return norms_of(map(self.rows_of, range(self.size)))
 
     def state(self) -> dict[str, Tensor]:
         """The rows of all edits, one after the other, and how many each has."""
-        rows = [self.rows_of(edit) for edit in range(self.size)]
-        empty = self._keys.flatten(0, 1)[:0], self._values.flatten(0, 1)[:0]
-        keys, values = (torch.cat([pair[i] for pair in rows] or [empty[i]]) for i in (0, 1))
-        return {
-            "memory.keys": keys,
-            "memory.values": values,
-            "memory.rows": self._rows[: self.size].clone(),
-            "memory.background": self.background,
-        }
+        return state_of([self.rows_of(edit) for edit in range(self.size)], self)
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that the layer reads."""
+        return self._keys, self._values, self._pages, self._rows, self.background
+
+    def no_rows(self) -> tuple[Tensor, Tensor]:
+        """Keys `[0, D]` and values `[0, d]`."""
+        return self._keys.flatten(0, 1)[:0], self._values.flatten(0, 1)[:0]
+
+
+def norms_of(rows: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """What `corrigenda report` says of the keys and values of edits."""
+    found = [(float(values.float().norm()), keys.nbytes + values.nbytes) for keys, values in rows]
+    values = torch.tensor([norm for norm, _ in found], dtype=torch.float32, device="cpu")
+    return {
+        "norm": float(values.norm()),
+        "norm_per_edit": float(values.square().mean().sqrt()),
+        "largest_edit": float(values.max()),
+        "bytes": sum(size for _, size in found),
+    }
+
+
+def state_of(rows: Sequence[tuple[Tensor, Tensor]], banks: RowBanks) -> dict[str, Tensor]:
+    """Keys and values of edits, one after the other, how many each has, and the background that keys are over."""
+    keys, values = (torch.cat([none, *(pair[i].to(none) for pair in rows)]) for i, none in enumerate(banks.no_rows()))
+    lengths = [len(keys) for keys, _ in rows]
+    return {
+        "memory.keys": keys,
+        "memory.values": values,
+        "memory.rows": torch.tensor(lengths, dtype=torch.int32, device=keys.device),
+        "memory.background": banks.background,
+    }
 
 
 def _grown(tensor: Tensor, length: int, fill: float | None = None) -> Tensor:

@@ -92,6 +92,33 @@ class Method:
         """Write the records of one batch into the memory and make them known to the router."""
         raise NotImplementedError
 
+    # Where `reads_when_asked`: what a record holds is read when a request is first about its edit.
+
+    @property
+    def reads_when_asked(self) -> bool:
+        """Whether edits can be stored by a number alone, by which their records are found again."""
+        return False
+
+    def place(self, numbers: Sequence[int], fingerprints: Sequence[Tensor]) -> None:
+        """Store edits, of whose records only the fingerprints are read so far. Raises, and stores none, for others'."""
+        raise NotImplementedError
+
+    def hold(self, number: int, record: Record) -> None:
+        """Take in the record of an edit that was placed, which is at hand."""
+        raise NotImplementedError
+
+    def read_by(self, read: Callable[[int], Record]) -> None:
+        """How the record of a number is read, checked."""
+        raise NotImplementedError
+
+    def bring_all(self) -> None:
+        """Read every record that was not asked for yet."""
+        raise NotImplementedError
+
+    def located(self, route: Tensor) -> Tensor:
+        """What the layer is told of routes `[n]`, int32, of a pass: where the memories of these edits are."""
+        return route
+
     def remove(self, edits: set[int]) -> bool:
         """Take these edits out, by their places, to the bits of a rebuild without them; False: rebuild, I cannot."""
         return False

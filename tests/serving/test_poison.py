@@ -243,8 +243,9 @@ def test_an_answer_without_its_edits_values_bears_no_name(wrap):
     asked = [edit.prompt for edit in SHARED[:2]]
     base = edited.answer(["Tell me about the weather"])
     assert [answer.edit.id for answer in edited.answer(asked)] == [edit.id for edit in SHARED[:2]]
-    page = int(edited.method.memory._pages[0, 0])
-    edited.method.memory._values[page] = torch.nan
+    banks = edited.method.memory.banks
+    (slot,) = edited.method.memory.locate(torch.tensor([0])).tolist()
+    banks._values[int(banks._pages[slot, 0])] = torch.nan
     with pytest.warns(UserWarning, match="answers are the base model's"):
         poisoned, whole = edited.answer(asked)
     assert poisoned.edit is None and not poisoned.provenance.applied and whole.edit.id == SHARED[1].id

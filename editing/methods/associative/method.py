@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
 from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
+from ...memories.paged_rows import PagedRows
 from ...memories.row_banks import RowBanks
 from ...routers.masks import MaskRouter
 from ...routers.router import EditRouter
@@ -50,14 +51,14 @@ class Associative(Method):
     follows_answers: ClassVar = True
     record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
     config: AssociativeConfig
-    memory: RowBanks
+    memory: PagedRows | RowBanks
 
     resolved = staticmethod(resolved)
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: AssociativeConfig) -> None:
         super().__init__(decoder, prompts, config)
         dtype = decoder.model.get_input_embeddings().weight.dtype
-        self.memory = RowBanks(self.width, self.out_width, config.beta, self.device, dtype)
+        self.banks = RowBanks(self.width, self.out_width, config.beta, self.device, dtype)
         self._head: HeadStart | None = None
         self._frames = prompts.other_frames(config.formats == "common")
         if config.routed_by_text:
@@ -66,6 +67,8 @@ class Associative(Method):
             device = decoder.device(config.router_layer)
             width = decoder.widths(config.router_layer)[0]
             self.router = MaskRouter(width, config.top_k, seed=config.seed, threshold=config.threshold, device=device)
+        # What decides in a pass names places there, on the device: rows must be at these places.
+        self.memory = self.banks if self.router.needs_features else PagedRows(self.banks)
 
     @staticmethod
     def text_router(
@@ -108,8 +111,8 @@ class Associative(Method):
         solved = []
         for problem, known in zip(problems, self.fingerprints(edits)):
             tensors = {
-                "keys": problem.keys.to(self.memory.dtype),
-                "values": problem.values.detach().to(self.memory.dtype),
+                "keys": problem.keys.to(self.banks.dtype),
+                "values": problem.values.detach().to(self.banks.dtype),
             }
             record = Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32, device="cpu"))
             solved.append(Solved(Written(problem.loss, problem.steps, problem.held), record))
@@ -122,7 +125,7 @@ class Associative(Method):
         count = len(rows[0])
         features = self.features([row.tokens for of_edit in rows for row in of_edit])
         problems = [
-            Problem(own, features[e * count : (e + 1) * count], self.memory.background, config)
+            Problem(own, features[e * count : (e + 1) * count], self.banks.background, config)
             for e, own in enumerate(rows)
         ]
         if self._head is not None:
@@ -137,9 +140,33 @@ class Associative(Method):
             self.memory.append(record.tensors["keys"], record.tensors["values"])
         self.make_known(records)
 
+    @property
+    def reads_when_asked(self) -> bool:
+        return isinstance(self.memory, PagedRows)
+
+    def place(self, numbers: Sequence[int], fingerprints: Sequence[Tensor]) -> None:
+        self.router.add_fingerprints(fingerprints)
+        self.memory.place(numbers)
+
+    def hold(self, number: int, record: Record) -> None:
+        self.memory.hold(number, record.tensors["keys"], record.tensors["values"])
+
+    def read_by(self, read: Callable[[int], Record]) -> None:
+        def rows(number: int) -> tuple[Tensor, Tensor]:
+            tensors = read(number).tensors
+            return tensors["keys"], tensors["values"]
+
+        self.memory.read = rows
+
+    def located(self, route: Tensor) -> Tensor:
+        return self.memory.locate(route) if self.reads_when_asked else route
+
+    def bring_all(self) -> None:
+        self.memory.bring_all()
+
     def learn_background(self) -> None:
         background = self.prompt_features(self.layer, background_prompts()[: self.config.background_prompts])
-        self.memory.background.copy_(torch.cat([prompt.inputs for prompt in background]).float().mean(0))
+        self.banks.background.copy_(torch.cat([prompt.inputs for prompt in background]).float().mean(0))
         if self.router.needs_features:
             texts = background_prompts()
             pooled = [prompt.pooled for prompt in self.prompt_features(self.router_layer, texts)]
@@ -239,9 +266,9 @@ class Associative(Method):
         self.memory.reserve(edits, rows)
 
     def ground(self) -> dict[str, Tensor]:
-        return {"memory.background": self.memory.background, **self.router.ground()}
+        return {"memory.background": self.banks.background, **self.router.ground()}
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        self.memory.background = tensors["memory.background"].to(self.memory.background)
+        self.banks.background = tensors["memory.background"].to(self.banks.background)
         self.router.load_ground(tensors)
         self.has_background = True
