@@ -292,7 +292,7 @@ class EditWriter:
             self._method.reserve(edits, rows, prompt_tokens)
 
     def close(self, *, reading: bool) -> None:
-        """Give the store's folder back to other writers; where `reading` goes on, all that answers need is read first."""
+        """Give the store's folder back to other writers; where `reading` goes on, what answers need is read first."""
         with self._versions.lock:
             if self.store is not None and self.store.directory is not None:
                 if reading:
