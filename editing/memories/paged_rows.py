@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from .row_banks import RowBanks, norms_of, state_of
-
-Rows = tuple[Tensor, Tensor]
-"""Keys `[rows, D]` and values `[rows, d]` of one edit."""
+from .row_form import Rows
 
 
 class PagedRows:
@@ -45,20 +43,20 @@ class PagedRows:
 
     # Edits
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Store one more edit: keys `[rows, D]`, values `[rows, d]`."""
+    def append(self, keys: Tensor, values: Tensor, scales: Tensor | None = None) -> None:
+        """Store one more edit, whose rows are nowhere else."""
         self._unnumbered -= 1
-        self._slots[self._unnumbered] = self.banks.put(keys, values)
+        self._slots[self._unnumbered] = self.banks.put(keys, values, scales)
         self._numbers.append(self._unnumbered)
 
     def place(self, numbers: Sequence[int]) -> None:
         """Store edits by their numbers, whose rows are read when they are asked for."""
         self._numbers += numbers
 
-    def hold(self, number: int, keys: Tensor, values: Tensor) -> None:
+    def hold(self, number: int, rows: Rows) -> None:
         """Take the rows of a placed edit in, which are at hand."""
         if number not in self._slots:
-            self._slots[number] = self.banks.put(keys, values)
+            self._slots[number] = self.banks.put(*rows)
 
     def remove(self, edits: set[int]) -> None:
         """Forget these edits, by place; the others move up."""
@@ -101,13 +99,18 @@ class PagedRows:
         for number in self._numbers:
             self._bring(number)
 
-    def rows_of(self, place: int) -> Rows:
-        """Keys `[rows, D]` and values `[rows, d]` of the edit at a place, brought in or not."""
+    def kept_rows(self, place: int) -> Rows:
+        """Those of the edit at a place, as they are kept, brought in or not."""
         number = self._numbers[place]
-        return self.banks.rows_of(self._slots[number]) if number in self._slots else self.read(number)
+        return self.banks.kept_rows(self._slots[number]) if number in self._slots else self.read(number)
+
+    def rows_of(self, place: int) -> tuple[Tensor, Tensor]:
+        """Keys `[rows, D]` and values `[rows, d]` of the edit at a place, as they are read."""
+        rows = self.kept_rows(place)
+        return rows.keys, rows.read_values
 
     def _rows(self) -> Iterator[Rows]:
-        return map(self.rows_of, range(self.size))
+        return map(self.kept_rows, range(self.size))
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """As `RowBanks.read_`, of what `locate` gave."""

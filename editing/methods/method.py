@@ -22,7 +22,7 @@ from ..memories.memory import Memory
 from ..routers.context import RoutingContext
 from ..routers.router import Decision, EditRouter
 from .config import EditingConfig
-from .record import Record, Solved, check_tensors
+from .record import Record, Solved, check_tensors, sizes_of
 
 
 class PromptFeatures(NamedTuple):
@@ -40,7 +40,7 @@ class Method:
     """
 
     record_shapes: ClassVar[dict[str, tuple[str, ...]]]
-    """The shape of each tensor of a record, in letters: "D" and "d" are the layer's widths, "k" is `top_k`."""
+    """The shape of each tensor of a record, in letters: `sizes_of` has those that settings fix."""
     names_edits: ClassVar[bool] = True
     """Whether a route is an edit, by its place; else it is a memory that several share."""
     keeps_unsolved: ClassVar[bool] = False
@@ -150,10 +150,7 @@ class Method:
 
     def check(self, record: Record) -> None:
         """Raise where a record does not fit this model and configuration."""
-        sizes = {"D": self.width, "d": self.out_width}
-        if (top_k := getattr(self.config, "top_k", None)) is not None:
-            sizes["k"] = top_k
-        self.check_shapes(record.tensors, sizes)
+        self.check_shapes(record.tensors, sizes_of(vars(self.config), (self.width, self.out_width)))
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 

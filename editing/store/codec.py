@@ -17,7 +17,7 @@ from ..methods.record import Record
 from .history import History, StoredEdit
 from .ledger import Ledger
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64, torch.int8)
 
 
 def packed(tensors: dict[str, Tensor]) -> bytes:
