@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -142,21 +142,25 @@ class Associative(Method):
     def reads_when_asked(self) -> bool:
         return isinstance(self.memory, PagedRows)
 
+    @property
+    def _paged(self) -> PagedRows:
+        return cast(PagedRows, self.memory)
+
     def place(self, numbers: Sequence[int], fingerprints: Sequence[Tensor]) -> None:
         self.router.add_fingerprints(fingerprints)
-        self.memory.place(numbers)
+        self._paged.place(numbers)
 
     def hold(self, number: int, record: Record) -> None:
-        self.memory.hold(number, rows_in(record.tensors))
+        self._paged.hold(number, rows_in(record.tensors))
 
     def read_by(self, read: Callable[[int], Record]) -> None:
-        self.memory.read = lambda number: rows_in(read(number).tensors)
+        self._paged.read = lambda number: rows_in(read(number).tensors)
 
     def located(self, route: Tensor) -> Tensor:
-        return self.memory.locate(route) if self.reads_when_asked else route
+        return self._paged.locate(route) if self.reads_when_asked else route
 
     def bring_all(self) -> None:
-        self.memory.bring_all()
+        self._paged.bring_all()
 
     def learn_background(self) -> None:
         background = self.prompt_features(self.layer, background_prompts()[: self.config.background_prompts])
