@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..collecting import uncollected
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..methods.method import Method
@@ -132,7 +133,8 @@ class MemoryView:
         stored = [self.history.edits[seq] for seq in added]
         fingerprints = [fingerprint_of(one) for one in stored]
         try:
-            self.method.place(added, fingerprints)
+            with uncollected():
+                self.method.place(added, fingerprints)
         except CorrigendaError as error:
             unfit = (one for one, known in zip(stored, fingerprints) if not self.method.router.fits(known))
             named = next(unfit, stored[0])

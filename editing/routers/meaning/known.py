@@ -16,6 +16,7 @@ from ...errors import CorrigendaError
 
 _MARK = 0x4D01
 _HEAD = 5
+_DECODER = json.JSONDecoder()
 _HEADER = struct.Struct(f"<{_HEAD}i")
 _SENTENCE_END = re.compile(r"\w[.!?] +\w")
 
@@ -77,7 +78,7 @@ def unpacked(row: Tensor | Sequence[int], vocabulary: int, width: int) -> Known:
     if ids and not (ids[0] >= 0 and ids[-1] < vocabulary and ids == sorted(set(ids))):
         raise fault
     try:
-        texts = json.loads(data[text : text + size])
+        texts = _DECODER.decode(data[text : text + size].decode())
     except (ValueError, RecursionError):
         raise fault from None
     if not isinstance(texts, list) or [type(one) for one in texts] != [str, str, str, int]:
