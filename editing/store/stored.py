@@ -33,7 +33,7 @@ class StoredEdit:
     def __init__(
         self, seq: int, body: dict[str, Any], read: Callable[[int], Entry] | None = None, unsolved: bool = False
     ) -> None:
-        """Of the body of entry `seq`, which `read` can read again. Raises KeyError, TypeError or ValueError of others."""
+        """Of the body of entry `seq`, which `read` can read again. Raises KeyError, TypeError, ValueError of others."""
         self.seq = seq
         self.id: str = body["id"]
         self.prompt: str = body["edit"]["prompt"]
