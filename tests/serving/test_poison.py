@@ -60,8 +60,10 @@ def test_a_folder_with_poison_is_refused_by_whatever_would_answer_from_it(health
     bad = poisoned(healthy, tmp_path / "bad", POISON[value], name)
     found = problems(bad)
     assert len(found) == 1 and "not finite" in found[0]
+    edited = EditedModel.from_pretrained(tiny_model(), bad, tokenizer=tiny_tokenizer())
     with pytest.raises(CorrigendaError, match="not finite"):
-        EditedModel.from_pretrained(tiny_model(), bad, tokenizer=tiny_tokenizer())
+        edited.answer([SHARED[0].prompt], 2)
+    edited.detach()
     into, other = EditStore.open(healthy).copy(tmp_path / "into"), EditStore.open(bad)
     into.undo(into.selected(["a"]))
     into.append([New("dropped", {"edits": [into.history.find("a").seq], **into.stamp()})])
