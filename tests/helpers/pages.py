@@ -1,7 +1,7 @@
 """The pages of the documentation, and the blocks of code in them.
 
-A block of `sh` or `python` runs in a test, or a comment before it says why not: `<!-- not run: why -->`. A block of `text`
-after it is what it prints: each of its lines is part of that.
+A block of `sh` or `python` runs in a test, or a comment before it says why not: `<!-- not run: why -->`. A block of
+`text` after it is what it prints: each of its lines is part of that.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from command_line import works
 from tree import ROOT
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", "serving/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-_FENCE = re.compile(r"(?:^<!-- not run: (?P<why>.+?) -->\n)?^```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<why>.+?) -->\n)?^```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)

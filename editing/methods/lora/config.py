@@ -21,6 +21,7 @@ class AdapterConfig(WeightsConfig):
     modules: str = "q_proj,v_proj"
     """The linear maps of every layer that get an adapter, by their names."""
     rank: int = 8
+    """Of an edit's adapter."""
     alpha: float = 32.0
     """The adapter's output counts alpha / rank times."""
     dropout: float = 0.1
