@@ -80,7 +80,8 @@ class Prompted(Method):
             return notice([fact_of(edit)])
         # An example that ends shows that an answer ends: without, the model answers and goes on to questions of its own.
         # In a chat the user's turn would end there.
-        end = self.prompts.tokenizer.eos_token if self.config.eos and not self.prompts.chat else ""
+        ends = self.config.eos and not self.prompts.chat
+        end = self.prompts.tokenizer.decode([self.prompts.eos]) if ends else ""
         return join_target(self.prompts.template.wrap(edit.prompt), edit.target).rstrip() + f"{end}\n\n"
 
     def with_text(self, prompt: Sequence[int], text: str) -> list[int]:
