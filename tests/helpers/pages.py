@@ -55,7 +55,7 @@ def run_page(page: Path) -> None:
             for line in block.text.splitlines():
                 assert line in said, f"{name_of(page)} promises {line!r}, and this was printed:\n{said}"
         elif block.not_run is None and block.kind in ("sh", "python"):
-            said = _shell(block.text) if block.kind == "sh" else _python(block.text, names)
+            said = run_shell(block.text) if block.kind == "sh" else _python(block.text, names)
 
 
 def _python(text: str, names: dict[str, Any]) -> str:
@@ -65,7 +65,7 @@ def _python(text: str, names: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
-def _shell(text: str) -> str:
+def run_shell(text: str) -> str:
     """What the commands of a block print: those of `corrigenda` run in this process, which has torch loaded."""
     said = ""
     for command in _commands(text):

@@ -29,6 +29,7 @@ class AdapterConfig(WeightsConfig):
     learning_rate: float = 5e-3
     """Of AdamW, without weight decay."""
     steps: int = 70
+    """Of AdamW, on an edit's adapter."""
     stop_loss: float = 0.0
     """Learning ends when a step's loss is at most this; 0 as published: it does not."""
 

@@ -1,8 +1,8 @@
 """Reference pages of the documentation, made from the program itself: its commands, its public names, its settings.
 
-    python tools/reference.py FOLDER
+    python tools/reference_pages.py FOLDER
 
-writes cli.md, python.md and settings.md there; `make docs` makes them with the rest of the site (`tools/site.py`).
+writes cli.md, python.md and settings.md there; `make docs` makes them with the rest of the site.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def settings_page() -> str:
     parts = [
         "# Settings",
         "Every setting of every method. `corrigenda edit --method NAME --set SETTING=VALUE` reaches each of them, and "
-        "so does the configuration class in Python. A default of `None`, or `auto`, is filled in for the model when the "
+        "so does the configuration class in Python. A default of `None`, or `auto`, is filled in for the model when "
         "edits are first written; `corrigenda show DIR ID` prints what it came to.",
     ]
     for kind in dict.fromkeys(CONFIGS.values()):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import posixpath
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+import reference_pages  # beside this file, where MkDocs looks
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
 
 OUTSIDE = {
     "README.md": "index.md",
@@ -30,9 +29,7 @@ _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that `docs/` does not hold."""
-    import reference
-
-    for name, text in reference.pages().items():
+    for name, text in reference_pages.pages().items():
         files.append(File.generated(config, f"reference/{name}", content=text))
     for path, place in OUTSIDE.items():
         files.append(File.generated(config, place, content=(ROOT / path).read_text(encoding="utf-8")))
