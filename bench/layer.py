@@ -3,9 +3,9 @@
     python bench/layer.py                           on a GPU: captured, L2 flushed; on a CPU: one thread's time
 
 For 1 to 256 sequences that decode a token each, none, half or all of them with an edit of their own, beside 1,000 to
-100,000 stored edits of 8 rows: microseconds of the base layer, of the patched one, and of the guard in it, which keeps
-rows of an edit that are no numbers from other requests of the pass. Each patched result is compared with the base layer's
-first: rows without an edit must have its bits.
+100,000 stored edits of 8 rows: microseconds of the base layer, of the patched one, and of the guard in it, which
+keeps rows of an edit that are no numbers from other requests of the pass. Each patched result is compared with the
+base layer's first: rows without an edit must have its bits.
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@
 
 Each `--try` is a set of settings beside WISE-Merge's defaults, all edits of a file in one shard. A stream is written
 once and scored at several shares of the distance from which the memory answers (`act_ratio`; 0: it always does, which
-shows what was learnt). A set at a share is judged by the worst file's harmonic mean of Rel, Gen and Loc: what is best on
-one file alone had been chosen before, and lost .07 of Rel and .03 of Loc on another. It goes on where it was stopped.
+shows what was learnt). A set at a share is judged by the worst file's harmonic mean of Rel, Gen and Loc: what is best
+on one file alone had been chosen before, and lost .07 of Rel and .03 of Loc on another. It goes on where it was
+stopped.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,8 +23,8 @@ from corrigenda.editing.backbone.loading import load_base
 from corrigenda.editing.methods.registry import config_for
 from corrigenda.editing.methods.settings import settings_of
 
-RATIOS = (0.0, 0.9, 1.0, 1.1, 1.2, 1.3, 1.45)
-ASKED = ("rel", "gen", "loc")
+RATIOS = (0.0, 0.8, 0.9, 1.0, 1.05, 1.1, 1.15, 1.2, 1.27, 1.35, 1.45, 1.6)
+KINDS = {"prompt": "rel", "rephrase": "gen", "locality": "loc"}
 
 
 def arguments():
@@ -35,19 +37,33 @@ def arguments():
 
 
 def harmonic(scores):
-    known = [max(0.001, scores[name]) for name in ASKED if scores[name] is not None]
+    known = [max(0.001, scores[name]) for name in KINDS.values() if scores[name] is not None]
     return len(known) / sum(1 / value for value in known)
 
 
-def scored(edited, edits):
-    """At each share: Rel, Gen, Loc, and how many prompts, rephrasings and others are answered from the memory."""
-    rows, evaluator = {}, Evaluator(edited, free=False)
+def scored(edited, edits, unedited):
+    """At each share: Rel, Gen and Loc, and how many prompts, rephrasings and others the memory answers.
+
+    unedited: Rel and Gen of each edit without the memory. All are asked once, always from the memory; what a threshold
+    would have left to the base model has the base model's score.
+    """
+    memory = edited.method.memory
+    memory.act_ratio = 1.0
+    threshold = memory.threshold
+    memory.act_ratio = 0.0
+    evaluator = Evaluator(edited, free=False)
+    evaluator.score(edits)
+    distance = {(asked["kind"], asked["about"]): asked["score"] for asked in evaluator.provenance}
+    rows = {}
     for ratio in RATIOS:
-        edited.method.memory.act_ratio = ratio
-        scores = evaluator.score(edits).to_dict()
-        rows[str(ratio)] = {
-            name: scores[name] and round(scores[name], 4) for name in (*ASKED, "routed", "routed_gen", "misfires")
-        }
+        row = {}
+        for kind, name in KINDS.items():
+            reached = [distance.get((kind, number), -1.0) >= ratio * threshold for number in range(len(edits))]
+            pairs = zip(evaluator.by_edit, unedited, reached, strict=True)
+            values = [on[name] if hit else off.get(name, 1.0) for on, off, hit in pairs if name in on]
+            row[name] = round(sum(values) / len(values), 4) if values else None
+            row[f"{name} from the memory"] = round(sum(reached) / len(edits), 4)
+        rows[str(ratio)] = row
     return rows
 
 
@@ -83,12 +99,21 @@ def main():
             if any(all(row[name] == value for name, value in named.items()) for row in rows):
                 continue
             edits = load_edits(path, unique_subject=True, limit=2 * args.count)[half::2]
+            edits = [replace(e, rephrases=e.rephrases[:1], localities=e.localities[:1]) for e in edits]
             template = "{prompt}" if path.stem == "counterfact" else args.template
             edited = EditedModel(model, tokenizer, config_for("wise-merge", **settings), template=template)
+            evaluator = Evaluator(edited, free=False)
+            evaluator.score([replace(edit, localities=()) for edit in edits])
             start = seconds()
             edited.edit(edits, keep_unsolved=True)
             spent = seconds() - start
-            rows.append({**named, "seconds_per_edit": round(spent / args.count, 3), "scores": scored(edited, edits)})
+            rows.append(
+                {
+                    **named,
+                    "seconds_per_edit": round(spent / args.count, 3),
+                    "scores": scored(edited, edits, evaluator.by_edit),
+                }
+            )
             edited.detach()
             print(json.dumps(rows[-1]), flush=True)
             write_json(args.results, {**provenance(), "template": args.template, "best": best(rows), "tried": rows})
