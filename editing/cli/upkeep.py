@@ -1,4 +1,4 @@
-"""`corrigenda verify`, `sign`, `push`, `repair`, `compact`, `export`, `merge`, `migrate`, `capacity`: of a whole folder."""
+"""`corrigenda verify`, `sign`, `push`, `repair`, `compact`, `export`, `merge`, `migrate`, `capacity`: a whole folder."""
 
 from __future__ import annotations
 

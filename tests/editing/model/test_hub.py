@@ -1,4 +1,4 @@
-"""Edits sent to a hub and fetched from it, over HTTP, by huggingface_hub itself; and the card that says what they are."""
+"""Edits sent to a hub and fetched from it, over HTTP, by huggingface_hub itself; and the card that goes along."""
 
 from __future__ import annotations
 
