@@ -1,4 +1,4 @@
-"""`corrigenda verify`, `sign`, `push`, `repair`, `compact`, `export`, `merge`, `migrate`, `capacity`: a whole folder."""
+"""`corrigenda verify`, `sign`, `push`, `repair`, `compact`, `export`, `merge`, `migrate`, `capacity`: of folders."""
 
 from __future__ import annotations
 

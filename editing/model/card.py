@@ -52,6 +52,14 @@ def renewed(card: str, store: EditStore, place: str) -> str:
     return card[:start] + _of_state(store, place) + card[end + len(END) :]
 
 
+def is_generated(card: Path) -> bool:
+    """Whether a file is a card that was written here: it has the marks."""
+    try:
+        return BEGIN in card.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
 def is_hub_id(name: str) -> bool:
     """Whether this could be a repository of a hub, and is nothing on this machine."""
     return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
