@@ -21,7 +21,8 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A YAML file with `model`, `edits`, `at`, `template` and `runs` (`method`, `set`, `name`).",
+            help="A YAML file with `model`, `edits`, `at`, `template`, `protected` (whether methods are `told` those "
+            "questions, or these are only `asked` in the end) and `runs` (`method`, `set`, `name`, `at`).",
         ),
     ] = None,
     model: Annotated[
@@ -62,14 +63,14 @@ def bench(
         runs = [Run(name, name, {}) for name in method or ()]
         asked = Plan(model or "smollm2", edits, at or [1, 10, 100], runs, template)
     check_model(asked.model)
-    stream = demo_edits()[: asked.at[-1]]
+    stream = demo_edits()[: asked.most]
     if asked.edits is not None:
-        stream = read_edits(asked.edits, unique_subject=True, limit=asked.at[-1])
+        stream = read_edits(asked.edits, unique_subject=True, limit=asked.most)
         tell(stream.notices)
-    if len(stream) < asked.at[-1]:
+    if len(stream) < asked.most:
         found = counted(len(stream), "edit")
         name = asked.edits or "The project's own file"
-        raise CorrigendaError(f"{name} has {found} of different subjects, not {asked.at[-1]}.")
+        raise CorrigendaError(f"{name} has {found} of different subjects, not {asked.most}.")
     out.mkdir(parents=True, exist_ok=True)
     use_threads(machine.threads)
     from ..comparison.runs import is_done, result_path, write_run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import platform
 import time
@@ -41,7 +42,9 @@ def is_done(path: Path, plan: Plan, run: Run) -> bool:
 def _asked(plan: Plan, run: Run) -> dict[str, Any]:
     """What makes a run this one, as JSON gives it back."""
     edits = None if plan.edits is None else str(plan.edits)
-    asked = {"model": plan.model, "edits": edits, "template": plan.template, "at": list(plan.at)}
+    asked = {"model": plan.model, "edits": edits, "template": plan.template, "at": list(plan.at_of(run))}
+    if plan.protected != "told":
+        asked["protected"] = plan.protected
     return json.loads(json.dumps({**asked, "method": run.method, "set": dict(run.settings)}, default=str))
 
 
@@ -70,15 +73,17 @@ def write_run(
         "complete": False,
         "after": {},
     }
-    protected = {edit.id: _texts(edited, edit.protected) for edit in edits[: plan.at[-1]] if edit.protected}
+    at = plan.at_of(run)
+    protected = {edit.id: _texts(edited, edit.protected) for edit in edits[: at[-1]] if edit.protected}
+    told = edits if plan.protected == "told" else [dataclasses.replace(edit, protected=()) for edit in edits]
     writing, done, held = 0.0, 0, 0
-    for stop in plan.at:
+    for stop in at:
         start = _seconds()
-        written = edited.edit(edits[done:stop], keep_unsolved=True)
+        written = edited.edit(told[done:stop], keep_unsolved=True)
         writing += _seconds() - start
         held += sum(bool(one.held) for one in written)
         done, start = stop, _seconds()
-        scores = evaluator.score(edits[:stop]).to_dict()
+        scores = evaluator.score(told[:stop]).to_dict()
         stored = edited.store.history.edits.values()
         bytes_written = sum(one.bytes + fingerprint_of(one).nbytes for one in stored)
         result["after"][str(stop)] = {
@@ -91,7 +96,7 @@ def write_run(
             "bytes_per_edit": bytes_written / stop,
             "peak_megabytes": _peak(),
         }
-        result["complete"] = stop == plan.at[-1]
+        result["complete"] = stop == at[-1]
         write_json(path, result)
         tell(_line(run.name, stop, result["after"][str(stop)]))
     edited.detach()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from collections.abc import Sequence
 
 import torch
@@ -11,9 +9,10 @@ from torch import Tensor
 
 from ...kernels import ops
 from ...kernels.reference import PAGE_ROWS as PAGE
+from ..views import Viewed
 
 
-class RowBanks:
+class RowBanks(Viewed):
     """The associative memory: every edit owns a few rows of key and value, kept in pages of 8.
 
     keys `[pages, 8, D]`, values `[pages, 8, d]`; row r of edit e is row `r % 8` of page `pages[e, r // 8]`. Row r says
@@ -31,6 +30,7 @@ class RowBanks:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        super().__init__()
         self.beta = beta
         self.background = torch.zeros(width, dtype=torch.float32, device=device)
         self._keys = torch.zeros(64, PAGE, width, dtype=dtype, device=device)
@@ -43,7 +43,6 @@ class RowBanks:
         self._used_pages = 0
         self._free: list[int] = []  # pages
         self._free_places: list[int] = []
-        self._views: weakref.WeakSet[RowBanks] = weakref.WeakSet()
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Store one more edit: keys `[rows, D]`, values `[rows, d]`."""
@@ -98,12 +97,6 @@ class RowBanks:
     def reset(self) -> None:
         """Back to no edits."""
         self.remove(set(range(self.size)))
-
-    def view(self) -> RowBanks:
-        """The memory as it is now, for a reader: later writes to this one do not show there."""
-        view = copy.copy(self)
-        self._views.add(view)
-        return view
 
     def reserve(self, edits: int, rows: int = PAGE, longest: int = PAGE) -> None:
         """Room for this many edits of `rows` rows, `longest` at most: until it is used up, addresses stay."""

@@ -8,6 +8,7 @@ import pytest
 from command_line import corrigenda, refused, write_records
 from tiny import save_tiny
 
+from corrigenda.editing import EditedModel
 from corrigenda.editing.comparison.plots import SCORES
 from corrigenda.editing.comparison.results import read_results
 
@@ -100,6 +101,30 @@ def test_a_comparison_goes_on_and_becomes_a_page(plan, tmp_path):
 
 
 @pytest.mark.usefixtures("few_background_prompts")
+def test_a_run_has_numbers_of_its_own_and_need_not_be_told_what_is_protected(plan, tmp_path, monkeypatch):
+    told = []
+
+    def edit(self, edits, **options):
+        told.extend(edits)
+        return write(self, edits, **options)
+
+    write = EditedModel.edit
+    monkeypatch.setattr(EditedModel, "edit", edit)
+    changed = plan.read_text().replace("contexts: 1}", "contexts: 1}\n    at: [2]")
+    plan.write_text(changed + "protected: asked\n")
+    assert corrigenda("bench", "--plan", plan, "--out", tmp_path / "out").exit_code == 0
+    found = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("associative", "retrieval")]
+    assert [list(one["after"]) for one in found] == [["2"], ["1", "3"]]
+    assert all(0 <= one["after"][count]["same_subject"] <= 1 for one, count in zip(found, "23"))
+    assert len(told) == 5 and not any(one.protected for one in told)
+    again = corrigenda("bench", "--plan", plan, "--out", tmp_path / "out").output
+    assert "associative is in" in again and "retrieval is in" in again
+    plan.write_text(changed)
+    assert "retrieval, 3 edits" in corrigenda("bench", "--plan", plan, "--out", tmp_path / "out").output
+    assert any(one.protected for one in told)
+
+
+@pytest.mark.usefixtures("few_background_prompts")
 def test_a_run_that_fails_leaves_the_others(model, tmp_path):
     nameless = [{name: value for name, value in record.items() if name != "subject"} for record in RECORDS]
     facts = write_records(tmp_path / "facts.jsonl", *nameless)
@@ -116,6 +141,9 @@ def test_a_run_that_fails_leaves_the_others(model, tmp_path):
         ("at: [1, 3]", "at: [1, x]", '"at" must be a list of whole numbers'),
         ("at: [1, 3]", "at: 3", '"at" is missing, or not what it should be'),
         ("at: [1, 3]", "at: [1, 4]", "has 3 edits of different subjects, not 4"),
+        ("method: rag", "method: rag, at: [2, 1]", "ascending"),
+        ("method: rag", "method: rag, at: 2", '"at" must be a list of whole numbers'),
+        ("at: [1, 3]", "at: [1, 3]\nprotected: none", '"protected" must be one of told, asked'),
         ("method: rag", "method: rug", '"rug"'),
         ("contexts: 1", "contexts: none", "contexts"),
         ("contexts: 1", "context: 1", "context"),
