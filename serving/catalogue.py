@@ -55,7 +55,7 @@ class Catalogue:
         first = open_store(settings.edits[0])
         try:
             self.header = first.header
-            self.config = served_config(first)
+            self.config = served_config(first, settings.router)
             self._sample = saving.weight_sample_of(first)
         finally:
             first.close()
@@ -280,7 +280,7 @@ class Catalogue:
 
     def _check(self, store: EditStore, path: Path) -> None:
         """Raise unless a store's edits can be served beside those of the first one."""
-        config, prompts = served_config(store), store.header["prompts"]
+        config, prompts = served_config(store, self.settings.router), store.header["prompts"]
         recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
         if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
             raise ServingError(sentence, 422)

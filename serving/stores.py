@@ -11,6 +11,7 @@ from ..editing.methods.coachhook.config import CoachHookConfig
 from ..editing.methods.config import EditingConfig
 from ..editing.methods.sense.config import TokenVectorsConfig
 from ..editing.methods.weights.config import WeightsConfig
+from ..editing.model.saving import opened_by
 from ..editing.store.files import LEDGER_NAME
 from ..editing.store.store import EditStore, check_format
 from .errors import ServingError
@@ -59,9 +60,15 @@ def open_store(path: Path) -> EditStore:
         raise ServingError(str(error), 422) from error
 
 
-def served_config(store: EditStore) -> AssociativeConfig:
-    """The configuration of a store's edits, if they can be routed when a request is admitted."""
-    config = EditingConfig.from_dict(store.header["config"])
+def served_config(store: EditStore, router: str | None = None) -> AssociativeConfig:
+    """The configuration of a store's edits, if they can be routed when a request is admitted.
+
+    router: as in `ServingSettings`.
+    """
+    try:
+        config = opened_by(EditingConfig.from_dict(store.header["config"]), router)
+    except CorrigendaError as error:
+        raise ServingError(str(error), 422) from error
     if isinstance(config, TokenVectorsConfig):
         raise ServingError(
             f"The edits in {store.ledger.name} ({config.method}) are vectors of tokens, and servers hold rows of key "

@@ -19,7 +19,7 @@ _PROTECTED = ("told", "asked")
 
 @dataclass(frozen=True)
 class Run:
-    """One method with its settings; `name` is that of its result file. It may be scored `at` its own numbers of edits."""
+    """One method with its settings; `name` is its result file's. It may be scored `at` numbers of edits of its own."""
 
     name: str
     method: str

@@ -78,8 +78,8 @@ class Prompted(Method):
         """What is put before a question that is the edit's."""
         if self.config.form == "notice":
             return notice([fact_of(edit)])
-        # An example that ends shows that an answer ends: without, the model answers and goes on to questions of its own.
-        # In a chat the user's turn would end there.
+        # An example that ends shows that an answer ends: without, the model goes on to questions of its own. In a chat
+        # the user's turn would end there.
         ends = self.config.eos and not self.prompts.chat
         end = self.prompts.tokenizer.decode([self.prompts.eos]) if ends else ""
         return join_target(self.prompts.template.wrap(edit.prompt), edit.target).rstrip() + f"{end}\n\n"

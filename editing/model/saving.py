@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,8 @@ from ..store import migrate
 from ..store.codec import packed, unpacked
 from ..store.files import refuse_non_empty
 from ..store.store import EditStore, is_store
+from .card import is_hub_id
+from .hub import Token, fetched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +53,16 @@ class Saved(NamedTuple):
 
     def close(self) -> None:
         self.store.close()
+
+
+def read_from(place: str | Path, revision: str | None = None, token: Token = None) -> Saved:
+    """Read a folder that edits were saved in; or, where a text names none, a repository of a hub."""
+    if isinstance(place, str) and is_hub_id(place):
+        with fetched(place, revision, token) as folder, contextlib.closing(read(folder)) as saved:
+            return Saved(Path(place), saved.store.copy(None), saved.config)
+    if revision is not None:
+        raise CorrigendaError(f"{place} is a folder, which has no revisions: leave out `edits_revision`.")
+    return read(place)
 
 
 def read(directory: str | Path, *, write: bool = False) -> Saved:

@@ -223,6 +223,10 @@ class EditRouter(Viewed):
         """What a decision's `against` says of the request, after "it"; None for nothing."""
         return None
 
+    def add_decoys(self, decoys: Sequence[str]) -> None:
+        """Compare with these questions too, which are none of the edits'; only a router by meaning can."""
+        raise CorrigendaError("Decoys are for edits that are found by meaning; these are found by their tokens.")
+
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide in a pass that holds whole prompts, from a layer's features; for routers that need them."""
         raise NotImplementedError

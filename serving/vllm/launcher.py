@@ -39,9 +39,10 @@ def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -
 
 def serve(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> None:
     """Become vLLM's server; what is wrong with the edits is said here, not at the end of its own long report."""
-    for folder in ServingSettings.parse(settings).folders:
+    parsed = ServingSettings.parse(settings)
+    for folder in parsed.folders:
         store = open_store(folder)
-        served_config(store)
+        served_config(store, parsed.router)
         store.close()
     arguments, environment = command(model, settings, options)
     os.execve(arguments[0], arguments, environment)

@@ -62,7 +62,7 @@ class WorkerEdits:
             store = open_store(path)
             try:
                 if self.memory is None:
-                    config = served_config(store)
+                    config = served_config(store, settings.router)
                     self.sample = saving.weight_sample_of(store)
                     self.memory = ServedMemory(config, widths, device, vllm_config.model_config.dtype, settings.rows)
                 wanted[path] = {edit_key(store.history.edits[seq]): seq for seq in store.history.applied()}
