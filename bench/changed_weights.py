@@ -4,10 +4,11 @@
 
 One thread, one process, thread time. "As published" is ROME's loop: each step a forward of the whole model over the
 edit's rows and "{subject} is a", padded side by side, with all logits. Both find the same values: their losses are
-beside the times, and so is what either has to compute, in products: on a CPU thread, which is busy with one edit already,
-edits side by side save nothing else, so the ratio of these is what can be had. The ridge solve is timed at the widths of Mistral-7B, LLaMA-3-8B and SmolLM2, 400 answer tokens a turn
-as 100 edits have, from random keys; at the widest the published form runs once. What the dual solve gives are the
-factors that an edit's record keeps; the product that adds them to a matrix is timed with them and without.
+beside the times, and so is what either computes, in products. A CPU thread is busy with one edit already: that edits
+stand side by side saves it nothing, so the ratio of these is what can be had. The ridge solve is timed at the widths of
+Mistral-7B, LLaMA-3-8B and SmolLM2, 400 answer tokens a turn as 100 edits have, from random keys; at the widest the
+published form runs once. What the dual solve gives are the factors that an edit's record keeps; the product that adds
+them to a matrix is timed with them and without.
 """
 
 from __future__ import annotations
