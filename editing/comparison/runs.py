@@ -42,7 +42,12 @@ def is_done(path: Path, plan: Plan, run: Run) -> bool:
 def _asked(plan: Plan, run: Run) -> dict[str, Any]:
     """What makes a run this one, as JSON gives it back."""
     edits = None if plan.edits is None else str(plan.edits)
-    asked = {"model": plan.model, "edits": edits, "template": plan.template, "at": list(plan.at_of(run))}
+    asked: dict[str, Any] = {
+        "model": plan.model,
+        "edits": edits,
+        "template": plan.template,
+        "at": list(plan.at_of(run)),
+    }
     asked |= {"protected": plan.protected} if plan.protected != "told" else {}
     asked |= {"scored": plan.scored} if plan.scored is not None else {}
     return json.loads(json.dumps({**asked, "method": run.method, "set": dict(run.settings)}, default=str))
