@@ -1,8 +1,9 @@
 """Replicas under load that are turned from snapshot to snapshot: does one ever answer by a mixture?
 
-Two servers share a folder of edits, and a tiny model. Clients ask both while `corrigenda rollout` turns them to states of
-the folder, again and again; the roll-out and the servers are killed at random moments, and go on. Each answer must be
-that of the same request alone by the edits of the snapshot that it names, and after each roll-out all servers name one.
+Two servers share a folder of edits, and a tiny model. Clients ask both while `corrigenda rollout` turns them to states
+of the folder, again and again; the roll-out and the servers are killed at random moments, and go on. Each answer must
+be that of the same request alone by the edits of the snapshot that it names, and after each roll-out all servers name
+one.
 
     python bench/fleet.py --rollouts 50 --requests 2000 --json bench/results/cpu/fleet.json
 """
