@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak lint aot aot-pinned cuda-check cpu-check smoke-vllm check-serving bench bench-compare bench-claims report clean
+.PHONY: help venv demo test soak lint aot aot-pinned cuda-check cpu-check smoke-vllm check-serving bench bench-compare bench-claims report docs clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -98,6 +98,9 @@ report: $(STAMP) ## every method beside the others, as one page with plots (PLAN
 	OMP_NUM_THREADS=1 $(BIN)/corrigenda bench --plan '$(or $(PLAN),bench/report.yaml)' --out '$(or $(OUT),report-out)' --threads 1
 	$(BIN)/corrigenda report '$(or $(OUT),report-out)'
 
+docs: $(STAMP) ## the documentation as a site, in docs-out; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean: ## remove what builds and runs left; .venv stays
-	rm -rf build dist *.egg-info demo-out report-out .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info demo-out report-out docs-out .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -64,7 +64,7 @@ class ServedEdits(Protocol):
 
 
 def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
-    """A `fastapi.APIRouter` of the routes: `serving/README.md` has the table.
+    """A `fastapi.APIRouter` of the routes: `docs/serving/http.md` has the table.
 
     Each asks `access` who sends the request; a change is logged with who made it and from where, by the logger `log`.
     """

@@ -22,7 +22,8 @@ def bench(
         typer.Option(
             metavar="FILE",
             help="A YAML file with `model`, `edits`, `at`, `template`, `protected` (whether methods are `told` those "
-            "questions, or these are only `asked` in the end) and `runs` (`method`, `set`, `name`, `at`).",
+            "questions, or these are only `asked` in the end), `scored` (of how many edits at most a score is) and "
+            "`runs` (`method`, `set`, `name`, `at`).",
         ),
     ] = None,
     model: Annotated[

@@ -42,9 +42,14 @@ def is_done(path: Path, plan: Plan, run: Run) -> bool:
 def _asked(plan: Plan, run: Run) -> dict[str, Any]:
     """What makes a run this one, as JSON gives it back."""
     edits = None if plan.edits is None else str(plan.edits)
-    asked = {"model": plan.model, "edits": edits, "template": plan.template, "at": list(plan.at_of(run))}
-    if plan.protected != "told":
-        asked["protected"] = plan.protected
+    asked: dict[str, Any] = {
+        "model": plan.model,
+        "edits": edits,
+        "template": plan.template,
+        "at": list(plan.at_of(run)),
+    }
+    asked |= {"protected": plan.protected} if plan.protected != "told" else {}
+    asked |= {"scored": plan.scored} if plan.scored is not None else {}
     return json.loads(json.dumps({**asked, "method": run.method, "set": dict(run.settings)}, default=str))
 
 
@@ -74,7 +79,9 @@ def write_run(
         "after": {},
     }
     at = plan.at_of(run)
-    protected = {edit.id: _texts(edited, edit.protected) for edit in edits[: at[-1]] if edit.protected}
+    asked = {stop: _spread(edits[:stop], plan.scored) for stop in at}
+    questions = {edit.id: edit.protected for of_stop in asked.values() for edit in of_stop if edit.protected}
+    protected = {name: _texts(edited, texts) for name, texts in questions.items()}
     told = edits if plan.protected == "told" else [dataclasses.replace(edit, protected=()) for edit in edits]
     writing, done, held = 0.0, 0, 0
     for stop in at:
@@ -83,12 +90,12 @@ def write_run(
         writing += _seconds() - start
         held += sum(bool(one.held) for one in written)
         done, start = stop, _seconds()
-        scores = evaluator.score(told[:stop]).to_dict()
+        scores = evaluator.score(asked[stop]).to_dict()
         stored = edited.store.history.edits.values()
         bytes_written = sum(one.bytes + fingerprint_of(one).nbytes for one in stored)
         result["after"][str(stop)] = {
             **scores,
-            "same_subject": _kept(edited, edits[:stop], protected),
+            "same_subject": _kept(edited, asked[stop], protected),
             "held": held / stop,
             "seconds_per_edit": writing / stop,
             "edits_per_second": stop / writing if writing else None,
@@ -100,6 +107,12 @@ def write_run(
         write_json(path, result)
         tell(_line(run.name, stop, result["after"][str(stop)]))
     edited.detach()
+
+
+def _spread(edits: Sequence[Edit], most: int | None) -> Sequence[Edit]:
+    """At most so many of the edits, evenly from their whole length."""
+    count = len(edits) if most is None else min(most, len(edits))
+    return [edits[(2 * i + 1) * len(edits) // (2 * count)] for i in range(count)]
 
 
 def _line(name: str, count: int, mark: dict[str, Any]) -> str:
