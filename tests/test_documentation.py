@@ -36,6 +36,10 @@ def test_a_link_leads_to_a_file(page):
     assert not lost
 
 
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     """Anchors of headings too, which no other test looks at."""

@@ -13,7 +13,7 @@ from tree import ROOT
 ELSEWHERE = {"docs/quickstart.md": "tests/test_quickstart.py"}
 """Pages whose blocks have a test of their own."""
 RUN = [page for page in PAGES if name_of(page) not in ELSEWHERE]
-WITH_EDITS = ("docs/routing.md",)
+WITH_EDITS = ("docs/routing.md", "docs/scale.md")
 """Pages that go on with the edits of the first hour."""
 COMMAND = re.compile(r"^\s*(corrigenda|pip|python|make|curl|vllm|git) |^\s*(from \S+ )?import ", re.MULTILINE)
 

@@ -60,6 +60,13 @@ class Peer:
     padding: str = "right"
 
 
+WISE_AS_PUBLISHED = {
+    **{"learning_rate": 1.0, "mask_ratio": 0.2, "alpha": 5.0, "beta": 20.0, "gamma": 10.0, "margin_weight": 1.0},
+    **{"spared": 0.0, "distance_tokens": "row", "reduction": "published", "threshold_from": "edits", "act_ratio": 0.88},
+    **{"irrelevant_prompts": 1, "merge_scale": 1.0},
+}
+"""What our WISE has otherwise on SmolLM2, whose own settings EasyEdit's code cannot be given."""
+
 METHODS = {
     "rome": Peer(
         "rome.rome_main",
@@ -89,7 +96,7 @@ METHODS = {
         "apply_wise_to_model",
         ("WISEHyperParams", "WISE/llama-7b.yaml"),
         {"inner_params": ["model.layers[24].mlp.down_proj.weight"], "n_iter": 30},
-        ("wise-retrieve", {"layer": 24, "steps": 30, "learning_rate": 1.0, **{"contexts": 11, "margin_weight": 1.0}}),
+        ("wise-retrieve", {"layer": 24, "steps": 30, "contexts": 11, "decay": "all", **WISE_AS_PUBLISHED}),
         padding="left",
     ),
     "ft-m": Peer(
