@@ -249,7 +249,8 @@ def main() -> None:
         method, settings = peer.ours
         path = args.results / f"{name}-ours.json"
         run = Run(path.stem, method, settings)
-        write_run(Plan(args.model, args.edits, args.at, [run], args.template), run, edits, path, {}, print)
+        plan = Plan(args.model, args.edits, args.at, [run], args.template)
+        write_run(plan, run, edits, path, load_base(args.model), print)
         result = json.loads(path.read_text())
         del result["asked"]  # it has a path of this machine
         save(path, result, args)

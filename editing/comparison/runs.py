@@ -54,16 +54,26 @@ def _asked(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def write_run(
-    plan: Plan, run: Run, edits: Sequence[Edit], path: Path, machine: dict[str, Any], tell: Callable[[str], None]
+    plan: Plan, run: Run, edits: Sequence[Edit], path: Path, base: tuple[Any, Any], tell: Callable[[str], None]
 ) -> None:
     """Write the edits and score them at each number of them; the file holds what was measured so far.
 
     Seconds are of the thread on a CPU, which other work hardly lengthens, and of the clock where there is a GPU.
-    machine: `device` and `dtype` for the model. tell: takes a line for the user, once for each number of edits.
+    base: the plan's model and its tokenizer, which are as they were afterwards. tell: takes a line for the user, once
+    for each number of edits.
     """
     _forget_peak()
     config = config_for(run.method, **run.settings)
-    edited = EditedModel.from_pretrained(plan.model, config=config, template=plan.template, **machine)
+    edited = EditedModel.wrap(*base, config, template=plan.template, name=plan.model)
+    try:
+        _write(plan, run, edits, path, edited, tell)
+    finally:
+        edited.detach()
+
+
+def _write(
+    plan: Plan, run: Run, edits: Sequence[Edit], path: Path, edited: EditedModel, tell: Callable[[str], None]
+) -> None:
     evaluator = Evaluator(edited)
     result: dict[str, Any] = {
         "name": run.name,
@@ -106,7 +116,6 @@ def write_run(
         result["complete"] = stop == at[-1]
         write_json(path, result)
         tell(_line(run.name, stop, result["after"][str(stop)]))
-    edited.detach()
 
 
 def _spread(edits: Sequence[Edit], most: int | None) -> Sequence[Edit]:
