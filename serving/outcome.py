@@ -51,7 +51,7 @@ class Expected:
         self.admission = admission
         self._http = http
         self.said = False
-        self._place = None if http is None else http.decided(admission.edit and admission.edit.id, admission.version)
+        self._place = None if http is None else http.decided(*admission.told)
 
     def finished(self, outcome: Admission) -> None:
         """Take note of one of its answers."""

@@ -16,7 +16,7 @@ from ..errors import CorrigendaError
 from ..shown import one_line, shown, shown_json
 from ..store.selection import Selection
 from .app import app, counted, errors, output, say, tell
-from .options import Author, Ids, JsonFlag, RecordedModel, Since, Store, Until
+from .options import Author, Ids, JsonFlag, RecordedModel, Router, Since, Store, Until
 
 if TYPE_CHECKING:
     from ..store.store import EditStore
@@ -226,6 +226,7 @@ def why(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="A prompt, as `generate` would be asked it.")],
     model: RecordedModel = None,
     most: Annotated[int, typer.Option(metavar="N", help="How many edits to show.")] = 5,
+    router: Router = None,
     json: JsonFlag = False,
 ) -> None:
     """Say which edit answers a prompt, and how near the others come.
@@ -237,7 +238,7 @@ def why(
     from ..model.why import nearest_edits
 
     with opened(folder) as store:
-        found = nearest_edits(store, prompt, model, most)
+        found = nearest_edits(store, prompt, model, most, router)
         count = len(store.history.applied())
         out = {name: store.history.taken_out_as(name) for name in _taken_out(found)}
     if json:

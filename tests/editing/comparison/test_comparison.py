@@ -111,11 +111,12 @@ def test_a_run_has_numbers_of_its_own_and_need_not_be_told_what_is_protected(pla
     write = EditedModel.edit
     monkeypatch.setattr(EditedModel, "edit", edit)
     changed = plan.read_text().replace("contexts: 1}", "contexts: 1}\n    at: [2]")
-    plan.write_text(changed + "protected: asked\n")
+    plan.write_text(changed + "protected: asked\nscored: 2\n")
     assert corrigenda("bench", "--plan", plan, "--out", tmp_path / "out").exit_code == 0
     found = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("associative", "retrieval")]
     assert [list(one["after"]) for one in found] == [["2"], ["1", "3"]]
     assert all(0 <= one["after"][count]["same_subject"] <= 1 for one, count in zip(found, "23"))
+    assert [one["after"][count]["n"] for one, count in zip(found, "23")] == [2, 2]
     assert len(told) == 5 and not any(one.protected for one in told)
     again = corrigenda("bench", "--plan", plan, "--out", tmp_path / "out").output
     assert "associative is in" in again and "retrieval is in" in again
@@ -144,6 +145,7 @@ def test_a_run_that_fails_leaves_the_others(model, tmp_path):
         ("method: rag", "method: rag, at: [2, 1]", "ascending"),
         ("method: rag", "method: rag, at: 2", '"at" must be a list of whole numbers'),
         ("at: [1, 3]", "at: [1, 3]\nprotected: none", '"protected" must be one of told, asked'),
+        ("at: [1, 3]", "at: [1, 3]\nscored: 0", '"scored" must be a whole number'),
         ("method: rag", "method: rug", '"rug"'),
         ("contexts: 1", "contexts: none", "contexts"),
         ("contexts: 1", "context: 1", "context"),
