@@ -35,10 +35,11 @@ JOBS ?= 2
 test: $(STAMP) ## run the tests (JOBS= processes)
 	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 
-soak: $(STAMP) $(VLLM)/.installed ## long: the store's kill and fuzz tests (SOAK= times the usual number), both servers under load (MINUTES=60)
+soak: $(STAMP) $(VLLM)/.installed ## long: kill and fuzz tests of the store (SOAK= times the usual number), servers under load (MINUTES=60), roll-outs (ROLLOUTS=)
 	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/editing/store -k 'killed or mutated or verify_says'
 	$(BIN)/python bench/soak.py --stack transformers --minutes $(or $(MINUTES),60)
 	$(VLLM)/bin/python bench/soak.py --stack vllm --minutes $(or $(MINUTES),60)
+	$(BIN)/python bench/fleet.py --rollouts $(or $(ROLLOUTS),200) --requests 20000
 
 lint: $(STAMP) ## ruff, mypy, and the rules that no linter knows
 	$(BIN)/ruff check

@@ -7,9 +7,9 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.shown import shown
+from ..editing.store.snapshots import Snapshot
 from .batching_config import batching_config
 from .catalogue import Catalogue
 from .continuous import BatchedRequests
@@ -41,6 +42,8 @@ from .settings import ServingSettings, resolved
 __all__ = ["ServedModel"]
 
 logger = logger_of("corrigenda")
+
+_Done = TypeVar("_Done")
 
 
 class ServedModel:
@@ -243,10 +246,27 @@ class ServedModel:
         """The edits that come nearest to a prompt, best first, and whether one applies."""
         return self.catalogue.why(prompt, tenant)
 
-    def load(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
-        """Take in a folder of edits, or read it anew: `version`, and ids that were `added` and `removed`."""
+    def load(self, folder: str | Path, tenant: str | None = None, snapshot: Snapshot | None = None) -> dict[str, Any]:
+        """Take in a folder of edits, or read it anew: `version`, and ids that were `added` and `removed`.
+
+        snapshot: as of which it is read, and stays so until it is loaded again (`Catalogue.read`).
+        """
         with self._changing:
-            return self._take(self.catalogue.read([(tenant, resolved(folder))]))
+            return self._take(self.catalogue.read([(tenant, resolved(folder))], snapshot=snapshot))
+
+    def stage(self, folder: str | Path, snapshot: Snapshot, tenant: str | None = None) -> dict[str, Any]:
+        """Have all that `load` of this snapshot takes ready, and go on as before: the same, with the version of now."""
+        with self._changing:
+            change = self.catalogue.read([(tenant, resolved(folder))], snapshot=snapshot)
+            self._hold(change, lambda: self.catalogue.stage(change))
+            return change.to_dict(self.catalogue.version)
+
+    def drop_staged(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
+        """Let go of what was staged of a folder: the same."""
+        with self._changing:
+            self.catalogue.drop_staged(tenant, resolved(folder))
+            self._unread_rows = True
+            return {"version": self.catalogue.version, "added": [], "removed": []}
 
     def unload(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
         """Serve a folder's edits no longer, to all or to a tenant: the same."""
@@ -274,9 +294,15 @@ class ServedModel:
             path = None if store is None else resolved(store)
             return self._take(self.catalogue.redo(edit, tenant, path, author))
 
-    @own_modes()
     def _take(self, change: Change) -> dict[str, Any]:
-        """Read the rows while passes run; write them, and answer by them, between two."""
+        """Answer by a change from now on."""
+        version = self._hold(change, lambda: self.catalogue.publish(change))
+        self.metrics.changed(self.catalogue, len(change.added), len(change.removed))
+        return change.to_dict(version)
+
+    @own_modes()
+    def _hold(self, change: Change, then: Callable[[], _Done]) -> _Done:
+        """Read a change's rows while passes run; write them, and do what comes `then`, between two."""
         with self._lock:  # rows that are still here for a request in flight are not read: they must stay
             self._coming = frozenset().union(*change.needed.values())
         try:
@@ -285,16 +311,14 @@ class ServedModel:
                 try:
                     for records in rows:
                         self.memory.put(records)
-                    version = self.catalogue.publish(change)
+                    return then()
                 finally:
                     self._coming = frozenset()
                     self._unread_rows = True
                     self.drop_unread_rows()
-                self.metrics.changed(self.catalogue, len(change.added), len(change.removed))
         finally:
             self._coming = frozenset()
             self._unread_rows = True
-        return change.to_dict(version)
 
     @contextlib.contextmanager
     def _between_passes(self) -> Iterator[None]:

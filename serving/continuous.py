@@ -119,7 +119,7 @@ class BatchedRequests:
         if batch is not None:
             batch.admissions[name] = served.admission
         if request is not None:
-            request.decided(served.admission.edit and served.admission.edit.id, served.admission.version)
+            request.decided(*served.admission.told)
         original(state, *args, **kwargs)
 
     # Passes, in the generation's thread

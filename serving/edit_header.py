@@ -12,6 +12,7 @@ from .errors import Malformed, ServingError, error_body
 
 EDIT_HEADER = "x-corrigenda-edit"
 VERSION_HEADER = "x-corrigenda-version"
+SNAPSHOT_HEADER = "x-corrigenda-snapshot"
 TENANT_HEADER = "x-corrigenda-tenant"
 EXPOSE_HEADER = "access-control-expose-headers"
 
@@ -24,18 +25,20 @@ _SAFE = "!#$&'()*+/:;=?@[]^_`{|}~"
 class HttpRequest:
     """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none.
 
-    version: of the edits among which that was decided, for the last prompt
+    version, snapshot: of the edits among which that was decided, for the last prompt; a version counts this server's
+    changes, a snapshot is the same on every server
     """
 
     def __init__(self, tenant: str | None = None) -> None:
         self.tenant = tenant
         self.edits: list[str | None] = []
         self.version: int | None = None
+        self.snapshot = ""
 
-    def decided(self, edit: str | None, version: int) -> None:
+    def decided(self, edit: str | None, version: int, snapshot: str = "") -> None:
         """Note what was decided for the next prompt."""
         self.edits.append(edit)
-        self.version = version
+        self.version, self.snapshot = version, snapshot
 
     @property
     def header(self) -> str:
@@ -48,7 +51,7 @@ class HttpRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """The same for a body: the edit of each prompt, null for none."""
-        return {"edits": self.edits, "version": self.version}
+        return {"edits": self.edits, "version": self.version, "snapshot": self.snapshot}
 
 
 def _encoded(edit: str) -> str:
@@ -77,7 +80,7 @@ class EditHeader:
     """ASGI middleware: tells `current_request()` the tenant of each HTTP request, and the client what answered it.
 
     The tenant is named by the header `x-corrigenda-tenant`. A response's start is held back until its first piece of
-    body, for some servers begin to answer before they have looked at the prompts. Pages of other origins may read both
+    body, for some servers begin to answer before they have looked at the prompts. Pages of other origins may read these
     headers. Where the ids are too long for one, a JSON body has them as `corrigenda`, and an event stream begins with
     them in a comment.
     """
@@ -160,12 +163,17 @@ class _Response:
         await self._send({**message, "body": body})
 
     def _headers(self, start: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-        told = {EDIT_HEADER: self._request.header, VERSION_HEADER: str(self._request.version)}
+        request = self._request
+        told = {
+            EDIT_HEADER: request.header,
+            VERSION_HEADER: str(request.version),
+            SNAPSHOT_HEADER: request.snapshot,
+        }
         headers = list(start.get("headers", ()))
         if self._exposing and _header(start, EXPOSE_HEADER.encode()) != b"*":
             before = _header(start, EXPOSE_HEADER.encode())
             headers = [(n, v) for n, v in headers if n.lower() != EXPOSE_HEADER.encode()]
-            told[EXPOSE_HEADER] = ", ".join([*filter(None, [before.decode("latin-1")]), EDIT_HEADER, VERSION_HEADER])
+            told[EXPOSE_HEADER] = ", ".join([*filter(None, [before.decode("latin-1")]), *told])
         return [*headers, *((name.encode(), value.encode("latin-1")) for name, value in told.items())]
 
 

@@ -113,7 +113,7 @@ class Admissions:
         self.metrics.admitted(admission)
         http = current_request()
         if http is not None:
-            http.decided(None if admission.edit is None else admission.edit.id, admission.version)
+            http.decided(*admission.told)
         if admission.edit is not None:
             logger.info(
                 "Request %s: edit %s (tenant %s, score %.3f, margin %.3f, version %d)",
