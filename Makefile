@@ -87,7 +87,7 @@ $(VLLM)/.installed: pyproject.toml | $(STAMP)
 	touch $@
 
 smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example
-	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/serving/vllm/test_vllm_seams.py tests/serving/vllm/test_vllm_engine.py
+	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/serving/vllm/test_vllm_seams.py tests/serving/vllm/test_vllm_engine.py tests/editing/model/test_grammars.py
 	$(VLLM)/bin/python examples/serve_vllm.py
 
 check-serving: $(STAMP) $(VLLM)/.installed ## SmolLM2 served by transformers and vLLM in every mode, beside one prompt at a time (CORRIGENDA_DATA=)
