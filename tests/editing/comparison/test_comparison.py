@@ -9,8 +9,8 @@ from command_line import corrigenda, refused, write_records
 from tiny import save_tiny
 
 from corrigenda.editing import EditedModel
-from corrigenda.editing.comparison.plots import SCORES
-from corrigenda.editing.comparison.results import read_results
+from corrigenda.editing.comparison.plots import SCORES, field_plot
+from corrigenda.editing.comparison.results import Result, read_results
 
 RECORDS = [
     {
@@ -133,6 +133,16 @@ def test_a_run_that_fails_leaves_the_others(model, tmp_path):
     done = corrigenda("bench", *asked, "--out", tmp_path / "out")
     assert done.exit_code == 1 and "rome ended:" in done.output and "has 1 result;" in done.output
     assert {result.name for (group,) in [read_results(tmp_path / "out").values()] for result in group} == {"rag"}
+
+
+def test_a_picture_of_many_methods_has_a_row_each_and_only_panels_that_were_measured():
+    pytest.importorskip("matplotlib")
+    marks = {1: {"free_rel": 1.0, "free_gen": 0.0, "loc": None}, 10: {"free_rel": 0.5, "free_gen": 0.25, "loc": None}}
+    results = [Result(name, "rag", "a.jsonl", "m", marks, {}, "") for name in ("first", "second", "third")]
+    drawn = field_plot(results)
+    assert all(drawn.count(f">{name}<") == 1 for name in ("first", "second", "third"))
+    assert "Answers the edit" in drawn and "Leaves others alone" not in drawn
+    assert ">1 edit<" in drawn and ">10 edits<" in drawn
 
 
 @pytest.mark.parametrize(
