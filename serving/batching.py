@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..editing.backbone.decoder import Decoder
-from ..editing.backbone.identity import another_model, weight_sample
+from ..editing.backbone.identity import adapter_sample, another_adapter, another_model, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
@@ -107,6 +107,8 @@ class ServedModel:
         recorded = {**base, "weights": self.catalogue.weight_sample}
         if sentence := another_model(self.settings.edits[0], recorded, found):
             raise ServingError(sentence, 422)
+        if sentence := another_adapter(self.settings.edits[0], base, adapter_sample(decoder.model)):
+            logger.warning(sentence)
 
     def _patch_init(self) -> None:
         original = unwrapped(self.model).init_continuous_batching
