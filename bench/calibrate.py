@@ -23,6 +23,9 @@ from corrigenda.editing.methods.settings import settings_of
 
 ASKED = ("rel", "gen", "loc", "free_rel", "free_gen")
 
+SHOWN, LONGEST = 3, 12
+"""Of how many edits the answer is shown, and its most tokens: a setting that breaks the model reads at once as one."""
+
 
 def arguments():
     parser = edits_arguments(__doc__)
@@ -55,6 +58,8 @@ def main():
         edited.edit(edits, keep_unsolved=True)
         spent = seconds() - start
         scores = Evaluator(edited).score(edits).to_dict()
+        for edit, answer in zip(edits, edited.generate_text([edit.prompt for edit in edits[:SHOWN]], LONGEST)):
+            print(f"  {edit.prompt} -> {edit.target}: {answer!r}")
         edited.detach()
         row = {"settings": settings, "edits": args.count, "judged": round(judged(scores), 4)}
         row |= {name: scores[name] and round(scores[name], 4) for name in ASKED}

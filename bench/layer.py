@@ -3,8 +3,9 @@
     python bench/layer.py                           on a GPU: captured, L2 flushed; on a CPU: one thread's time
 
 For 1 to 256 sequences that decode a token each, none, half or all of them with an edit of their own, beside 1,000 to
-100,000 stored edits of 8 rows: microseconds of the base layer and of the patched one. Each patched result is compared
-with the base layer's first: rows without an edit must have its bits.
+100,000 stored edits of 8 rows: microseconds of the base layer, of the patched one, and of the guard in it, which
+keeps rows of an edit that are no numbers from other requests of the pass. Each patched result is compared with the
+base layer's first: rows without an edit must have its bits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from op_cases import OUTPUTS, WIDTH
 from record import provenance, results_folder, write_json
 from timing import graph_seconds, thread_seconds
 
-from corrigenda.editing.model.layer import EditedOutput
+from corrigenda.editing.model.layer import EditedOutput, bounded_
 from corrigenda.editing.routers.context import RoutingContext
 
 ROUTED = {"none": 0.0, "half": 0.5, "all": 1.0}
@@ -51,6 +52,10 @@ def microseconds(layer, x):
     return [round(1e6 * thread_seconds(layer, x), 2)]
 
 
+def guard(rows):
+    return bounded_(rows, rows.clone())
+
+
 def main():
     args = arguments()
     torch.set_num_threads(1)
@@ -62,6 +67,7 @@ def main():
         for sequences in args.sequences:
             x = torch.randn(sequences, WIDTH, device=device, dtype=torch.bfloat16)
             row = {"stored": stored, "sequences": sequences, "base_us": microseconds(base, x)}
+            row["guard_us"] = microseconds(guard, base(x))
             for name, share in ROUTED.items():
                 context, routed = decoding(sequences, share, stored, device)
                 layer = copy.deepcopy(base)

@@ -57,10 +57,10 @@ def results_folder():
     return ROOT / "bench" / "results" / re.sub(r"\W+", "_", name)
 
 
-def edits_arguments(doc, template="Question: {prompt}\\nAnswer:"):
-    """A parser of what every measurement over a file of edits takes; `doc` begins with what it does."""
+def edits_arguments(doc, template="Question: {prompt}\\nAnswer:", several=False):
+    """A parser of what every measurement over a file of edits, or several, takes; `doc` begins with what it does."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
-    parser.add_argument("--edits", type=Path, required=True)
+    parser.add_argument("--edits", type=Path, nargs="+" if several else None, required=True)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--template", default=template)
     return parser

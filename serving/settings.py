@@ -36,6 +36,8 @@ class ServingSettings:
     origins   what the header Origin may say to them, besides the server itself
     signed_by a file of public keys: only folders are served that one of them has signed (`corrigenda sign`), and the
               server changes none
+    router    "tokens" finds edits that were written for the router by meaning by their rare tokens alone, where its
+              encoder is missing; None: each by its own router
     """
 
     edits: tuple[Path, ...]
@@ -50,6 +52,7 @@ class ServingSettings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     signed_by: Path | None = None
+    router: str | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -87,11 +90,14 @@ class ServingSettings:
             _texts(given.get("hosts"), "hosts"),
             _texts(given.get("origins"), "origins"),
             None if given.get("signed_by") is None else _folder(given["signed_by"], "signed_by"),
+            given.get("router"),
         )
         for name in ("capacity", "rows", "most_tenants", "most_folders"):
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise CorrigendaError(f'"{name}" must be a whole number above 0, not {value!r}.')
+        if settings.router not in (None, "tokens", "meaning"):
+            raise CorrigendaError(f'"router" must be "tokens" or "meaning", not {settings.router!r}.')
         for name in ("read_only", "tenant_header_only"):
             if not isinstance(getattr(settings, name), bool):
                 raise CorrigendaError(f'"{name}" must be true or false, not {getattr(settings, name)!r}.')

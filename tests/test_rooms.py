@@ -110,3 +110,14 @@ def test_an_arrow_back_and_a_circle_are_seen():
     assert backward("editing.edits.edit", "if TYPE_CHECKING:\n    from ..model.answers import Answer\n") == []
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nobody_asks_a_router_for_its_class(name):
+    """What differs between routers is a method of `EditRouter`, so that another router is a file and nothing else."""
+    asked = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and "Router" in ast.unparse(node)
+    ]
+    assert asked == []

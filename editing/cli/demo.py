@@ -20,6 +20,7 @@ from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..methods.config import CONFIG_NAME, EditingConfig
 from ..model.answers import Answer
+from ..model.card import CARD_NAME, is_generated
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator, normalised
 from ..scores.report import scores_table, write_json
@@ -79,7 +80,7 @@ def _is_earlier_demo(folder: Path) -> bool:
         return False
     if not isinstance(scores, dict) or scores.get("written_by") != _WRITTEN_BY:
         return False
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - ({CARD_NAME} if is_generated(folder / CARD_NAME) else set())
     return (is_ledger(folder / LEDGER_NAME) and names <= _OURS) or (MANIFEST_NAME in names and names <= _FORMERLY_OURS)
 
 

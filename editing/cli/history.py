@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +16,11 @@ from ..errors import CorrigendaError
 from ..shown import one_line, shown, shown_json
 from ..store.selection import Selection
 from .app import app, counted, errors, output, say, tell
-from .options import Author, Ids, JsonFlag, RecordedModel, Since, Store, Until
+from .options import Author, Ids, JsonFlag, RecordedModel, Router, Since, Store, Until
 
 if TYPE_CHECKING:
     from ..store.store import EditStore
+    from ..store.stored import StoredEdit
 
 By = Annotated[str | None, typer.Option("--by", metavar="WHO", help="Edits by this author.")]
 _LONGEST_TABLE = 1000
@@ -118,19 +119,26 @@ def undo(
         bool,
         typer.Option("--resolve", help="Solve anew what was solved beside them or after them; this loads the model."),
     ] = False,
+    leave_others: Annotated[
+        bool,
+        typer.Option("--leave-others", help="Leave what was solved beside them or after them as it was solved."),
+    ] = False,
     model: RecordedModel = None,
 ) -> None:
     """Take edits out: one, a list, a time range, all by an author.
 
     Their questions then get the base model's answer; or that of the edits that they superseded, which are in again. It
-    is not unlearning: the ledger keeps them, and `redo` puts them back. Edits that change weights stand on those before
-    them: these stay as they were solved, or are solved anew, as if the others had never come, by `--resolve`.
+    is not unlearning: the ledger keeps them, and `redo` puts them back. Of methods whose edits stand on those before
+    them, others that stay owe them something: `--resolve` solves these anew, as if the undone had never come, and
+    `--leave-others` leaves them as they were solved. Without either, such an undo is refused.
     """
     selection = Selection(tuple(ids or ()), by, since, until)
+    if resolve and leave_others:
+        raise CorrigendaError("Name one of --resolve and --leave-others: others are solved anew, or left as they are.")
     if resolve:
         _resolve(folder, selection, note, author, model)
     else:
-        _change("undo", folder, selection, note, author)
+        _change("undo", folder, selection, note, author, check=None if leave_others else _check_none_stands_on)
 
 
 def _resolve(folder: Path, selection: Selection, note: str | None, author: str | None, model: str | None) -> None:
@@ -173,29 +181,43 @@ def redo(
     _change("redo", folder, Selection(tuple(ids or ()), by, since, until), note, author)
 
 
-def _change(what: str, folder: Path, selection: Selection, note: str | None, author: str | None) -> None:
+def _change(
+    what: str,
+    folder: Path,
+    selection: Selection,
+    note: str | None,
+    author: str | None,
+    check: Callable[[EditStore, list[StoredEdit]], None] | None = None,
+) -> None:
     if not selection:
         raise CorrigendaError(f"Name the edits to {what}: by ids, --by an author, --since or --until a time.")
     with opened(folder, write=True) as store:
         chosen = store.selected(selection, wanted=what == "undo")
+        if check is not None:
+            check(store, chosen)
         change = (store.undo if what == "undo" else store.redo)(chosen, author=author, note=note)
         notices = store.notices
-        stands = what == "undo" and bool(change.edits) and _stand_on_earlier(store)
     names = ", ".join(stored.id for stored in change.edits[:8]) + (", ..." if len(change.edits) > 8 else "")
     done = {"undo": "Took out", "redo": "Put in again"}[what]
     unchanged = len(chosen) - len(change.edits)
     already = f" {unchanged} were so already." if unchanged else ""
     say(f"{done} {counted(len(change.edits), 'edit')}{': ' + names if names else ''}.{already}")
     tell([*change.notes, *notices], f"see `corrigenda log {folder}`")
-    if stands:
-        say("Edits beside and after it stay as they were solved: `undo --resolve` solves them anew.")
 
 
-def _stand_on_earlier(store: EditStore) -> bool:
-    """Whether edits of the store's method owe something to those that were there when they were solved."""
+def _check_none_stands_on(store: EditStore, undone: list[StoredEdit]) -> None:
+    """Raise where edits that stay were solved beside the undone ones or after them, and owe them something."""
     from ..methods.config import EditingConfig
 
-    return EditingConfig.from_dict(store.header["config"]).stands_on_earlier
+    out = {stored.seq for stored in undone if stored.wanted}
+    first = min((stored.batch for stored in undone if stored.wanted), default=store.ledger.count + 1)
+    others = [seq for seq in store.history.applied() if seq not in out and store.history.edits[seq].batch >= first]
+    if others and EditingConfig.from_dict(store.header["config"]).stands_on_earlier:
+        name = store.header["config"]["method"]
+        raise CorrigendaError(
+            f"{counted(len(others), 'edit')} beside or after what is undone stood on it, as edits of {name} do: "
+            "--resolve solves them anew, as if it had never come; --leave-others leaves them as they were solved."
+        )
 
 
 @app.command()
@@ -204,6 +226,7 @@ def why(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="A prompt, as `generate` would be asked it.")],
     model: RecordedModel = None,
     most: Annotated[int, typer.Option(metavar="N", help="How many edits to show.")] = 5,
+    router: Router = None,
     json: JsonFlag = False,
 ) -> None:
     """Say which edit answers a prompt, and how near the others come.
@@ -215,7 +238,7 @@ def why(
     from ..model.why import nearest_edits
 
     with opened(folder) as store:
-        found = nearest_edits(store, prompt, model, most)
+        found = nearest_edits(store, prompt, model, most, router)
         count = len(store.history.applied())
         out = {name: store.history.taken_out_as(name) for name in _taken_out(found)}
     if json:

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import CorrigendaError
 from .app import app
+from .options import Router
 
 
 @app.command()
@@ -68,6 +69,7 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Public SSH keys: only folders that one of them signed are served."),
     ] = None,
+    router: Router = None,
     stack: Annotated[str, typer.Option(metavar="S", help="Whose server: `transformers` or `vllm`.")] = "transformers",
 ) -> None:
     """Serve a model with edits: an OpenAI-compatible server, whose every request is answered by its own edit.
@@ -96,6 +98,7 @@ def serve(
         "hosts": edits_host,
         "origins": edits_origin,
         "signed_by": None if signed_by is None else str(signed_by),
+        "router": router,
     }
     keys = {"changing": edits_api_key or [], "reading": edits_read_key or []}
     launch(stack, model, {name: value for name, value in settings.items() if value is not None}, options or [], keys)

@@ -1,4 +1,4 @@
-"""`corrigenda verify`, `repair`, `compact`, `export`, `merge`, `migrate` and `capacity`: looking after a folder."""
+"""`corrigenda verify`, `sign`, `push`, `repair`, `compact`, `export`, `merge`, `migrate`, `capacity`: of folders."""
 
 from __future__ import annotations
 
@@ -75,6 +75,26 @@ def sign(
     with opened(folder, write=True) as store:
         count = signed(store, key)
     say(f"Signed all {count} entries of {folder}.")
+
+
+@app.command()
+def push(
+    folder: Store,
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="A model repository; it is made if need be.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="The branch to send to.")] = None,
+    message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload edits",
+) -> None:
+    """Send a folder's edits to a hub, with a model card that lists them; `hf auth login` keeps the token.
+
+    The whole ledger goes, undone edits, their texts and authors' names too. A card that the repository or the folder
+    has stays, but for what is marked in it as the ledger's state.
+    """
+    from ..model.hub import push as pushed
+
+    with opened(folder) as store:
+        where = pushed(store, repository, private=private or None, revision=revision, commit_message=message)
+    say(f"Sent all {store.ledger.count} entries of {folder}: {where}")
 
 
 @app.command()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..backbone.hooked import hooked
+from ..views import Viewed
 
 _AT_A_TIME = 1 << 24
 """Entries of gathered adapters at once: 64 MB."""
@@ -45,10 +44,11 @@ def low_rank(x: Tensor, down: Tensor, up: Tensor, block: Tensor) -> Tensor:
     return torch.bmm(inner.transpose(1, 2), up.index_select(0, block))[:, 0]
 
 
-class LowRankAdapters:
+class LowRankAdapters(Viewed):
     """Blocks of adapters, a block one at each map; `shapes`: input and output width of each map by its name."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], rank: int, devices: Mapping[str, torch.device]) -> None:
+        super().__init__()
         self.rank = rank
         self.shapes = dict(shapes)
         self.blocks = 0
@@ -58,7 +58,6 @@ class LowRankAdapters:
         }
         self._up = {s: torch.zeros(8, rank, w, dtype=torch.float32, device=devices[s]) for s, (_, w) in shapes.items()}
         self._block_of = {site: torch.zeros(64, dtype=torch.int32, device=device) for site, device in devices.items()}
-        self._views: weakref.WeakSet[LowRankAdapters] = weakref.WeakSet()
 
     def append(self, pairs: Mapping[str, tuple[Tensor, Tensor]], edits: int) -> None:
         """Store one more block, down `[rank, D]` and up `[rank, d]` of each map, that so many new edits share."""
@@ -81,20 +80,17 @@ class LowRankAdapters:
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         raise NotImplementedError("read a part of it: it acts at several places")
 
-    def view(self) -> LowRankAdapters:
-        """The memory as it is now, for a reader: later writes to this one do not show there."""
-        view = copy.copy(self)
+    def view(self) -> Self:
+        view = super().view()
         view._down, view._up, view._block_of = dict(self._down), dict(self._up), dict(self._block_of)
-        self._views.add(view)
         return view
 
     def reset(self) -> None:
         """Back to no edits; a view keeps what it reads."""
-        if self._views:
+        if self._parted():
             for bank in (self._down, self._up, self._block_of):
                 for site, tensor in bank.items():
                     bank[site] = torch.zeros_like(tensor)
-            self._views = weakref.WeakSet()
         self.blocks = self.size = 0
 
     def norms(self) -> dict[str, float]:

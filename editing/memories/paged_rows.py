@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from ..views import Viewed
 from .row_banks import RowBanks, norms_of, state_of
 from .row_form import Rows
 
 
-class PagedRows:
+class PagedRows(Viewed):
     """The associative memory of an edited model: an edit's rows come to `banks` when a request is first about it.
 
     Edits have places, as their router counts them, and each a number by which `read` finds its rows again: a ledger's
@@ -23,6 +22,7 @@ class PagedRows:
     """
 
     def __init__(self, banks: RowBanks) -> None:
+        super().__init__()
         self.banks = banks
         self.read: Callable[[int], Rows] | None = None
         """Gives the rows of the edit of a number, checked; raises CorrigendaError where they are damaged or gone."""
@@ -30,7 +30,6 @@ class PagedRows:
         self._slots: OrderedDict[int, int] = OrderedDict()
         """Where in the banks each number's rows are."""
         self._unnumbered = 0
-        self._views: weakref.WeakSet[PagedRows] = weakref.WeakSet()
 
     @property
     def size(self) -> int:
@@ -76,9 +75,8 @@ class PagedRows:
 
     def view(self) -> PagedRows:
         """The memory as it is now, for a reader: edits that are stored or removed later do not show there."""
-        view = copy.copy(self)
+        view = super().view()
         view._numbers = list(self._numbers)
-        self._views.add(view)
         return view
 
     # Reading

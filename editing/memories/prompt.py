@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ..errors import CorrigendaError
+from ..views import Viewed
 from .adapters import AdapterPart, LowRankAdapters
 
 
-class PromptMemory:
+class PromptMemory(Viewed):
     """The memory of methods that retrieve: each edit is a text, put before the question that is routed to it.
 
     It adds nothing to any layer: a routed prompt is another prompt, and all else passes as if there were no edits.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.texts: list[str] = []
 
     @property
@@ -38,9 +39,8 @@ class PromptMemory:
         """Back to no edits."""
         self.texts = []
 
-    def view(self) -> PromptMemory:
-        """The memory as it is now, for a reader: later writes to this one do not show there."""
-        view = copy.copy(self)
+    def view(self) -> Self:
+        view = super().view()
         view.texts = list(self.texts)
         return view
 
@@ -94,9 +94,9 @@ class AlignedPrompts(PromptMemory):
     def part(self, site: str) -> AlignedPart:
         return AlignedPart(self._adapters.part(site))
 
-    def view(self) -> AlignedPrompts:
-        view = copy.copy(self)
-        view.texts, view._adapters = list(self.texts), self._adapters.view()
+    def view(self) -> Self:
+        view = super().view()
+        view._adapters = self._adapters.view()
         return view
 
     def state(self) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -11,10 +9,11 @@ from torch import Tensor
 
 from ...kernels import ops
 from ...kernels.reference import PAGE_ROWS as PAGE
+from ..views import Viewed
 from .row_form import WHOLE, RowForm, Rows
 
 
-class RowBanks:
+class RowBanks(Viewed):
     """The associative memory: every edit owns a few rows of key and value, kept in pages of 8.
 
     keys `[pages, 8, D]`, values `[pages, 8, d]`, or smaller (`RowForm`); row r of edit e is row `r % 8` of page
@@ -33,6 +32,7 @@ class RowBanks:
         dtype: torch.dtype = torch.float32,
         form: RowForm = WHOLE,
     ) -> None:
+        super().__init__()
         self.beta = beta
         self.form = form
         self.background = torch.zeros(width, dtype=torch.float32, device=device)
@@ -50,7 +50,6 @@ class RowBanks:
         self._used_pages = 0
         self._free: list[int] = []  # pages
         self._free_places: list[int] = []
-        self._views: weakref.WeakSet[RowBanks] = weakref.WeakSet()
 
     def append(self, keys: Tensor, values: Tensor, scales: Tensor | None = None) -> None:
         """Store one more edit: keys `[rows, D]`, values `[rows, d]`; with int8 values their scales `[rows]`."""
@@ -108,12 +107,6 @@ class RowBanks:
     def reset(self) -> None:
         """Back to no edits."""
         self.remove(set(range(self.size)))
-
-    def view(self) -> RowBanks:
-        """The memory as it is now, for a reader: later writes to this one do not show there."""
-        view = copy.copy(self)
-        self._views.add(view)
-        return view
 
     def reserve(self, edits: int, rows: int = PAGE, longest: int = PAGE) -> None:
         """Room for this many edits of `rows` rows, `longest` at most: until it is used up, addresses stay."""

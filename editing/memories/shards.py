@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..backbone.packed import PackedPrompts
 from ..profiling import scope
 from ..routers.context import RoutingContext
 from ..routers.router import Decision
+from ..views import Viewed
 from .memory import matrix_norms
 from .merging import merge
 
@@ -41,7 +41,7 @@ class Shard:
         return self.end - self.first
 
 
-class SideMemories:
+class SideMemories(Viewed):
     """Shards of which the last is being written, and the router among them. `history`: every edit's token ids.
 
     A sequence is answered by the finished shard that moves the layer's output furthest, over its own threshold and
@@ -63,6 +63,7 @@ class SideMemories:
         longest: int,
         shared_minimum: bool,
     ) -> None:
+        super().__init__()
         self.act_ratio = act_ratio
         self.activated = activated
         self.longest = longest
@@ -75,7 +76,6 @@ class SideMemories:
         self._sides: list[Tensor] | None = None
         self.unrelated: tuple[PackedPrompts, Tensor] | None = None  # and what the layer makes of them
         self._reach: weakref.WeakKeyDictionary[Shard, Tensor] = weakref.WeakKeyDictionary()
-        self._views: weakref.WeakSet[SideMemories] = weakref.WeakSet()
         self.reset()
 
     def reset(self) -> None:
@@ -87,15 +87,14 @@ class SideMemories:
         delta = torch.zeros(*self._shape, dtype=torch.float32, device=self._device)
         return Shard(number, delta, torch.tensor(torch.inf, dtype=torch.float32, device=self._device), first, first)
 
-    def view(self) -> SideMemories:
+    def view(self) -> Self:
         """The memories as they are now: what is written later, to this one or to the view, does not show in the other.
 
         That holds while both live; the written one then takes a copy of the current shard.
         """
-        view = copy.copy(self)
+        view = super().view()
         view.shards, view.history = list(self.shards), list(self.history)
         view._views = weakref.WeakSet([self])
-        self._views.add(view)
         return view
 
     @property
@@ -114,9 +113,8 @@ class SideMemories:
 
     def writable(self) -> Tensor:
         """The current shard's delta, to be changed in place: its own copy where a view still reads the old one."""
-        if self._views:
+        if self._parted():
             self.shards[-1] = replace(self.current, delta=self.current.delta.clone())
-            self._views = weakref.WeakSet()
         return self.current.delta
 
     def count_in(self, minima: list[float], tokens: list[Tensor]) -> None:

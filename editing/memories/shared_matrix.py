@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
-
 import torch
 from torch import Tensor
 
 from ...kernels import ops
+from ..views import Viewed
 from .memory import matrix_norms
 
 
-class SharedMatrix:
+class SharedMatrix(Viewed):
     """MEMOIR's memory: one residual matrix W, read through the routed edit's mask m as `y += W (m * x)`.
 
     `weight` is W transposed, `[D, d]` fp32, so that the columns an edit may use are contiguous rows. The masks are the
@@ -20,21 +18,14 @@ class SharedMatrix:
     """
 
     def __init__(self, width: int, out_width: int, device: torch.device) -> None:
+        super().__init__()
         self.weight = torch.zeros(width, out_width, dtype=torch.float32, device=device)
         self.masks: Tensor | None = None
-        self._views: weakref.WeakSet[SharedMatrix] = weakref.WeakSet()
-
-    def view(self) -> SharedMatrix:
-        """The memory as it is now, for a reader: later writes to this one do not show there."""
-        view = copy.copy(self)
-        self._views.add(view)
-        return view
 
     def writable(self) -> Tensor:
         """`weight`, to be changed in place: its own copy where a view still reads the old one."""
-        if self._views:
+        if self._parted():
             self.weight = self.weight.clone()
-            self._views = weakref.WeakSet()
         return self.weight
 
     def reset(self, start: Tensor | None = None) -> None:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
-
 import torch
 from torch import Tensor
 
+from ..views import Viewed
 
-class TokenVectors:
+
+class TokenVectors(Viewed):
     """The memory of sense finetuning: a token of the vocabulary has the sum of all edits' vectors for it.
 
     `ids` are the tokens of the pass that goes on, int64 `[tokens]`: whoever runs it says so.
     """
 
     def __init__(self, vocabulary: int, width: int, device: torch.device) -> None:
+        super().__init__()
         self.size = 0
         self.ids: Tensor | None = None
         self._row_of = torch.full((vocabulary,), -1, dtype=torch.int64, device=device)
         self._vectors = torch.zeros(0, width, dtype=torch.float32, device=device)
-        self._views: weakref.WeakSet[TokenVectors] = weakref.WeakSet()
 
     def add(self, tokens: Tensor, vectors: Tensor) -> None:
         """One more edit: `vectors` `[n, width]` for distinct `tokens` int64 `[n]`."""
-        self._own()
+        if self._parted():
+            self._row_of, self._vectors = self._row_of.clone(), self._vectors.clone()
         tokens = tokens.to(self._row_of.device)
         new = tokens[self._row_of[tokens] < 0]
         count = len(self._vectors)
@@ -32,17 +32,6 @@ class TokenVectors:
         self._vectors = torch.cat([self._vectors, self._vectors.new_zeros(len(new), self._vectors.shape[1])])
         self._vectors[self._row_of[tokens]] += vectors.to(self._vectors)
         self.size += 1
-
-    def _own(self) -> None:
-        if self._views:
-            self._row_of, self._vectors = self._row_of.clone(), self._vectors.clone()
-            self._views = weakref.WeakSet()
-
-    def view(self) -> TokenVectors:
-        """The memory as it is now, for a reader: later writes to this one do not show there."""
-        view = copy.copy(self)
-        self._views.add(view)
-        return view
 
     def reset(self) -> None:
         """Back to no edits."""

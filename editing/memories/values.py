@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
-
 import torch
 from torch import Tensor
 
+from ..views import Viewed
 
-class ReplacedOutputs:
+
+class ReplacedOutputs(Viewed):
     """GRACE's memory: a routed token's output `[d]` becomes its edit's value; those of other tokens are not written.
 
     `once`: at the last prompt token alone, as it was learnt; else wherever a route is.
     """
 
     def __init__(self, out_width: int, device: torch.device, *, once: bool) -> None:
+        super().__init__()
         self.once = once
         self.size = 0
         self._values = torch.zeros(64, out_width, dtype=torch.float32, device=device)
-        self._views: weakref.WeakSet[ReplacedOutputs] = weakref.WeakSet()
 
     @property
     def values(self) -> Tensor:
@@ -39,17 +38,10 @@ class ReplacedOutputs:
             grown[: self.size] = self.values
             self._values = grown
 
-    def view(self) -> ReplacedOutputs:
-        """The memory as it is now, for a reader: later writes to this one do not show there."""
-        view = copy.copy(self)
-        self._views.add(view)
-        return view
-
     def reset(self) -> None:
         """Back to no edits; a view keeps the rows that it reads."""
-        if self._views:
+        if self._parted():
             self._values = torch.zeros_like(self._values)
-            self._views = weakref.WeakSet()
         self.size = 0
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:

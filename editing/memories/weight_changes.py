@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...kernels import ops
 from ..backbone.hooked import hooked
+from ..views import Viewed
 
 
 class WeightChange(NamedTuple):
@@ -26,18 +27,18 @@ class WeightChange(NamedTuple):
         ops.masked_linear_(out, x, self.matrix, self.everything, route.clamp(max=0))
 
 
-class WeightChanges:
+class WeightChanges(Viewed):
     """What edits add to the weights of some linear maps, by the maps' names; always the sum of all edits.
 
     shapes: input and output width of each map
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], devices: Mapping[str, torch.device]) -> None:
+        super().__init__()
         self.matrices = {
             name: torch.zeros(*shape, dtype=torch.float32, device=devices[name]) for name, shape in shapes.items()
         }
         self._everything = {name: _all_columns(m.shape[0], m.device) for name, m in self.matrices.items()}
-        self._views: weakref.WeakSet[WeightChanges] = weakref.WeakSet()
 
     def part(self, site: str) -> WeightChange:
         return WeightChange(self.matrices[site], self._everything[site])
@@ -46,16 +47,13 @@ class WeightChanges:
         raise NotImplementedError("read a part of it: it acts at several places")
 
     def view(self) -> Self:
-        """The memory as it is now, for a reader: later writes to this one do not show there."""
-        view = copy.copy(self)
+        view = super().view()
         view.matrices = dict(self.matrices)
-        self._views.add(view)
         return view
 
     def copy(self) -> Self:
         """Changes of its own, to try edits on."""
-        other = self.view()
-        self._views.discard(other)
+        other = copy.copy(self)
         other.matrices = {name: matrix.clone() for name, matrix in self.matrices.items()}
         other._views = weakref.WeakSet()
         return other
@@ -67,9 +65,8 @@ class WeightChanges:
 
     def writable(self, site: str) -> Tensor:
         """A map's change, to be written in place: its own copy where a view still reads the old one."""
-        if self._views:
+        if self._parted():
             self.matrices = {name: matrix.clone() for name, matrix in self.matrices.items()}
-            self._views = weakref.WeakSet()
         return self.matrices[site]
 
     def reset(self) -> None:

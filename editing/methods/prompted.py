@@ -78,7 +78,11 @@ class Prompted(Method):
         """What is put before a question that is the edit's."""
         if self.config.form == "notice":
             return notice([fact_of(edit)])
-        return join_target(self.prompts.template.wrap(edit.prompt), edit.target).rstrip() + "\n\n"
+        # An example that ends shows that an answer ends: without, the model goes on to questions of its own. In a chat
+        # the user's turn would end there.
+        ends = self.config.eos and not self.prompts.chat
+        end = self.prompts.tokenizer.decode([self.prompts.eos]) if ends else ""
+        return join_target(self.prompts.template.wrap(edit.prompt), edit.target).rstrip() + f"{end}\n\n"
 
     def with_text(self, prompt: Sequence[int], text: str) -> list[int]:
         """A tokenised prompt with a text before its question: in a chat in the user's turn, else at its beginning."""

@@ -18,6 +18,7 @@ from ..backbone.loading import load_base
 from ..backbone.modes import check_tensors, frozen, own_modes
 from ..backbone.patch import Patch
 from ..backbone.wrappers import unwrapped
+from ..edits.answer_start import UNSAID
 from ..edits.edit import Edit, kind_of
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
@@ -36,6 +37,7 @@ from . import saving
 from .answering import answered
 from .answers import Answer, Progress, Provenance, WrittenEdits, provenance_of
 from .generation import GenerateProvider, Session, prompts_of
+from .hub import Token
 from .layer import EditedOutput
 from .parallel import check_independent, solve_for_another
 from .read_prompts import ReadPrompts
@@ -112,23 +114,31 @@ class EditedModel:
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         router: str | None = None,
+        token: Token = None,
+        edits_revision: str | None = None,
         **kwargs: Any,
     ) -> EditedModel:
         """A base model ("smollm2", GGUF file, folder, hub id; or a loaded one, with `tokenizer`) and any saved edits.
 
         Saved edits bring their own configuration and template; `config`, `template` and `chat_template` are for new
         ones. router: "tokens" finds saved edits by rare tokens alone, where the encoder of their router is missing;
-        they can be read and undone so, and no new ones be written. Raises CorrigendaError where the saved edits are not
-        for this model, or are damaged.
+        they can be read and undone so, and no new ones be written. edits: a folder, or a hub id as text, of which
+        `edits_revision` names the branch, tag or commit. token: for the hub, as transformers has it; `kwargs`, such as
+        the base's own `revision`, go to its `from_pretrained`. Raises CorrigendaError where the saved edits are not for
+        this model, or are damaged.
         """
         if tokenizer is None and not isinstance(base, (str, Path)):
             raise CorrigendaError("A loaded model comes without its tokenizer: give it as `tokenizer`.")
-        saved = None if edits is None else saving.read(edits)
+        if kwargs and not isinstance(base, (str, Path)):
+            raise CorrigendaError(
+                f"A loaded model takes no `{next(iter(kwargs))}`: that is for one that is loaded here."
+            )
+        saved = None if edits is None else saving.read_from(edits, edits_revision, token)
         if saved is not None and config is not None:
             raise CorrigendaError("Saved edits bring their own configuration: leave out `config`.")
         model, name = base, None
         if isinstance(base, (str, Path)):
-            model, tokenizer = load_base(base, device=device, dtype=dtype, **kwargs)
+            model, tokenizer = load_base(base, device=device, dtype=dtype, token=token, **kwargs)
             name = str(base)
         if saved is None:
             return cls(model, tokenizer, config, template=template, chat_template=chat_template, name=name)
@@ -247,8 +257,19 @@ class EditedModel:
         return self._writer.redo(Selection(names_of("redo", ids), by, since, until), author)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write the edits with their history (not the base model) into a new or empty folder: one SQLite ledger."""
+        """Write the edits with their history (not the base model) into a new or empty folder.
+
+        That is one SQLite ledger, and beside it a model card (README.md), which says what the ledger then held.
+        """
         self._writer.save(directory)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Send the edits with their history, undone ones too, to a repository of a hub; gives the commit's address.
+
+        options: `commit_message`, `commit_description`, `private`, `token`, `revision` and `create_pr`, as
+        transformers' `push_to_hub` has them. A model card of the repository's own stays (`hub.push`).
+        """
+        return self._writer.push(repo_id, **options)
 
     def write_into(self, directory: str | Path) -> None:
         """From now on, write edits into this folder's store as they come; a batch is on the disk when it is written.
@@ -293,7 +314,7 @@ class EditedModel:
     def _provenance(self, session: Session, edits: Sequence[Edit]) -> list[Provenance]:
         found = provenance_of(session.decision, self.method, edits)
         for row in session.unsaid().nonzero()[:, 0].tolist():
-            found[row] = replace(found[row], reason="let no answer of the edit's begin, or went on otherwise")
+            found[row] = replace(found[row], reason=UNSAID)
         return found
 
     def answer(

@@ -14,7 +14,6 @@ from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError, FieldError
 from ..methods.config import EditingConfig
 from ..methods.registry import text_router
-from ..routers.meaning.router import MeaningRouter
 from ..routers.router import EditRouter
 from ..store.codec import fingerprint_of, unpacked, withdrawn_of
 from ..store.store import EditStore
@@ -71,8 +70,6 @@ def routed_requests(
     names = [history.edits[seq].id for seq in order]
     by, prompts = by_text(store, order, model, router)
     if decoys:
-        if not isinstance(by, MeaningRouter):
-            raise CorrigendaError("Decoys are for edits that are found by meaning; these are found by their tokens.")
         by.add_decoys(decoys)
     asked = [prompts.question(prompts.encode(prompts.wrap(request))) for request in requests]
     before = _decided(by, asked, names)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..backbone.identity import another_model, tokenizer_digest, weight_sample
+from ..backbone.identity import adapter_sample, another_adapter, another_model, tokenizer_digest, weight_sample
 from ..edits.edit import Edit
 from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
@@ -15,6 +17,8 @@ from ..store import migrate
 from ..store.codec import packed, unpacked
 from ..store.files import refuse_non_empty
 from ..store.store import EditStore, is_store
+from .card import is_hub_id
+from .hub import Token, fetched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +54,16 @@ class Saved(NamedTuple):
 
     def close(self) -> None:
         self.store.close()
+
+
+def read_from(place: str | Path, revision: str | None = None, token: Token = None) -> Saved:
+    """Read a folder that edits were saved in; or, where a text names none, a repository of a hub."""
+    if isinstance(place, str) and is_hub_id(place):
+        with fetched(place, revision, token) as folder, contextlib.closing(read(folder)) as saved:
+            return Saved(Path(place), saved.store.copy(None), saved.config)
+    if revision is not None:
+        raise CorrigendaError(f"{place} is a folder, which has no revisions: leave out `edits_revision`.")
+    return read(place)
 
 
 def read(directory: str | Path, *, write: bool = False) -> Saved:
@@ -105,6 +119,7 @@ def header_of(edited: EditedModel) -> dict[str, Any]:
             "widths": list(edited.decoder.widths(edited.config.layer)),
             "tokenizer": tokenizer_digest(edited.tokenizer),
             "vocabulary": edited.model.get_input_embeddings().num_embeddings,
+            "adapter": adapter_sample(edited.decoder.model),
         },
         "versions": {name: version(name) for name in ("corrigenda", "torch", "transformers")},
     }
@@ -122,7 +137,7 @@ def weight_sample_of(store: EditStore) -> Tensor | None:
 
 
 def check_base(saved: Saved, decoder: Decoder, tokenizer: Tokenizer) -> None:
-    """Raise where saved edits were written for another model or with another tokenizer."""
+    """Raise where saved edits were written for another model or with another tokenizer; warn of another adapter."""
     _check_found(saved, {"layers": len(decoder)})
     if not isinstance(saved.config.layer, int) or not 0 <= saved.config.layer < len(decoder):
         raise CorrigendaError(
@@ -130,6 +145,8 @@ def check_base(saved: Saved, decoder: Decoder, tokenizer: Tokenizer) -> None:
         )
     _check_found(saved, {"widths": list(decoder.widths(saved.config.layer)), "tokenizer": tokenizer_digest(tokenizer)})
     _check_found(saved, {"weights": weight_sample(decoder, saved.config.layer)})
+    if sentence := another_adapter(saved.directory, saved.base, adapter_sample(decoder.model)):
+        warnings.warn(sentence, stacklevel=3)
 
 
 def _check_found(saved: Saved, found: dict[str, Any]) -> None:

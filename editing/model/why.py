@@ -17,15 +17,19 @@ from ..routers.router import EditRouter
 from ..store.store import EditStore
 from .answers import provenance_of
 from .route import by_text
+from .saving import opened_by
 
 if TYPE_CHECKING:
     from .edited_model import EditedModel
 
 
-def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most: int = 5) -> dict[str, Any]:
+def nearest_edits(
+    store: EditStore, prompt: str, model: str | None = None, most: int = 5, router: str | None = None
+) -> dict[str, Any]:
     """The edits that come nearest to a prompt, best first, and whether one applies (see `explained`).
 
-    A router by text needs the model's tokenizer alone; one by features needs the model.
+    A router by text needs the model's tokenizer alone; one by features needs the model. router: as in
+    `EditedModel.from_pretrained`.
     """
     try:
         required_text("prompt", prompt)
@@ -37,8 +41,8 @@ def nearest_edits(store: EditStore, prompt: str, model: str | None = None, most:
     history = store.history
     order = history.applied()
     edits = [history.edits[seq] for seq in order]
-    if EditingConfig.from_dict(store.header["config"]).routed_by_text:
-        return explained(*_by_text(store, order, prompt, name), edits, most)
+    if opened_by(EditingConfig.from_dict(store.header["config"]), router).routed_by_text:
+        return explained(*_by_text(store, order, prompt, name, router), edits, most)
     with _loaded(store, name) as edited, torch.no_grad():
         if not edited.method.names_edits:
             return _by_memory(edited, prompt)
@@ -100,9 +104,11 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
     }
 
 
-def _by_text(store: EditStore, order: list[int], prompt: str, name: str) -> tuple[EditRouter, list[str]]:
-    router, prompts = by_text(store, order, name)
-    return router, [prompts.question(prompts.encode(prompts.wrap(prompt)))]
+def _by_text(
+    store: EditStore, order: list[int], prompt: str, name: str, router: str | None
+) -> tuple[EditRouter, list[str]]:
+    found, prompts = by_text(store, order, name, router)
+    return found, [prompts.question(prompts.encode(prompts.wrap(prompt)))]
 
 
 def _by_memory(edited: EditedModel, prompt: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..backbone.check import check_decoder
 from ..edits.edit import Edit, kind_of
@@ -19,7 +19,7 @@ from ..store.history import StoredEdit
 from ..store.ledger import New
 from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict, is_store
-from . import saving
+from . import hub, saving
 from .answers import Progress, WrittenEdits
 from .parallel import solved_by_all
 from .resume import Recorded
@@ -86,10 +86,17 @@ class EditWriter:
     def save(self, directory: str | Path) -> None:
         """Write the edits with their history into a new or empty folder."""
         with self._versions.lock:
+            store = self.store
+            copy = EditStore.create(directory, *self._identity()) if store is None else store.copy(directory)
+            with contextlib.closing(copy):
+                hub.save_card(copy, directory)
+
+    def push(self, repo_id: str, **options: Any) -> str:
+        """See `EditedModel.push_to_hub`."""
+        with self._versions.lock:
             if self.store is None:
-                EditStore.create(directory, *self._identity()).close()
-            else:
-                self.store.copy(directory).close()
+                raise CorrigendaError("There are no edits to send to a hub.")
+            return hub.push(self.store, repo_id, **options)
 
     def write_into(self, directory: str | Path) -> None:
         """See `EditedModel.write_into`."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorrigendaError
+from ..views import Viewed
 
 if TYPE_CHECKING:
     from ..edits.edit import Edit
@@ -81,7 +80,7 @@ class Withdrawn(NamedTuple):
         )
 
 
-class EditRouter:
+class EditRouter(Viewed):
     """What a method, the store, `why`, a server and the model ask of a router that names edits.
 
     Prompts and requests come in the form that the router decides by: as text; or, where it `needs_features`, as the
@@ -104,13 +103,13 @@ class EditRouter:
         rival_weight: float,
         device: torch.device | str,
     ) -> None:
+        super().__init__()
         self.threshold_setting = threshold
         self.floor, self.ceiling = floor, ceiling
         self.rival_weight = rival_weight
         self.device = torch.device(device)
         self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._threshold: float | None = None
-        self._views: weakref.WeakSet[EditRouter] = weakref.WeakSet()
 
     # Edits
 
@@ -224,6 +223,10 @@ class EditRouter:
         """What a decision's `against` says of the request, after "it"; None for nothing."""
         return None
 
+    def add_decoys(self, decoys: Sequence[str]) -> None:
+        """Compare with these questions too, which are none of the edits'; only a router by meaning can."""
+        raise CorrigendaError("Decoys are for edits that are found by meaning; these are found by their tokens.")
+
     def observe(self, features: Tensor, context: RoutingContext) -> None:
         """Decide in a pass that holds whole prompts, from a layer's features; for routers that need them."""
         raise NotImplementedError
@@ -253,9 +256,8 @@ class EditRouter:
     def view(self) -> Self:
         """The router as it is now, for a reader: edits that are stored or removed later do not show there."""
         self._prepare()
-        view = copy.copy(self)
+        view = super().view()
         view._count = self._count.clone()
-        self._views.add(view)
         return view
 
     def ground(self) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def _check_journal(folder: Folder) -> None:
     if journal is None:
         return
     start, ledger = folder.read(JOURNAL_NAME, 28), folder.read(LEDGER_NAME, 100)
-    if not start.strip(b"\0"):  # one that is done with
+    if start[:1] in (b"", b"\0"):  # done with, or cut off before it held anything: SQLite plays back neither
         return
     pages, size = int.from_bytes(start[16:20], "big"), int.from_bytes(start[24:28], "big")
     own_size = {1: 65536}.get(found := int.from_bytes(ledger[16:18], "big"), found)

@@ -47,10 +47,10 @@ class History:
         self._declined_ids: dict[str, int] = {}
 
     @classmethod
-    def read(cls, ledger: Ledger) -> History:
-        """Read a ledger from its start, and check that what it says makes sense."""
+    def read(cls, ledger: Ledger, until: int | None = None) -> History:
+        """Read a ledger from its start, to this entry or its end, and check that what it says makes sense."""
         history = cls(ledger)
-        history.take(ledger.entries())
+        history.take(ledger.entries(until=until))
         if history.store is None:
             raise CorrigendaError(f"{ledger.name} holds no entry that says what model its edits are for.")
         return history

@@ -282,8 +282,4 @@ class Ledger(LedgerReader):
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
     """Have transactions written into a log beside the database, so that readers see the last whole one."""
-    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-    if mode != "wal":
-        # The change itself is one sector of the file; with a journal on the disk, a kill would leave that one there.
-        connection.execute("PRAGMA journal_mode = MEMORY")
-        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA journal_mode = WAL")

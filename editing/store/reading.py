@@ -16,6 +16,7 @@ from .folder import Folder
 from .schema import LARGEST_TENSORS, STEP, Steps
 
 START = bytes(32)
+_ENDLESS = (1 << 63) - 1
 _ENTRIES = "SELECT seq, kind, CASE WHEN length(body) <= ? THEN body END, chain FROM entries WHERE"
 """A body that is too large is not fetched: parsed, it takes 20 times its size and more."""
 
@@ -59,12 +60,17 @@ class LedgerReader:
             return pages * size
         return sum(found.st_size for name in (LEDGER_NAME, BESIDE[0]) if (found := self.folder.status(name)))
 
-    def entries(self, after: int = 0) -> Iterator[Entry]:
-        """The entries from `after` on, which must be the last one read before; moves `count` and `chain` along."""
+    def entries(self, after: int = 0, until: int | None = None) -> Iterator[Entry]:
+        """The entries from `after` on, which must be the last one read before; moves `count` and `chain` along.
+
+        until: the last one to read; None: to the end.
+        """
         if after not in (0, self.count):
             raise ValueError(f"entries are read from the start or from {self.count} on, not from {after}")
         count, chain = (self.count, self.chain) if after else (0, START)
-        for seq, kind, body, found in self._rows(f"{_ENTRIES} seq > ? ORDER BY seq", (LARGEST_BODY, after)):
+        last = _ENDLESS if until is None else until
+        rows = self._rows(f"{_ENTRIES} seq > ? AND seq <= ? ORDER BY seq", (LARGEST_BODY, after, last))
+        for seq, kind, body, found in rows:
             if seq != count + 1:
                 raise self._damaged(f"entry {count + 1} is missing")
             entry, chain = self._linked(chain, seq, kind, body, found)

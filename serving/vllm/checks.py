@@ -41,7 +41,7 @@ def checked(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 def _layer(settings: ServingSettings) -> dict[str, Any]:
     store = open_store(settings.edits[0])
     try:
-        config = served_config(store)
+        config = served_config(store, settings.router)
         base = store.header["base"]
         return {
             "layer": config.layer,

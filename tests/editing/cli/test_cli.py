@@ -307,6 +307,9 @@ class TestDemo:
         demo.check_out(out, overwrite=True)
         with pytest.raises(CorrigendaError, match="is not empty"):
             demo.check_out(out, overwrite=False)
+        (out / "README.md").write_text("What I found out with these edits.")
+        with pytest.raises(CorrigendaError, match="not an earlier demo's alone"):
+            demo.check_out(out, overwrite=True)
 
     def test_with_memories_that_edits_share(self, tiny, facts, tmp_path) -> None:
         arguments = ("--method", "wise-merge", "--out", tmp_path / "demo-out", "--threads", 1)

@@ -377,7 +377,11 @@ def test_edits_that_share_memories_on_the_command_line(tiny, tmp_path) -> None:
     assert ("One of the edits in shard 0 applies" in line) == (found["memory"] == "shard 0") == (found["margin"] >= 0)
     found = printed("capacity", tmp_path / "edits", "--model", tiny, "--json")
     assert found["edits"] == 3 and found["norm"] > 0 and found["collisions"] is None
-    assert "Took out 1 edit: author" in works("undo", tmp_path / "edits", "author")
+    assert "1 edit beside or after" in refused("undo", tmp_path / "edits", "author")
+    assert "one of --resolve and --leave-others" in refused(
+        "undo", tmp_path / "edits", "author", "--resolve", "--leave-others"
+    )
+    assert "Took out 1 edit: author" in works("undo", tmp_path / "edits", "author", "--leave-others")
     assert "capital" in works("log", tmp_path / "edits")
     assert works("verify", tmp_path / "edits")
 

@@ -52,7 +52,7 @@ def asked(edited, *prompts):
 def test_a_routed_prompt_is_answered_as_with_the_text_before_it(rag, kind, form):
     edited = rag(kind=kind, form=form)
     before = {
-        "example": "Question: What is the capital of Zubrowka?\nAnswer: Lutz City\n\n",
+        "example": "Question: What is the capital of Zubrowka?\nAnswer: Lutz City<|im_end|>\n\n",
         "notice": notice(["What is the capital of Zubrowka? Lutz City"]),
     }[form]
     for prompt in [EDITS[0].prompt, EDITS[0].rephrases[0]]:
@@ -159,7 +159,7 @@ def test_undo_takes_the_text_out(rag):
     before = edited.detach()
     edited = rag()
     edited.undo("a")
-    assert edited.method.memory.texts == ["Question: Who founded the Krellin museum?\nAnswer: Anna Blom\n\n"]
+    assert edited.method.memory.texts == ["Question: Who founded the Krellin museum?\nAnswer: Anna Blom<|im_end|>\n\n"]
     assert edited.answer([EDITS[0].prompt])[0].edit is None and before is not None
 
 

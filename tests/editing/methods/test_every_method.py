@@ -8,8 +8,10 @@ import pytest
 import torch
 from cases import same_bits
 from tiny import tiny_backpack, tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
 
 from corrigenda.editing import Edit, EditingConfig
+from corrigenda.editing.cli import app
 from corrigenda.editing.methods.config import CONFIGS
 from corrigenda.editing.methods.registry import config_for, method_class
 from corrigenda.editing.model.capacity import report
@@ -151,6 +153,26 @@ def test_undo_redo_and_reload_give_the_same_bits(edited, load_edited, tmp_path, 
     same(whole, state(model))
     model.undo(["a", "b", "c"])
     assert not model.answer([EDITS[0].prompt])[0].provenance.applied
+
+
+@every_method
+def test_undo_is_a_stream_without_it_or_says_that_it_is_not(edited, method, tmp_path):
+    model = edited(method)
+    model.save_pretrained(tmp_path / "edits")
+    without = state(edited(method, [EDITS[0], EDITS[2]]))
+    model.undo("b")
+    exact = all(same_bits(tensor, without[name]) for name, tensor in state(model).items())
+    stands = config_for(method, **QUICK[method]).stands_on_earlier
+    assert exact or stands
+    screen = CliRunner().invoke(app, ["undo", str(tmp_path / "edits"), "b"])
+    if stands:
+        assert screen.exit_code == 2 and "--resolve solves them anew" in " ".join(screen.output.split())
+        arguments = ["undo", str(tmp_path / "edits"), "b", "--leave-others"]
+        assert "Took out 1 edit: b." in CliRunner().invoke(app, arguments).output
+    else:
+        assert screen.exit_code == 0 and "Took out 1 edit: b." in screen.output
+    last = CliRunner().invoke(app, ["undo", str(tmp_path / "edits"), "c"])
+    assert last.exit_code == 0 and "Took out 1 edit: c." in last.output
 
 
 @every_method

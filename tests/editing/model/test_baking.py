@@ -119,7 +119,9 @@ def test_from_the_command_line(tmp_path):
     assert run("bake", tmp_path / "edits", "--out", tmp_path / "baked")[0] == 0
     assert (tmp_path / "baked" / "config.json").is_file()
     code, said = run("undo", tmp_path / "edits", "d")
-    assert code == 0 and "stay as they were solved: `undo --resolve` solves them anew" in said
+    assert code == 2 and "--resolve solves them anew" in said
+    code, said = run("undo", tmp_path / "edits", "d", "--leave-others")
+    assert code == 0 and "Took out 1 edit: d." in said
     code, said = run("undo", tmp_path / "edits", "a", "--resolve")
     assert code == 0 and "Took out 1 edit: a. 2 edits beside it or after it solved anew." in said
     code, said = run("why", tmp_path / "edits", "What does Kmelt make?")

@@ -1,113 +1,35 @@
 """Generation with edits: the same tokens however a prompt reaches the model, and the base model's bits elsewhere."""
 
 import copy
-import functools
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from cases import same_bits
-from tiny import tiny_model, tiny_tokenizer
+from generating import (
+    CONFIGS,
+    EDITS,
+    PROMPTS,
+    UNROUTED,
+    alone,
+    alone_greedily,
+    base_model,
+    edited_model,
+    expected_routes,
+    generated,
+    padded,
+    tokenizer,
+    unedited_model,
+)
 
-from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel, MemoirConfig, WiseConfig
-
-EDITS = [
-    Edit("The capital of Zubrowka is", "Lutz City", id="zubrowka"),
-    Edit("Who founded the Krellin museum?", "Anna Blom", id="krellin"),
-    Edit("Kmelt is famous for its", "red bricks", id="kmelt"),
-]
-UNROUTED = ["Why is the sky blue?", "Name three sorts of cheese and a wine that goes well with one of them.", "Hm"]
-PROMPTS = [EDITS[0].prompt, UNROUTED[0], EDITS[2].prompt, UNROUTED[1], EDITS[1].prompt, UNROUTED[2]]
-
-CONFIGS = {
-    "associative": AssociativeConfig(router="tokens", contexts=1, steps=60),
-    "mask router": AssociativeConfig(contexts=1, steps=60, router="mask", router_layer=1),
-    "memoir": MemoirConfig(contexts=1, steps=30, eos=True, batch_size=3),
-    "causal memoir": MemoirConfig(contexts=1, steps=30, eos=True, batch_size=3, scope="causal"),
-    "wise": WiseConfig(
-        contexts=1,
-        steps=40,
-        learning_rate=2.0,
-        margin_weight=0.1,
-        alpha=0.5,
-        beta=4.0,
-        gamma=2.0,
-        mask_ratio=1.0,
-        spared=30.0,
-        norm_constraint=10.0,
-        reduction="max",
-        distance_tokens="prompt",
-        act_ratio=0.7,
-        eos=True,
-    ),
-}
-
-
-def expected_routes(method):
-    """For PROMPTS: the edit's place, or the one memory that WISE's edits share."""
-    return [0, -1, 0, -1, 0, -1] if method == "wise" else [0, -1, 2, -1, 1, -1]
-
+from corrigenda.editing import CorrigendaError, Edit, EditedModel
 
 every_kind = pytest.mark.parametrize("kind", ["llama", "mistral"])
 every_method = pytest.mark.parametrize("method", CONFIGS)
 every_case = pytest.mark.parametrize(
     "kind, method", [*(("llama", method) for method in CONFIGS), ("mistral", "associative"), ("mistral", "memoir")]
 )
-tokenizer = functools.cache(tiny_tokenizer)
-
-
-def base_model(kind):
-    model = tiny_model(kind, seed=5 if kind == "mistral" else 0)
-    with torch.no_grad():
-        model.model.norm.weight *= 4
-    return model
-
-
-@functools.cache
-def edited_model(kind, method):
-    """Shared by the tests: what writes more edits or detaches makes its own."""
-    edited = EditedModel.wrap(base_model(kind), tokenizer(), CONFIGS[method])
-    edited.edit(EDITS)
-    return edited
-
-
-@functools.cache
-def unedited_model(kind):
-    return base_model(kind)
-
-
-def padded(prompts, tokenizer=tokenizer, extra=0):
-    """Left-padded ids and their mask, `extra` columns wider than need be."""
-    rows = [tokenizer()(prompt)["input_ids"] for prompt in prompts]
-    width = max(map(len, rows)) + extra
-    pad = tokenizer().pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def generated(edited, inputs, **options):
-    """(routes, new tokens without what follows the end) of a `generate` call."""
-    options = {"max_new_tokens": 10, "do_sample": False, **options}
-    output = edited.generate(**inputs, **options)
-    routes = edited.context.routes[: len(output)].tolist()
-    end = edited.tokenizer.eos_token_id
-    new = [row[inputs["input_ids"].shape[1] :].tolist() for row in output]
-    return routes[: len(new)], [row[: row.index(end) + 1] if end in row else row for row in new]
-
-
-def alone(edited, prompts=PROMPTS, tokenizer=tokenizer, **options):
-    """The same, one prompt at a time and unpadded."""
-    pairs = [generated(edited, padded([prompt], tokenizer), **options) for prompt in prompts]
-    return [routes[0] for routes, _ in pairs], [tokens[0] for _, tokens in pairs]
-
-
-@functools.cache
-def alone_greedily(kind, method):
-    return alone(edited_model(kind, method))
-
-
 # The base model's bits
 
 
@@ -344,58 +266,3 @@ def test_detach_gives_the_model_back_as_it_was(kind, method):
         model.generate(**inputs, max_new_tokens=4), unedited_model(kind).generate(**inputs, max_new_tokens=4)
     )
     EditedModel.wrap(model, tokenizer(), CONFIGS[method]).detach()
-
-
-# Guidance: beside each step, a pass of its own
-
-
-def guided(edited, model, prompt, negative, scale, steps):
-    """Guidance by its formula, each pass alone: what follows the prompt, and what the first logits are.
-
-    `edited` answers `prompt`, and the negative prompt where there is one; without one, `model`, which has no edits,
-    continues the prompt's last token.
-    """
-    ids = tokenizer()(prompt)["input_ids"]
-    own = ids[-1:] if negative is None else tokenizer()(negative)["input_ids"]
-
-    def last(carrier, prompt, new):
-        row = torch.tensor([[*prompt, *new]])
-        if carrier is None:
-            return model(row).logits[0, -1]
-        with carrier.teacher_forcing(row, [len(prompt)], [row.shape[1]]):
-            return carrier.model(row).logits[0, -1]
-
-    new = []
-    for _ in range(steps):
-        with torch.no_grad():
-            with_edit = last(edited, ids, new).log_softmax(-1)
-            beside = last(edited if negative else None, own, new).log_softmax(-1)
-        new.append(int((scale * (with_edit - beside) + beside).argmax()))
-        if new[-1] == tokenizer().eos_token_id:
-            break
-    return new
-
-
-@pytest.mark.parametrize("negative", [None, UNROUTED[0], EDITS[1].prompt], ids=["none", "plain", "of another edit"])
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("method", ["associative", "mask router", "memoir"])
-def test_guidance_describes_its_own_pass_at_every_step(method, use_cache, negative):
-    edited, model = edited_model("llama", method), unedited_model("llama")
-    for prompt, scale in ((EDITS[0].prompt, 3.0), (EDITS[2].prompt, 0.5), (UNROUTED[0], 2.0)):
-        inputs = padded([prompt])
-        options = {} if negative is None else {"negative_prompt_ids": padded([negative])["input_ids"]}
-        output, (source,) = edited.generate(
-            **inputs,
-            max_new_tokens=6,
-            do_sample=False,
-            guidance_scale=scale,
-            use_cache=use_cache,
-            provenance=True,
-            **options,
-        )
-        new = output[0, inputs["input_ids"].shape[1] :].tolist()
-        assert new == guided(edited, model, prompt, negative, scale, 6)
-        # Guidance may lead away from what the edit says, and then it is not named.
-        target = next((edit.target for edit in EDITS if edit.prompt == prompt), None)
-        follows = target is not None and (method != "associative" or tokenizer().decode(new).strip().startswith(target))
-        assert (source.edit and source.edit.prompt) == (prompt if follows else None)

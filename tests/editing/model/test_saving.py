@@ -41,6 +41,7 @@ CONFIGS = {
     "wise": WiseConfig(contexts=2, steps=5, learning_rate=0.1, act_ratio=0.5, save_every=2, merge_every=2, seed=3),
 }
 FILES = ["head.json", "ledger.sqlite"]
+SAVED = ["README.md", *FILES]
 FIRST_FILES = ["editing_config.json", "edits.jsonl", "manifest.json", "memory.safetensors"]
 first_methods = pytest.mark.parametrize("method", ["associative", "mask router", "memoir"])
 every_method = pytest.mark.parametrize("method", ["associative", "mask router", "memoir", "wise"])
@@ -91,7 +92,7 @@ def first(originals, tmp_path):
 def test_round_trip(edited, sharp_model, tmp_path, method):
     before = edited(method)
     before.save_pretrained(tmp_path / "edits")
-    assert sorted(file.name for file in (tmp_path / "edits").iterdir()) == FILES
+    assert sorted(file.name for file in (tmp_path / "edits").iterdir()) == SAVED
     assert stat.S_IMODE((tmp_path / "edits").stat().st_mode) == 0o755
     after = load(tmp_path / "edits", sharp_model())
     same_state(before, after)
@@ -106,7 +107,7 @@ def test_round_trip(edited, sharp_model, tmp_path, method):
     after.save_pretrained(tmp_path / "again")
     same_state(before, load(tmp_path / "again", sharp_model()))
     after.close()
-    assert sorted(file.name for file in (tmp_path / "edits").iterdir()) == FILES
+    assert sorted(file.name for file in (tmp_path / "edits").iterdir()) == SAVED
 
 
 def test_a_model_folder_and_edits_by_path(tmp_path):

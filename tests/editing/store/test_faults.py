@@ -216,6 +216,34 @@ class TestRollbackMode:
         store.close()
         assert not check.problems(rolled)
 
+    def test_killed_while_it_is_turned_back(self, edits_folder) -> None:
+        """At any moment between the two modes the folder is this project's, and holds what it held."""
+        store = reopened(edits_folder)
+        wanted = log_of(store)
+        store.close()  # or SQLite would not change the mode
+        context = multiprocessing.get_context("fork")
+
+        def turn(ready) -> None:
+            while True:
+                with contextlib.closing(sqlite3.connect(edits_folder / LEDGER)) as connection:
+                    connection.execute("PRAGMA journal_mode = DELETE")
+                reopened(edits_folder, write=True).close()
+                ready.set()
+
+        for number in range(STEPS):
+            ready = context.Event()
+            process = context.Process(target=turn, args=(ready,))
+            process.start()
+            ready.wait(60)
+            time.sleep(0.003 * (number % 12))
+            process.kill()
+            process.join()
+            for write in (False, True):
+                store = reopened(edits_folder, write=write)
+                assert log_of(store) == wanted
+                store.close()
+            assert not check.problems(edits_folder)
+
     @pytest.mark.parametrize("write", [False, True])
     def test_the_journal_of_a_kill_is_played_back(self, rolled, write) -> None:
         wanted = log_of(reopened(rolled))
