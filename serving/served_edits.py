@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..editing.edits.answer_start import AnswerPlan
+from ..editing.edits.answer_start import UNSAID, AnswerPlan
 from ..editing.store.codec import fingerprint_of
 from ..editing.store.snapshots import Snapshot
 from ..editing.store.stored import StoredEdit
@@ -75,6 +75,10 @@ class Admission(NamedTuple):
     @property
     def key(self) -> str | None:
         return None if self.edit is None else self.edit.key
+
+    def without_edit(self) -> Admission:
+        """The same of a request whose answer was not its edit's."""
+        return self._replace(edit=None, plan=None, reason=UNSAID)
 
     @property
     def told(self) -> tuple[str | None, int, str]:

@@ -18,6 +18,7 @@ from ..backbone.loading import load_base
 from ..backbone.modes import check_tensors, frozen, own_modes
 from ..backbone.patch import Patch
 from ..backbone.wrappers import unwrapped
+from ..edits.answer_start import UNSAID
 from ..edits.edit import Edit, kind_of
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
@@ -311,7 +312,7 @@ class EditedModel:
     def _provenance(self, session: Session, edits: Sequence[Edit]) -> list[Provenance]:
         found = provenance_of(session.decision, self.method, edits)
         for row in session.unsaid().nonzero()[:, 0].tolist():
-            found[row] = replace(found[row], reason="let no answer of the edit's begin, or went on otherwise")
+            found[row] = replace(found[row], reason=UNSAID)
         return found
 
     def answer(
