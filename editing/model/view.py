@@ -35,6 +35,11 @@ class Outcome(NamedTuple):
     failing: list[Edit]
     declined: list[Declined]
 
+    def and_then(self, other: Outcome) -> Outcome:
+        """Of both, one after the other; what was left out first and written then is not declined."""
+        both = Outcome(*(mine + its for mine, its in zip(self, other)))
+        return both._replace(declined=[one for one in both.declined if one.edit not in other.edits])
+
 
 class MemoryView:
     """Keeps a method's memory what the store's history says it is.
