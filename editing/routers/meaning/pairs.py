@@ -11,7 +11,7 @@ from ..tokens import TokenRouter
 from .candidates import CandidateIndex
 from .known import Known, as_unit
 from .sentences import Part, parts_of
-from .subject import locate, normalised, words
+from .subject import is_another_of_its_kind, locate, normalised, words
 from .wording import core
 
 _TOKENS = 0.25
@@ -24,7 +24,6 @@ _WEAK, _WEAK_TOKENS = 2.0, 0.33
 _PASSAGE = 0.75
 """The token score from which a passage's like is taken for it."""
 
-_NAMED, _NAMED_TOKENS = 0.75, 0.45
 _SUBJECTS = 4
 """As so many subjects one part is read at most: each reading is a text to be encoded."""
 
@@ -83,23 +82,39 @@ def pairs_of(
             if one.is_passage:
                 continue
         for i, (part, row, text) in enumerate(zip(asking, rows, texts)):
+            if is_another_of_its_kind(one.subject, text):
+                continue
             score = index.score(place, own, row)
-            there = locate(one.subject, text, weight)
-            weak = sum(map(weight, words(one.subject))) < _WEAK
-            if score >= (_WEAK_TOKENS if weak else _TOKENS) or (there.share >= SHARE and not weak):
+            weak = _is_weak(one, weight)
+            enough = score >= (_WEAK_TOKENS if weak else _TOKENS)
+            if weak and not enough:
+                continue
+            there = locate(one.subject, text, weight, 0.0 if enough else SHARE)
+            if enough or there.share >= SHARE:
                 pairs[i].append((place, Pair(part, one, score, there.share, there.masked, wholes[i])))
     for of_part in pairs:
-        found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(of_part)]
+        found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(of_part, weight)]
     return found
 
 
-def _nearer(pairs: list[tuple[int, Pair]]) -> list[tuple[int, Pair]]:
+def _is_weak(known: Known, weight: Callable[[str], float]) -> bool:
+    return sum(map(weight, words(known.subject))) < _WEAK
+
+
+def _nearer(pairs: list[tuple[int, Pair]], weight: Callable[[str], float]) -> list[tuple[int, Pair]]:
     """Of the edits for one part those about the few subjects that it most likely names.
 
-    Where one is named in full, what has only a name or two in common is left out.
+    Where one is named in full, what has only a name or two in common is left out, and so is "Berlin" beside "the Berlin
+    Wall".
     """
-    named = any(pair.share == 1 for _, pair in pairs)
-    near = [one for one in pairs if not named or one[1].share >= _NAMED or one[1].tokens >= _NAMED_TOKENS]
+    whole = {pair.known.subject for _, pair in pairs if pair.share == 1}
+    near = [
+        (place, pair)
+        for place, pair in pairs
+        if pair.share < 1 or not any(pair.known.subject in other and pair.known.subject != other for other in whole)
+    ]
+    if any(pair.share == 1 and not _is_weak(pair.known, weight) for _, pair in near):
+        near = [one for one in near if one[1].share == 1]
     near.sort(key=lambda one: -(one[1].share + one[1].tokens))
     read = list(dict.fromkeys(pair.masked for _, pair in near))[:_SUBJECTS]
     return [one for one in near if one[1].masked in read]

@@ -29,6 +29,8 @@ FUNCTION_WORDS = frozenset(
     )
 )
 _NO_SPACES = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿က-႟ក-៿]")
+_NUMBER = re.compile(r"\w*\d\w*|[ivx]{1,4}")
+"""A word that tells one of a series from the others: "Fiat 126", "Clement X"."""
 _LATIN = re.compile(r"^[\u0030-\u024f\u1e00-\u1eff\u0300-\u036f]+$")
 
 
@@ -38,15 +40,16 @@ def normalised(text: str) -> str:
     return " ".join(re.sub("[‘’`´]", "'", re.sub("[“”„«»「」『』]", '"', text)).split())
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=1 << 14)
+def words(text: str) -> tuple[str, ...]:
     """The words of a normalised text, without accents; where a script knows no spaces, its characters."""
-    found = []
+    found: list[str] = []
     for word in _WORD.findall(text):
         if _NO_SPACES.search(word):
             found += list(word)
         else:
             found.append(_plain(word))
-    return found
+    return tuple(found)
 
 
 def _plain(word: str) -> str:
@@ -66,6 +69,23 @@ def content_words(text: str) -> list[str]:
     return [word for word in words(text) if word not in FUNCTION_WORDS]
 
 
+def is_another_of_its_kind(subject: str, text: str) -> bool:
+    """Whether a number of a normalised subject is missing in a text: "Fiat 125" is not "Fiat 126"."""
+    numbers = [word for word in words(subject)[1:] if _NUMBER.fullmatch(word)]
+    return bool(numbers) and not set(numbers).issubset(words(text))
+
+
+def names_in(text: str) -> set[str]:
+    """The words of a text, as it was written, that are written as names, normalised."""
+    found = set()
+    for place, match in enumerate(_WORD.finditer(text)):
+        if match.group()[0].isupper() or match.group().isdigit():
+            word = words(normalised(match.group()))
+            if place or word[0] not in FUNCTION_WORDS:
+                found.update(word)
+    return found - FUNCTION_WORDS
+
+
 class Found(NamedTuple):
     """A subject in a text: the text with `STAND_IN` for it, and how much of the subject is there, 0 to 1."""
 
@@ -73,11 +93,11 @@ class Found(NamedTuple):
     share: float
 
 
-def locate(subject: str, text: str, weight: Callable[[str], float]) -> Found:
+def locate(subject: str, text: str, weight: Callable[[str], float], floor: float = 0.0) -> Found:
     """Find a normalised subject in a normalised text, whole or by the words of it that stand together.
 
-    weight: how much a word says about whom one means. Words that are nearly alike count as one: names are misspelt,
-    bent and put into the genitive.
+    weight: how much a word says about whom one means; floor: the share below which it does not matter what is there.
+    Words that are nearly alike count as one: names are misspelt, bent and put into the genitive.
     """
     if not subject:
         return Found(text, 0.0)
@@ -86,6 +106,9 @@ def locate(subject: str, text: str, weight: Callable[[str], float]) -> Found:
         return Found(_without(text, *place), 1.0)
     wanted = words(subject)
     total = sum(weight(word) for word in wanted)
+    likely = sum(weight(word) for word in wanted if word in words(text) or _may_be_misspelt(word, text))
+    if likely < floor * total:
+        return Found(text, 0.0)
     spans = _spans(text)
     matched = [(i, match) for i, (word, _, _) in enumerate(spans) if (match := _match(word, wanted)) is not None]
     best: tuple[float, int, int] = (0.0, 0, 0)
@@ -139,6 +162,16 @@ def _spans(text: str) -> list[tuple[str, int, int]]:
         else:
             spans.append((_plain(found.group()), found.start(), found.end()))
     return spans
+
+
+def _may_be_misspelt(word: str, text: str) -> bool:
+    """Whether a text has any word with which `_like` would compare this one."""
+    return len(word) >= 4 and word[0] in _first_letters(text)
+
+
+@lru_cache(maxsize=256)
+def _first_letters(text: str) -> frozenset[str]:
+    return frozenset(word[0] for word in words(text) if len(word) >= 4)
 
 
 def _match(word: str, wanted: Sequence[str]) -> str | None:
