@@ -11,7 +11,7 @@ from ..tokens import TokenRouter
 from .candidates import CandidateIndex
 from .known import Known, as_unit
 from .sentences import Part, parts_of
-from .subject import is_another_of_its_kind, locate, normalised, words
+from .subject import is_another_of_its_kind, locate, normalised, stands_whole, words
 from .wording import core
 
 _TOKENS = 0.25
@@ -67,33 +67,34 @@ def pairs_of(
     texts = [normalised(part.text) for part in asking]
     wholes = [core(text) for text in texts]
     entire = core(normalised(request))
-    pairs: list[list[tuple[int, Pair]]] = [[] for _ in asking]
     found: list[tuple[int, Pair]] = []
+    near: list[tuple[int, Known]] = []
     for place in index.of_request(sorted(set().union(*map(set, rows))), texts, _TOKENS):
         one = known[place]
-        own = set(one.tokens)
         if one.whole == entire:  # an edit's own prompt, whatever sentences that seems to have
             found.append((place, Pair(Part(request, True, True, 0, False), one, 1.0, 1.0, one.masked, one.whole)))
             continue
         if one.is_long:
-            score = index.score(place, own, rows[-1])
+            score = index.score(place, set(one.tokens), rows[-1])
             if score >= _PASSAGE:
                 found.append((place, Pair(Part(request, True, True, 0, False), one, score, 1.0, "", "")))
             if one.is_passage:
                 continue
-        for i, (part, row, text) in enumerate(zip(asking, rows, texts)):
-            if is_another_of_its_kind(one.subject, text):
-                continue
-            score = index.score(place, own, row)
+        near.append((place, one))
+    for part, row, text, whole in zip(asking, rows, texts, wholes):
+        there = [(place, one) for place, one in near if stands_whole(one.subject, text)]
+        named = any(not _is_weak(one, weight) for _, one in there)
+        pairs = []
+        for place, one in there if named else near:
+            score = index.score(place, set(one.tokens), row)
             weak = _is_weak(one, weight)
             enough = score >= (_WEAK_TOKENS if weak else _TOKENS)
-            if weak and not enough:
+            if (weak and not enough) or is_another_of_its_kind(one.subject, text):
                 continue
-            there = locate(one.subject, text, weight, 0.0 if enough else SHARE)
-            if enough or there.share >= SHARE:
-                pairs[i].append((place, Pair(part, one, score, there.share, there.masked, wholes[i])))
-    for of_part in pairs:
-        found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(of_part, weight)]
+            found_at = locate(one.subject, text, weight, 0.0 if enough else SHARE)
+            if enough or found_at.share >= SHARE:
+                pairs.append((place, Pair(part, one, score, found_at.share, found_at.masked, whole)))
+        found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(pairs, weight)]
     return found
 
 

@@ -95,8 +95,10 @@ def parts_of(request: str) -> list[Part]:
     texts = _joined(_without_worked_on(texts))
     asks = [_asks(text) for text in texts]
     ends = [i == len(texts) - 1 and not _END.search(text[-3:] + " ") for i, text in enumerate(texts)]
+    # A single word at the end, a value in JSON say, continues nothing.
+    goes_on = bool(texts) and ends[-1] and len(texts[-1].split()) > 1
     return [
-        Part(text, asks[i], ends[i], len(texts) - 1 - i, any(asks[i + 1 :]) or any(ends[i + 1 :]))
+        Part(text, asks[i], ends[i], len(texts) - 1 - i, any(asks[i + 1 :]) or (goes_on and i < len(texts) - 1))
         for i, text in enumerate(texts)
     ]
 

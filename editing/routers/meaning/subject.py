@@ -29,8 +29,13 @@ FUNCTION_WORDS = frozenset(
     )
 )
 _NO_SPACES = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿က-႟ក-៿]")
-_NUMBER = re.compile(r"\w*\d\w*|[ivx]{1,4}")
+_NUMBER = re.compile(r"\w*\d\w*|[vx]|[ivx]{2,4}")
 """A word that tells one of a series from the others: "Fiat 126", "Clement X"."""
+_APPOSED = re.compile(
+    rf"\bthe ((city|town|village|island|state|kingdom|republic|province|county|district|municipality|country) of"
+    rf"|company|firm|band|film|movie|song|novel|album|series|river|lake|museum|team|club) {STAND_IN}\b"
+)
+"""What a subject is said to be beside its name, and asks nothing: "the town of Ostania"."""
 _LATIN = re.compile(r"^[\u0030-\u024f\u1e00-\u1eff\u0300-\u036f]+$")
 
 
@@ -70,9 +75,11 @@ def content_words(text: str) -> list[str]:
 
 
 def is_another_of_its_kind(subject: str, text: str) -> bool:
-    """Whether a number of a normalised subject is missing in a text: "Fiat 125" is not "Fiat 126"."""
-    numbers = [word for word in words(subject)[1:] if _NUMBER.fullmatch(word)]
-    return bool(numbers) and not set(numbers).issubset(words(text))
+    """Whether a text has another number than a normalised subject: "Fiat 125" for "Fiat 126"."""
+    numbers = {word for word in words(subject)[1:] if _NUMBER.fullmatch(word)}
+    if not numbers or numbers.issubset(words(text)):
+        return False
+    return any(_NUMBER.fullmatch(word) for word in words(text) if word not in words(subject))
 
 
 def names_in(text: str) -> set[str]:
@@ -130,6 +137,11 @@ def locate(subject: str, text: str, weight: Callable[[str], float], floor: float
     return Found(_without(text, spans[best[1]][1], spans[best[2]][2]), min(1.0, best[0] / total))
 
 
+def stands_whole(subject: str, text: str) -> bool:
+    """Whether a normalised subject stands in a normalised text letter for letter."""
+    return bool(subject) and _whole(subject, text) is not None
+
+
 def _whole(subject: str, text: str) -> tuple[int, int] | None:
     start = text.find(subject)
     while start >= 0:
@@ -150,7 +162,8 @@ def _without(text: str, start: int, end: int) -> str:
     if possessive is not None:
         return " ".join(f"{before} its {after[possessive.end() :]}".split())
     after = re.sub(r"^\s*[\"')]+(?!s\b)", "", after).lstrip()
-    return re.sub(rf"{STAND_IN} ([?!.,])", rf"{STAND_IN}\1", " ".join(f"{before} {STAND_IN} {after}".split()))
+    masked = re.sub(rf"{STAND_IN} ([?!.,])", rf"{STAND_IN}\1", " ".join(f"{before} {STAND_IN} {after}".split()))
+    return _APPOSED.sub(STAND_IN, masked)
 
 
 @lru_cache(maxsize=256)
