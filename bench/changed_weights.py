@@ -4,9 +4,11 @@
 
 One thread, one process, thread time. "As published" is ROME's loop: each step a forward of the whole model over the
 edit's rows and "{subject} is a", padded side by side, with all logits. Both find the same values: their losses are
-beside the times. The ridge solve is timed at the widths of Mistral-7B, LLaMA-3-8B and SmolLM2, 400 answer tokens a turn
-as 100 edits have, from random keys; at the widest the published form runs once. What the dual solve gives are the
-factors that an edit's record keeps; the product that adds them to a matrix is timed with them and without.
+beside the times, and so is what either computes, in products. A CPU thread is busy with one edit already: that edits
+stand side by side saves it nothing, so the ratio of these is what can be had. The ridge solve is timed at the widths of
+Mistral-7B, LLaMA-3-8B and SmolLM2, 400 answer tokens a turn as 100 edits have, from random keys; at the widest the
+published form runs once. What the dual solve gives are the factors that an edit's record keeps; the product that adds
+them to a matrix is timed with them and without.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 import torch
 import torch.nn.functional as F
 from record import edits_arguments, provenance, results_folder, seconds, write_json
+from torch.utils.flop_counter import FlopCounterMode
 
 from corrigenda.editing import EditedModel, load_edits
 from corrigenda.editing.methods.registry import config_for
@@ -36,7 +39,9 @@ def arguments():
     parser.add_argument("--one-by-one", type=int, default=2, help="edits for the published loop")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--contexts", type=int, default=21, help="rows of an edit: 21 are ROME's, 6 MEMIT's")
+    parser.add_argument("--layer", type=int, default=12, help="where values are found: 12 is MEMIT's on SmolLM2")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only-values", action="store_true", help="without the solves; a result file of its own")
     parser.add_argument("--widest", action="store_true", help="the solve at 14,336 too: 2 GB and minutes")
     return parser.parse_args()
 
@@ -81,27 +86,40 @@ def published_value(model, one, layer, config, pad):
     return delta.detach(), float(loss.detach())
 
 
+def counted_products():
+    """A counter of the products that torch and `label_losses` do, which is both of its logits and their gradient."""
+
+    def of_losses(hidden, weight, _labels, **_out):
+        return 4 * hidden[0] * hidden[1] * weight[0]
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.corrigenda.label_losses: of_losses})
+
+
 def values(args):
     """Thread seconds of an edit's value either way, and how far the values and their losses are apart."""
-    settings = {"steps": args.steps, "contexts": args.contexts, "stop_loss": 0.0}
+    settings = {"steps": args.steps, "contexts": args.contexts, "stop_loss": 0.0, "layer": args.layer}
     edited = EditedModel.from_pretrained(args.model, config=config_for("rome", **settings), template=args.template)
     method, layer, config = edited.method, edited.config.layer, edited.config
     edits = load_edits(args.edits, unique_subject=True, limit=args.batch)
     contexts = method.prepare()
     for parameter in edited.model.parameters():
         parameter.requires_grad_(False)
-    best, found = {}, {}
+    best, found, products = {}, {}, {}
     for _ in range(args.rounds):
         start = seconds()
-        asked = method.asked(edits, contexts, layer)
-        found["batched"] = optimised_values(edited.decoder, layer, asked, config)
+        with counted_products() as counter:
+            asked = method.asked(edits, contexts, layer)
+            found["batched"] = optimised_values(edited.decoder, layer, asked, config)
         best["batched"] = min(best.get("batched", 1e9), (seconds() - start) / len(edits))
+        products["batched"] = counter.get_total_flops() / len(edits)
         start = seconds()
-        published = [
-            published_value(edited.model, one, layer, config, edited.tokenizer.pad_token_id or 0)
-            for one in asked[: args.one_by_one]
-        ]
+        with counted_products() as counter:
+            published = [
+                published_value(edited.model, one, layer, config, edited.tokenizer.pad_token_id or 0)
+                for one in asked[: args.one_by_one]
+            ]
         best["one by one"] = min(best.get("one by one", 1e9), (seconds() - start) / len(published))
+        products["one by one"] = counter.get_total_flops() / len(published)
     apart = [float((delta - own).norm() / delta.norm()) for (delta, _), own in zip(published, found["batched"].delta)]
     return {
         "layer": layer,
@@ -110,6 +128,8 @@ def values(args):
         "edits": {"batched": len(edits), "one by one": args.one_by_one},
         "seconds_an_edit": {name: round(value, 3) for name, value in best.items()},
         "ratio": round(best["one by one"] / best["batched"], 1),
+        "gigaflops_an_edit": {name: round(value / 1e9, 1) for name, value in products.items()},
+        "ratio_of_flops": round(products["one by one"] / products["batched"], 1),
         "losses_one_by_one": [round(loss, 5) for _, loss in published],
         "losses_batched": [round(loss, 5) for loss in found["batched"].loss[: args.one_by_one]],
         "largest_relative_difference": max(apart),
@@ -161,10 +181,11 @@ def main():
     args = arguments()
     torch.set_num_threads(1)
     result = {**provenance(), "model": args.model, "edits": args.edits.name}
-    result["ridge"] = solves(args.widest)
+    if not args.only_values:
+        result["ridge"] = solves(args.widest)
     result["values"] = values(args)
     print(result["values"], flush=True)
-    write_json(results_folder() / "changed-weights.json", result)
+    write_json(results_folder() / f"changed-weights{'-values' if args.only_values else ''}.json", result)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from op_cases import (
     mask_route,
     masked_linear,
     masked_sgd,
+    nearest_key,
     ties_merge,
     token_overlap,
     topk_mask,
@@ -45,6 +46,7 @@ CLAIMS = {
     "mask_overlap": mask_overlap(1, 10_000),
     "mask_route": mask_route(1, 10_000),
     "token_overlap": token_overlap(1, 100_000),
+    "nearest_key": nearest_key(1, 1000),
     "masked_linear": masked_linear(1, 1),
     "associative_read": associative_read(32),
     "ties_merge": ties_merge(4, FULL, torch.float32),
@@ -60,6 +62,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="*", choices=CLAIMS, default=list(CLAIMS))
     parser.add_argument("--budget", type=float, default=3.0, help="seconds for each time; three times as many for ties")
+    parser.add_argument("--name", default="claims", help="of the result file, for a part on another processor")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     return parser.parse_args()
 
@@ -138,7 +141,7 @@ def main():
         raise SystemExit(f"There is nothing to compare: {native.absent('cpu')}.")
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    path, found, rows = results_folder() / "claims.json", provenance(), {}
+    path, found, rows = results_folder() / f"{args.name}.json", provenance(), {}
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if any(earlier.get(name) != found[name] for name in ("device", "cores", "versions")):
         earlier = {"ops": {}}

@@ -18,6 +18,7 @@ import torch
 from record import edits_arguments, provenance, results_folder, write_json
 
 from corrigenda.editing import load_edits
+from corrigenda.editing.backbone.loading import load_base
 from corrigenda.editing.comparison.plan import Plan, Run
 from corrigenda.editing.comparison.runs import write_run
 from corrigenda.editing.methods.config import CONFIGS
@@ -44,7 +45,7 @@ def main():
     edits = load_edits(args.edits, unique_subject=True, limit=2 * max(args.at))[half::2]
     path = args.results / f"{run.name}.json"
     args.results.mkdir(parents=True, exist_ok=True)
-    write_run(plan, run, edits, path, {}, print)
+    write_run(plan, run, edits, path, load_base(args.model), print)
     result = {**json.loads(path.read_text()), **provenance(), "edits": args.edits.name, "half": args.half}
     del result["asked"]  # it has a path of this machine
     write_json(path, {**result, "template": args.template})

@@ -64,8 +64,8 @@ TENANTS = 4
 class Server:
     """`corrigenda serve` in processes of its own."""
 
-    def __init__(self, stack: str, work: Path) -> None:
-        self.stack, self.work, self.lives = stack, work, 0
+    def __init__(self, stack: str, work: Path, name: str = "server") -> None:
+        self.stack, self.work, self.name, self.lives = stack, work, name, 0
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
@@ -74,7 +74,7 @@ class Server:
             self.port = probe.getsockname()[1]
         command = [sys.executable, "-m", "corrigenda.editing.cli", "serve", "model", "--edits-dir", "edits"]
         command += ["--root", ".", "--stack", self.stack, "--", "--host", "127.0.0.1", "--port", str(self.port)]
-        with open(self.work / f"server-{self.lives}.log", "w") as log:
+        with open(self.work / f"{self.name}-{self.lives}.log", "w") as log:
             self.process = subprocess.Popen(
                 [*command, *OPTIONS[self.stack]],
                 cwd=self.work,

@@ -7,15 +7,15 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..editing.backbone.decoder import Decoder
-from ..editing.backbone.identity import another_model, weight_sample
+from ..editing.backbone.identity import adapter_sample, another_adapter, another_model, weight_sample
 from ..editing.backbone.modes import own_modes
 from ..editing.backbone.patch import Patch
 from ..editing.backbone.wrappers import unwrapped
@@ -26,6 +26,7 @@ from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
 from ..editing.shown import shown
+from ..editing.store.snapshots import Snapshot
 from .batching_config import batching_config
 from .catalogue import Catalogue
 from .continuous import BatchedRequests
@@ -34,6 +35,7 @@ from .errors import ServingError
 from .log import logger_of
 from .memory import ServedMemory
 from .metrics import Metrics
+from .outcome import Outcomes
 from .requests import CallRequests, ServedRequest, call_requests
 from .served_edits import Admission, Change, ServedEdit
 from .settings import ServingSettings, resolved
@@ -41,6 +43,8 @@ from .settings import ServingSettings, resolved
 __all__ = ["ServedModel"]
 
 logger = logger_of("corrigenda")
+
+_Done = TypeVar("_Done")
 
 
 class ServedModel:
@@ -73,6 +77,7 @@ class ServedModel:
             self.memory.load(folder, needed)
         self.metrics = Metrics()
         self.metrics.changed(self.catalogue, len(start.added), 0)
+        self._outcomes = Outcomes(self.catalogue, self.metrics, self.vocabulary())
         self._lock = threading.RLock()  # of what is admitted and of what the memory holds
         self._changing = threading.RLock()  # of one change at a time
         self.passing = threading.RLock()  # of one pass at a time, whichever manager's
@@ -102,6 +107,8 @@ class ServedModel:
         recorded = {**base, "weights": self.catalogue.weight_sample}
         if sentence := another_model(self.settings.edits[0], recorded, found):
             raise ServingError(sentence, 422)
+        if sentence := another_adapter(self.settings.edits[0], base, adapter_sample(decoder.model)):
+            logger.warning(sentence)
 
     def _patch_init(self) -> None:
         original = unwrapped(self.model).init_continuous_batching
@@ -149,7 +156,8 @@ class ServedModel:
             call_requests.reset(token)
         if not provenance:
             return outputs
-        return outputs, {name: batch.admissions[name.partition("__child#")[0]] for name in outputs}
+        decided = batch.admissions
+        return outputs, {name: decided.get(name) or decided[name.partition("__child#")[0]] for name in outputs}
 
     @torch.no_grad()
     def generate(
@@ -168,13 +176,20 @@ class ServedModel:
         owners = self._owners(tenants, len(prompt))
         with self._between_passes():
             deciding = self._provider.method = CallDecisions(self.catalogue, self._placed, owners)
-            with own_modes(self.model, autocast=True), self._provider.session(prompt, mask), self.passing:
+            with (
+                own_modes(self.model, autocast=True),
+                self._provider.session(prompt, mask) as session,
+                self.passing,
+            ):
                 self.site.context = self._alone
                 try:
                     output = self.model.generate(prompt, **kwargs)
                 finally:
                     self.site.context = self.idle
-        return (output, deciding.admissions) if provenance else output
+                unsaid = session.unsaid().tolist()
+        if not provenance:
+            return output
+        return output, [one.without_edit() if left else one for one, left in zip(deciding.admissions, unsaid)]
 
     def _owners(self, tenants: str | Sequence[str | None] | None, count: int) -> list[str | None]:
         owners = [tenants] * count if tenants is None or isinstance(tenants, str) else list(tenants)
@@ -207,6 +222,10 @@ class ServedModel:
         self.metrics.admitted(admission)
         _log(request, admission)
         return admission, place
+
+    def outcome(self, served: ServedRequest, tokens: Sequence[int]) -> Admission:
+        """What came of a request, by one of its answers."""
+        return self._outcomes.of(served.admission, tokens)
 
     def vocabulary(self) -> Vocabulary:
         return self.catalogue.prompts.vocabulary
@@ -243,10 +262,27 @@ class ServedModel:
         """The edits that come nearest to a prompt, best first, and whether one applies."""
         return self.catalogue.why(prompt, tenant)
 
-    def load(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
-        """Take in a folder of edits, or read it anew: `version`, and ids that were `added` and `removed`."""
+    def load(self, folder: str | Path, tenant: str | None = None, snapshot: Snapshot | None = None) -> dict[str, Any]:
+        """Take in a folder of edits, or read it anew: `version`, and ids that were `added` and `removed`.
+
+        snapshot: as of which it is read, and stays so until it is loaded again (`Catalogue.read`).
+        """
         with self._changing:
-            return self._take(self.catalogue.read([(tenant, resolved(folder))]))
+            return self._take(self.catalogue.read([(tenant, resolved(folder))], snapshot=snapshot))
+
+    def stage(self, folder: str | Path, snapshot: Snapshot, tenant: str | None = None) -> dict[str, Any]:
+        """Have all that `load` of this snapshot takes ready, and go on as before: the same, with the version of now."""
+        with self._changing:
+            change = self.catalogue.read([(tenant, resolved(folder))], snapshot=snapshot)
+            self._hold(change, lambda: self.catalogue.stage(change))
+            return change.to_dict(self.catalogue.version)
+
+    def drop_staged(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
+        """Let go of what was staged of a folder: the same."""
+        with self._changing:
+            self.catalogue.drop_staged(tenant, resolved(folder))
+            self._unread_rows = True
+            return {"version": self.catalogue.version, "added": [], "removed": []}
 
     def unload(self, folder: str | Path, tenant: str | None = None) -> dict[str, Any]:
         """Serve a folder's edits no longer, to all or to a tenant: the same."""
@@ -274,9 +310,15 @@ class ServedModel:
             path = None if store is None else resolved(store)
             return self._take(self.catalogue.redo(edit, tenant, path, author))
 
-    @own_modes()
     def _take(self, change: Change) -> dict[str, Any]:
-        """Read the rows while passes run; write them, and answer by them, between two."""
+        """Answer by a change from now on."""
+        version = self._hold(change, lambda: self.catalogue.publish(change))
+        self.metrics.changed(self.catalogue, len(change.added), len(change.removed))
+        return change.to_dict(version)
+
+    @own_modes()
+    def _hold(self, change: Change, then: Callable[[], _Done]) -> _Done:
+        """Read a change's rows while passes run; write them, and do what comes `then`, between two."""
         with self._lock:  # rows that are still here for a request in flight are not read: they must stay
             self._coming = frozenset().union(*change.needed.values())
         try:
@@ -285,16 +327,14 @@ class ServedModel:
                 try:
                     for records in rows:
                         self.memory.put(records)
-                    version = self.catalogue.publish(change)
+                    return then()
                 finally:
                     self._coming = frozenset()
                     self._unread_rows = True
                     self.drop_unread_rows()
-                self.metrics.changed(self.catalogue, len(change.added), len(change.removed))
         finally:
             self._coming = frozenset()
             self._unread_rows = True
-        return change.to_dict(version)
 
     @contextlib.contextmanager
     def _between_passes(self) -> Iterator[None]:

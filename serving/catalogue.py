@@ -21,12 +21,13 @@ from ..editing.routers.router import EditRouter
 from ..editing.shown import shown
 from ..editing.store.codec import unpacked
 from ..editing.store.signing import check_signed
+from ..editing.store.snapshots import Snapshot
 from ..editing.store.store import EditStore
 from .errors import ServingError
 from .folders import Folders
-from .served_edits import Admission, Change, ServedEdit, served_edit, words_of
+from .served_edits import Admission, Change, ReadAt, ServedEdit, name_of_all, served_edit, words_of
 from .settings import ServingSettings
-from .stores import OpenStores, open_store, served_config, write_status
+from .stores import OpenStores, active_snapshot, open_store, served_config, write_status
 from .watch import Watch
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
 
@@ -37,6 +38,7 @@ class _Seen(NamedTuple):
     router: EditRouter
     edits: list[ServedEdit]
     version: int
+    snapshot: str
 
 
 class Catalogue:
@@ -44,7 +46,8 @@ class Catalogue:
 
     A request is decided once, when it is admitted, from its token ids: nothing that a stack does later with chunks,
     caches or preemption can change that. `read` and `undo` prepare a change in any thread; `publish` makes it the next
-    version, at once for all requests that come after.
+    version, at once for all requests that come after. A change that `stage` keeps waits for that: a roll-out has every
+    replica ready before the first one turns.
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: ServingSettings) -> None:
@@ -72,6 +75,8 @@ class Catalogue:
         self.watch = Watch()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
         self._withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]] = {}
+        self._at: dict[tuple[str | None, Path], ReadAt] = {}
+        self._staged: dict[tuple[str | None, Path], Change] = {}
         # By tenant: what the next version is made of, and what requests are decided by now, all tenants' at once.
         self._next: dict[str | None, _Seen] = {}
         self._now: dict[str | None, _Seen] = {}
@@ -90,19 +95,32 @@ class Catalogue:
 
     # Changes
 
-    def read(self, stores: Iterable[tuple[str | None, Path]], after: Change | None = None) -> Change:
-        """Read stores anew, or for the first time; the change that this makes to what is served, or to `after`."""
+    def read(
+        self,
+        stores: Iterable[tuple[str | None, Path]],
+        after: Change | None = None,
+        snapshot: Snapshot | None = None,
+    ) -> Change:
+        """Read stores anew, or for the first time; the change that this makes to what is served, or to `after`.
+
+        snapshot: as of which they are read; None: the one that the folder says is to be served, or as they are.
+        """
         read = {} if after is None else dict(after.stores)
         withdrawn = {} if after is None else dict(after.withdrawn)
+        at = {} if after is None else dict(after.at)
         stores = list(stores)
         if self.version:  # what the server was started with has its place
             self._check_limits(stores)
         for tenant, path in stores:
-            store = self._open.at(path)
+            wanted = snapshot or active_snapshot(path)
+            store = self._open.at(path, wanted)
             self._check_signed(store)
             self._check(store, path)
+            at[tenant, path] = ReadAt(store.snapshot, wanted is not None)
             # By identity: a store that was opened anew has other objects, and may have other edits by these numbers.
-            known = {id(edit.stored): edit for edit in self._stores.get((tenant, path), ())}
+            staged = self._staged[tenant, path].stores if (tenant, path) in self._staged else {}
+            held = [*self._stores.get((tenant, path), ()), *staged.get((tenant, path), ())]
+            known = {id(edit.stored): edit for edit in held}
             applied = [store.history.edits[seq] for seq in store.history.applied()]
             read[tenant, path] = [known.get(id(stored)) or served_edit(stored, path, tenant) for stored in applied]
             withdrawn[tenant, path] = withdrawn_edits(store.history)
@@ -118,12 +136,23 @@ class Catalogue:
             if self._background is None and store.history.ground is not None:
                 ground = store.history.ground
                 self._background = unpacked(store.ledger, ground.seq, ground.body["tensors"])
-        return self._changed(read, withdrawn)
+        return self._changed(read, withdrawn, at)
+
+    def stage(self, change: Change) -> None:
+        """Keep a change, whose rows are here, until its stores change or it is dropped: it is not answered by yet."""
+        with self._lock:
+            self._staged |= dict.fromkeys(change.stores, change)
+
+    def drop_staged(self, tenant: str | None, path: Path) -> None:
+        """Let go of what was staged of a store, if anything was."""
+        with self._lock:
+            self._staged.pop((tenant, path), None)
 
     def _changed(
         self,
         read: dict[tuple[str | None, Path], list[ServedEdit]],
         withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]],
+        at: dict[tuple[str | None, Path], ReadAt],
         gone: frozenset[tuple[str | None, Path]] = frozenset(),
         tenants_gone: frozenset[str] = frozenset(),
     ) -> Change:
@@ -142,7 +171,7 @@ class Catalogue:
                 f"{self.settings.capacity}.",
                 507,
             )
-        return Change(read, needed, added, removed, withdrawn, gone, tenants_gone)
+        return Change(read, needed, added, removed, withdrawn, at, gone, tenants_gone)
 
     def _check_limits(self, stores: Iterable[tuple[str | None, Path]]) -> None:
         """Raise where stores that are new would be more, or of more tenants, than the settings allow."""
@@ -161,14 +190,14 @@ class Catalogue:
         with self._lock:
             if (tenant, path) not in self._stores:
                 raise ServingError(f"The folder {self.name_of(path)} is not served{_whose(tenant)}.", 404)
-        return self._changed({}, {}, frozenset({(tenant, path)}))
+        return self._changed({}, {}, {}, frozenset({(tenant, path)}))
 
     def forget(self, tenant: str) -> Change:
         """The change after which there is no such tenant: its requests are refused, its folders are not served."""
         self._seen(tenant)
         with self._lock:
             gone = frozenset(store for store in self._stores if store[0] == tenant)
-        return self._changed({}, {}, gone, frozenset({tenant}))
+        return self._changed({}, {}, {}, gone, frozenset({tenant}))
 
     def undo(self, name: str, tenant: str | None, store: Path | None = None, author: str | None = None) -> Change:
         """Undo an edit that is served, in its store's ledger; the change that this makes."""
@@ -202,17 +231,28 @@ class Catalogue:
         if len(found) > 1:
             raise ServingError(f'Edits with the id "{shown(name)}" are in several stores: name one as `store`.', 409)
         ((path, own),) = found
+        self._check_not_fixed(path, what)
         write_status(path, what, own, author)
         with self._lock:
             readers = [key for key in self._stores if key[1] == path]
         return self.read(readers)
 
+    def _check_not_fixed(self, path: Path, what: str) -> None:
+        for (_, served), at in self._at.items():
+            if served == path and at.fixed:
+                raise ServingError(
+                    f"The folder {self.name_of(path)} is served as its snapshot {at.snapshot}, by every server that it "
+                    f"was rolled out to: {what} the edit with `corrigenda {what}`, and roll out what that makes.",
+                    409,
+                )
+
     def publish(self, change: Change) -> int:
         """Answer by a change from now on; the number of the new version."""
         with self._lock, scope("edit: swap"):
-            before = self._stores, self._withdrawn, self._tenants
+            before = self._stores, self._withdrawn, self._tenants, self._at
             self._stores = _without(change.gone, self._stores, change.stores)
             self._withdrawn = _without(change.gone, self._withdrawn, change.withdrawn)
+            self._at = _without(change.gone, self._at, change.at)
             named = [*self._tenants, *(tenant for tenant, _ in self._stores if tenant is not None)]
             self._tenants = dict.fromkeys(name for name in named if name not in change.tenants_gone)
             version = self.version + 1
@@ -220,16 +260,18 @@ class Catalogue:
             try:
                 self._next = {tenant: self._become(self._next.get(tenant), tenant, version) for tenant in tenants}
             except BaseException:
-                self._stores, self._withdrawn, self._tenants = before
+                self._stores, self._withdrawn, self._tenants, self._at = before
                 self._next = {}  # some are half changed: the next version makes all anew
                 raise
             self._now = {tenant: seen._replace(router=seen.router.view()) for tenant, seen in self._next.items()}
             self.version = version
+            self._staged = _without(change.gone | change.stores.keys(), self._staged, {})
             self.watch.keep(self.keys())
             for tenant, path in change.stores:
                 self._folders.belongs(path, tenant)
-            for path in {path for _, path in change.gone}.difference(path for _, path in self._stores):
-                self._open.close(path)
+            # With those of before: a request in flight may still be told about by its edit's entry.
+            held = [self._at, before[3], *(staged.at for staged in self._staged.values())]
+            self._open.keep({(path, at.snapshot if at.fixed else None) for of in held for (_, path), at in of.items()})
             return version
 
     def _seen_by(self, tenant: str | None) -> list[ServedEdit]:
@@ -268,7 +310,8 @@ class Catalogue:
             one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
         ]
         withdraw(router, undone, [edit.stored for edit in edits])
-        return _Seen(router, edits, version)
+        at = [at.snapshot for (owner, _), at in self._at.items() if owner in (None, tenant)]
+        return _Seen(router, edits, version, name_of_all(at))
 
     def _check_signed(self, store: EditStore) -> None:
         """Raise unless a store may be served by the keys that are asked for: none, or one that has signed it."""
@@ -284,7 +327,8 @@ class Catalogue:
         recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
         if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
             raise ServingError(sentence, 422)
-        for name in ("layer", "beta", "threshold", "router", "encoder"):
+        names = ("layer", "beta", "threshold", "router", "encoder", "key_dimensions", "value_dtype")
+        for name in names if config.key_dimensions is None else (*names, "seed"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ServingError(
                     f"The edits in {path} have {name}={getattr(config, name)!r}, but those that are served have "
@@ -312,6 +356,7 @@ class Catalogue:
             tenant,
             reason=seen.router.in_words(int(decision.against[0])) if route < 0 else None,
             plan=self._starts.plan(prompt, seen.edits[route]) if route >= 0 else None,
+            snapshot=seen.snapshot,
         )
         self.watch.saw(question, admission)
         return admission
@@ -339,7 +384,19 @@ class Catalogue:
             ]
             undone = [edit.to_dict(self.name_of(path), of) for of, path in stores for edit in self._withdrawn[of, path]]
             tenants = self.tenants() if everything else [] if tenant is None else [tenant]
-            return {"version": self.version, "tenants": tenants, "edits": edits, "undone": undone}
+            served = [
+                {
+                    "store": self.name_of(path),
+                    "tenant": of,
+                    "snapshot": str(self._at[of, path].snapshot),
+                    "fixed": self._at[of, path].fixed,
+                }
+                for of, path in stores
+            ]
+            return {
+                **{"version": self.version, "tenants": tenants, "stores": served},
+                **{"edits": edits, "undone": undone},
+            }
 
     def keys(self) -> set[str]:
         """Of all edits whose rows must be here: also those that nobody sees, for others of their facts hide them.
@@ -347,7 +404,8 @@ class Catalogue:
         They are seen again when those are undone, and no store is read for that.
         """
         with self._lock:
-            return {edit.key for edits in self._stores.values() for edit in edits}
+            staged = [edits for change in self._staged.values() for edits in change.stores.values()]
+            return {edit.key for edits in (*self._stores.values(), *staged) for edit in edits}
 
     def folders(self) -> list[tuple[str | None, Path]]:
         """What is served: tenants (None: shared) and folders."""

@@ -16,6 +16,7 @@ from ..editing.errors import CorrigendaError
 from ..editing.routers.context import RoutingContext
 from .edit_header import current_request
 from .errors import ServingError
+from .outcome import Expected
 from .recovery import fail_pass, fail_stopped, withheld
 from .requests import RequestHost, ServedRequest, asking_tenant, call_requests
 from .slots import Slots
@@ -117,9 +118,9 @@ class BatchedRequests:
             self._queued[name] = served
         batch, request = call_requests.get(), current_request()
         if batch is not None:
+            served.batch = batch
             batch.admissions[name] = served.admission
-        if request is not None:
-            request.decided(served.admission.edit and served.admission.edit.id, served.admission.version)
+        served.expected = Expected(served.admission, request)
         original(state, *args, **kwargs)
 
     # Passes, in the generation's thread
@@ -248,8 +249,21 @@ class BatchedRequests:
 
     def _on_results(self, original: Any, outputs: Any) -> None:
         """The results of a pass, all at once; one without its edit is none."""
-        original(withheld(outputs, self._stopped))
+        outputs = withheld(outputs, self._stopped)
+        for output in outputs:
+            if output.is_finished() and output.request_id in self._requests:
+                self._tell(output.request_id, output.generated_tokens)
+        original(outputs)
         self._in_pass = [state for state in self._in_pass if state.request_id in self._scheduler.active_requests]
+
+    def _tell(self, name: str, tokens: Sequence[int]) -> None:
+        """Say what came of a request before its answer goes out."""
+        served = self._requests[name]
+        found = self.host.outcome(served, tokens)
+        if served.expected is not None:
+            served.expected.finished(found)
+        if served.batch is not None:
+            served.batch.admissions[name] = found
 
     # Sharing of blocks
 

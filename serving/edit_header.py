@@ -12,6 +12,7 @@ from .errors import Malformed, ServingError, error_body
 
 EDIT_HEADER = "x-corrigenda-edit"
 VERSION_HEADER = "x-corrigenda-version"
+SNAPSHOT_HEADER = "x-corrigenda-snapshot"
 TENANT_HEADER = "x-corrigenda-tenant"
 EXPOSE_HEADER = "access-control-expose-headers"
 
@@ -24,18 +25,21 @@ _SAFE = "!#$&'()*+/:;=?@[]^_`{|}~"
 class HttpRequest:
     """What is known of the HTTP request in hand: whose it is, and which edits answer its prompts, None for none.
 
-    version: of the edits among which that was decided, for the last prompt
+    version, snapshot: of the edits among which that was decided, for the last prompt; a version counts this server's
+    changes, a snapshot is the same on every server
     """
 
     def __init__(self, tenant: str | None = None) -> None:
         self.tenant = tenant
         self.edits: list[str | None] = []
         self.version: int | None = None
+        self.snapshot = ""
 
-    def decided(self, edit: str | None, version: int) -> None:
-        """Note what was decided for the next prompt."""
+    def decided(self, edit: str | None, version: int, snapshot: str = "") -> int:
+        """Note what was decided for the next prompt; gives its place among them."""
         self.edits.append(edit)
-        self.version = version
+        self.version, self.snapshot = version, snapshot
+        return len(self.edits) - 1
 
     @property
     def header(self) -> str:
@@ -48,7 +52,7 @@ class HttpRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """The same for a body: the edit of each prompt, null for none."""
-        return {"edits": self.edits, "version": self.version}
+        return {"edits": self.edits, "version": self.version, "snapshot": self.snapshot}
 
 
 def _encoded(edit: str) -> str:
@@ -77,9 +81,10 @@ class EditHeader:
     """ASGI middleware: tells `current_request()` the tenant of each HTTP request, and the client what answered it.
 
     The tenant is named by the header `x-corrigenda-tenant`. A response's start is held back until its first piece of
-    body, for some servers begin to answer before they have looked at the prompts. Pages of other origins may read both
+    body, for some servers begin to answer before they have looked at the prompts. Pages of other origins may read these
     headers. Where the ids are too long for one, a JSON body has them as `corrigenda`, and an event stream begins with
-    them in a comment.
+    them in a comment. A stream's header says which edits were to answer; where one was not said, a comment before its
+    end says which were.
     """
 
     def __init__(self, app: Any) -> None:
@@ -115,6 +120,7 @@ class _Response:
         self._send = send
         self._start: dict[str, Any] | None = None
         self._body: bytes | None = None
+        self._told: list[str | None] | None = None  # the edits that a stream's header names
 
     async def __call__(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -123,7 +129,7 @@ class _Response:
         if self._body is None and self._start is not None:
             message = await self._begin(message)
         if self._body is None:
-            await self._send(message)
+            await self._send(self._corrected(message))
             return
         self._body += message.get("body", b"")
         if not message.get("more_body"):
@@ -139,11 +145,24 @@ class _Response:
                 self._body = b""
                 return message
             if kind == b"text/event-stream":  # of which a comment is no event
-                told = f": corrigenda {json.dumps(request.to_dict())}\n\n".encode()
-                message = {**message, "body": told + message.get("body", b"")}
+                message = self._commented(message)
         self._start = None
+        if answered and kind == b"text/event-stream" and not _header(start, b"content-encoding"):
+            self._told = list(request.edits)
         await self._send({**start, "headers": self._headers(start)} if answered else start)
         return message
+
+    def _corrected(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The last piece of a stream, with the edits that answered where they are not those of its header."""
+        ends = b"data: [DONE]" in message.get("body", b"") or not message.get("more_body")
+        if self._told is None or self._told == self._request.edits or not ends:
+            return message
+        self._told = None
+        return self._commented(message)
+
+    def _commented(self, message: dict[str, Any]) -> dict[str, Any]:
+        told = f": corrigenda {json.dumps(self._request.to_dict())}\n\n".encode()
+        return {**message, "body": told + message.get("body", b"")}
 
     async def _whole(self, message: dict[str, Any]) -> None:
         """Send a JSON body with the ids in it, and its start before."""
@@ -160,12 +179,17 @@ class _Response:
         await self._send({**message, "body": body})
 
     def _headers(self, start: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-        told = {EDIT_HEADER: self._request.header, VERSION_HEADER: str(self._request.version)}
+        request = self._request
+        told = {
+            EDIT_HEADER: request.header,
+            VERSION_HEADER: str(request.version),
+            SNAPSHOT_HEADER: request.snapshot,
+        }
         headers = list(start.get("headers", ()))
         if self._exposing and _header(start, EXPOSE_HEADER.encode()) != b"*":
             before = _header(start, EXPOSE_HEADER.encode())
             headers = [(n, v) for n, v in headers if n.lower() != EXPOSE_HEADER.encode()]
-            told[EXPOSE_HEADER] = ", ".join([*filter(None, [before.decode("latin-1")]), EDIT_HEADER, VERSION_HEADER])
+            told[EXPOSE_HEADER] = ", ".join([*filter(None, [before.decode("latin-1")]), *told])
         return [*headers, *((name.encode(), value.encode("latin-1")) for name, value in told.items())]
 
 

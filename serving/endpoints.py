@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ..editing.errors import CorrigendaError
 from ..editing.shown import name as checked_name
 from ..editing.shown import shown
+from ..editing.store.snapshots import Snapshot
 from .access import Access, Caller
 from .edit_header import tenant_named
 from .errors import Malformed, ServingError, error_body
@@ -28,8 +29,17 @@ class ServedEdits(Protocol):
     def without_paths(self, text: str) -> str:
         """A sentence with folders called what clients call them."""
 
-    async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
-        """Take in a folder of edits, or read it again: `version`, and ids that were `added` and `removed`."""
+    async def load(self, store: str, tenant: str | None, snapshot: Snapshot | None) -> dict[str, Any]:
+        """Take in a folder of edits, or read it again, as it is or was at a snapshot.
+
+        Gives the `version`, and ids that were `added` and `removed`.
+        """
+
+    async def stage(self, store: str, tenant: str | None, snapshot: Snapshot) -> dict[str, Any]:
+        """Have ready what `load` of this snapshot takes, and answer as before: what it will add and remove."""
+
+    async def drop_staged(self, store: str, tenant: str | None) -> dict[str, Any]:
+        """Let go of what was staged of a folder."""
 
     async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
         """Undo an edit in its store: the same."""
@@ -54,7 +64,7 @@ class ServedEdits(Protocol):
 
 
 def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
-    """A `fastapi.APIRouter` of the routes: `serving/README.md` has the table.
+    """A `fastapi.APIRouter` of the routes: `docs/serving/http.md` has the table.
 
     Each asks `access` who sends the request; a change is logged with who made it and from where, by the logger `log`.
     """
@@ -134,11 +144,36 @@ def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
     async def load(request: Request) -> JSONResponse:
         async def asked() -> dict[str, Any]:
             edits.access.caller(request, changing=True)  # before anything is read of it
-            body = _fields(await _body(request), {"store", "tenant"}, "The body")
+            body = _fields(await _body(request), {"store", "tenant", "snapshot"}, "The body")
             store, tenant = _required(body, "store", "The body"), body.get("tenant")
             _check_name("tenant", tenant)
-            what = f"load of {shown(store)}"
-            return await changed(request, what, tenant, lambda owner, caller: edits.load(store, owner))
+            snapshot = None if "snapshot" not in body else _snapshot(body["snapshot"])
+            what = f"load of {shown(store)}" + (f" at {snapshot}" if snapshot else "")
+            return await changed(request, what, tenant, lambda owner, caller: edits.load(store, owner, snapshot))
+
+        return await answered(asked)
+
+    @router.post("/v1/snapshots")
+    async def stage(request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            edits.access.caller(request, changing=True)
+            body = _fields(await _body(request), {"store", "tenant", "snapshot"}, "The body")
+            store, tenant = _required(body, "store", "The body"), body.get("tenant")
+            _check_name("tenant", tenant)
+            snapshot = _snapshot(_required(body, "snapshot", "The body"))
+            what = f"staging of {shown(store)} at {snapshot}"
+            return await changed(request, what, tenant, lambda owner, caller: edits.stage(store, owner, snapshot))
+
+        return await answered(asked)
+
+    @router.delete("/v1/snapshots")
+    async def drop_staged(request: Request) -> JSONResponse:
+        async def asked() -> dict[str, Any]:
+            query = _query(request, {"store", "tenant"})
+            store = _required(query, "store", "The query")
+            what = f"dropping of what was staged of {shown(store)}"
+            tenant = query.get("tenant")
+            return await changed(request, what, tenant, lambda owner, caller: edits.drop_staged(store, owner))
 
         return await answered(asked)
 
@@ -200,6 +235,13 @@ def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
         return await answered(asked)
 
     return router
+
+
+def _snapshot(name: str) -> Snapshot:
+    try:
+        return Snapshot.parse(name)
+    except CorrigendaError as error:
+        raise Malformed(str(error)) from None
 
 
 def _check_name(what: str, name: str | None) -> None:

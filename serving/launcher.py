@@ -12,6 +12,7 @@ from typing import Any
 
 from ..editing.backbone.loading import PACKAGED, check_model, load_base, readable_errors
 from ..editing.errors import CorrigendaError
+from ..editing.store.snapshots import Snapshot
 from .access import Access, keep_keys, listens_locally
 from .edit_header import EditHeader
 from .endpoints import edits_router
@@ -130,9 +131,17 @@ class LiveEdits:
     def without_paths(self, text: str) -> str:
         return self.served.catalogue.without_paths(text)
 
-    async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
+    async def load(self, store: str, tenant: str | None, snapshot: Snapshot | None) -> dict[str, Any]:
         path = self.served.catalogue.allowed(store, tenant)
-        return await asyncio.to_thread(self.served.load, path, tenant)
+        return await asyncio.to_thread(self.served.load, path, tenant, snapshot)
+
+    async def stage(self, store: str, tenant: str | None, snapshot: Snapshot) -> dict[str, Any]:
+        path = self.served.catalogue.allowed(store, tenant)
+        return await asyncio.to_thread(self.served.stage, path, snapshot, tenant)
+
+    async def drop_staged(self, store: str, tenant: str | None) -> dict[str, Any]:
+        path = self.served.catalogue.allowed(store, tenant)
+        return await asyncio.to_thread(self.served.drop_staged, path, tenant)
 
     async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
         path = None if store is None else self.served.catalogue.allowed(store, tenant)

@@ -18,7 +18,7 @@ _MARGINS = (-0.4, -0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 """A margin is the score less what it takes to be applied: between -0.5 and 0.6."""
 
 
-_OUTCOMES = ("edited", "base", "lost", "refused")
+_OUTCOMES = ("edited", "base", "lost", "unsaid", "refused")
 
 
 class _Collectors(NamedTuple):
@@ -60,7 +60,8 @@ def exposition() -> tuple[bytes, str] | None:
 class Metrics:
     """What a server counts of its edits, in the registry that its stack shows.
 
-    corrigenda_requests_total{outcome="edited"|"base"|"lost"|"refused", tenant} ("lost": an edit's rows were missing),
+    corrigenda_requests_total{outcome="edited"|"base"|"lost"|"unsaid"|"refused", tenant} ("lost": an edit's rows were
+    missing; "unsaid": of those counted as edited, answers that a grammar or a banned token let not be the edit's),
     corrigenda_route_margin (a histogram of the best match's margin), corrigenda_route_stages_total{stage} (where
     requests are decided: "no_candidate", "too_far", "asks_otherwise" (another question about a subject), "edit"),
     corrigenda_edits{tenant}, corrigenda_version, corrigenda_changes_total{kind}.
@@ -84,6 +85,11 @@ class Metrics:
         """Count requests whose edit was found, but could not answer."""
         if self._to is not None:
             self._to.requests.labels("lost", "").inc(count)
+
+    def unsaid(self, admission: Admission) -> None:
+        """Count an answer that was not its edit's."""
+        if self._to is not None:
+            self._to.requests.labels("unsaid", admission.tenant or "").inc()
 
     def refused(self) -> None:
         """Count a request that named a tenant which is not there."""

@@ -6,21 +6,24 @@ import contextlib
 import os
 from pathlib import Path
 
+from ..editing.store.snapshots import Snapshot
 from ..editing.store.store import EditStore
 from .errors import ServingError
 
 _HOW = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_PATH", os.O_RDONLY)
 
 
-def opened(path: Path, write: bool = False) -> EditStore:
+def opened(path: Path, write: bool = False, snapshot: Snapshot | None = None) -> EditStore:
     """The store of a folder, whose absolute path was resolved and checked: every part of it was a folder.
+
+    snapshot: as it was at that one, for reading; None: as it is.
 
     A part that has become a link since would lead elsewhere. So the folder is sought once more, from the root of the
     file system and without following links, and the store must be that of the folder which is found: a store goes by
     the descriptor of its folder, whatever becomes of the path.
     """
     wanted = _without_links(path)
-    store = EditStore.open(path, write=write)
+    store = EditStore.open(path, write=write) if snapshot is None else EditStore.at(path, snapshot)
     found = None if store.ledger.folder is None else store.ledger.folder.identity()
     if wanted is not None and found is not None and not os.path.samestat(wanted, found):
         store.close()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..editing.edits.answer_start import AnswerPlan
 from ..editing.edits.spelling import Vocabulary
 from ..editing.model.layer import Site
 from ..editing.routers.context import RoutingContext
 from .served_edits import Admission
+
+if TYPE_CHECKING:
+    from .outcome import Expected
 
 
 class ServedRequest:
@@ -22,10 +25,12 @@ class ServedRequest:
     parent's, and a request that the stack drops without a word is forgotten here too.
     """
 
-    __slots__ = ("__weakref__", "admission", "ended", "place", "prompt")
+    __slots__ = ("__weakref__", "admission", "batch", "ended", "expected", "place", "prompt")
 
     def __init__(self, admission: Admission, place: int, prompt: int) -> None:
         self.admission = admission
+        self.expected: Expected | None = None
+        self.batch: CallRequests | None = None
         self.place = place
         self.prompt = prompt
         self.ended = False
@@ -57,6 +62,9 @@ class RequestHost(Protocol):
 
     def drop_unread_rows(self) -> None:
         """Drop rows that nobody reads any more."""
+
+    def outcome(self, served: ServedRequest, tokens: Sequence[int]) -> Admission:
+        """What came of a request, by one of its answers."""
 
     def lost(self, request: str, served: ServedRequest) -> None:
         """A request is found to have been answered without its edit's rows; it fails."""

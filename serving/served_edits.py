@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..editing.edits.answer_start import AnswerPlan
+from ..editing.edits.answer_start import UNSAID, AnswerPlan
 from ..editing.store.codec import fingerprint_of
+from ..editing.store.snapshots import Snapshot
 from ..editing.store.stored import StoredEdit
 from .memory import edit_key
 from .withdrawn import WithdrawnEdit
@@ -55,6 +58,7 @@ class Admission(NamedTuple):
     lost: an edit was found, but its rows are missing, so the base model answers
     reason: what kept `nearest` from answering, said of the request, of a router that knows
     plan: how the edit's answer can be said, and how far the prompt has it
+    snapshot: the name of what all edits were that it was decided among (`Catalogue`)
     """
 
     edit: ServedEdit | None
@@ -66,10 +70,27 @@ class Admission(NamedTuple):
     lost: bool = False
     reason: str | None = None
     plan: AnswerPlan | None = None
+    snapshot: str = ""
 
     @property
     def key(self) -> str | None:
         return None if self.edit is None else self.edit.key
+
+    def without_edit(self) -> Admission:
+        """The same of a request whose answer was not its edit's."""
+        return self._replace(edit=None, plan=None, reason=UNSAID)
+
+    @property
+    def told(self) -> tuple[str | None, int, str]:
+        """What a client is told: the edit's id, the version, the snapshot."""
+        return None if self.edit is None else self.edit.id, self.version, self.snapshot
+
+
+class ReadAt(NamedTuple):
+    """As of which snapshot a store was read; fixed: whether it stays at that one until another is named."""
+
+    snapshot: Snapshot
+    fixed: bool
 
 
 class Change(NamedTuple):
@@ -77,6 +98,7 @@ class Change(NamedTuple):
 
     needed: by folder, the keys of the edits whose rows must be loaded first, with their numbers in its ledger
     withdrawn: by store, the edits that it has undone
+    at: as of which snapshot each store was read
     gone: stores that are served no longer; tenants_gone: tenants that there are no longer
     """
 
@@ -85,6 +107,7 @@ class Change(NamedTuple):
     added: list[ServedEdit]
     removed: list[ServedEdit]
     withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]]
+    at: dict[tuple[str | None, Path], ReadAt]
     gone: frozenset[tuple[str | None, Path]] = frozenset()
     tenants_gone: frozenset[str] = frozenset()
 
@@ -103,3 +126,11 @@ def words_of(fingerprint: bytes) -> Tensor:
 
 def served_edit(stored: StoredEdit, path: Path, tenant: str | None) -> ServedEdit:
     return ServedEdit(edit_key(stored), path, tenant, stored, fingerprint_of(stored).numpy().tobytes())
+
+
+def name_of_all(snapshots: Sequence[Snapshot]) -> str:
+    """One name for what stores were at: a single one's own, else how many there are and a digest of their names."""
+    if len(snapshots) == 1:
+        return str(snapshots[0])
+    digest = hashlib.sha256(" ".join(map(str, snapshots)).encode()).hexdigest()[:16]
+    return f"{len(snapshots)}-stores-{digest}"

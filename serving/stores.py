@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from pathlib import Path
 
 from ..editing.errors import CorrigendaError
@@ -13,6 +14,8 @@ from ..editing.methods.sense.config import TokenVectorsConfig
 from ..editing.methods.weights.config import WeightsConfig
 from ..editing.model.saving import opened_by
 from ..editing.store.files import LEDGER_NAME
+from ..editing.store.folder import Folder
+from ..editing.store.snapshots import Snapshot, read_active
 from ..editing.store.store import EditStore, check_format
 from .errors import ServingError
 from .pinned import opened
@@ -22,25 +25,26 @@ class OpenStores:
     """Stores that are kept open, so that reading one anew costs what was written to it since."""
 
     def __init__(self) -> None:
-        self._held: dict[Path, tuple[EditStore, tuple[int, int]]] = {}
+        self._held: dict[tuple[Path, Snapshot | None], tuple[EditStore, tuple[int, int]]] = {}
 
-    def close(self, path: Path) -> None:
-        """Let go of a folder that is served no longer."""
-        if path in self._held:
-            self._held.pop(path)[0].close()
+    def keep(self, used: Collection[tuple[Path, Snapshot | None]]) -> None:
+        """Let go of all but these."""
+        for key in [key for key in self._held if key not in used]:
+            self._held.pop(key)[0].close()
 
-    def at(self, path: Path) -> EditStore:
-        """The store in a folder, as it is now."""
-        if path in self._held:
-            store, file = self._held.pop(path)
+    def at(self, path: Path, snapshot: Snapshot | None = None) -> EditStore:
+        """The store in a folder, as it is now or was at a snapshot."""
+        key = path, snapshot
+        if key in self._held:
+            store, file = self._held.pop(key)
             with contextlib.suppress(CorrigendaError, OSError):
                 if path == path.resolve() and file == _file(path):  # else another folder has come in this one's place
                     store.refresh()
-                    self._held[path] = store, file
+                    self._held[key] = store, file
                     return store
             store.close()
-        store = open_store(path)
-        self._held[path] = store, _file(path)
+        store = open_store(path, snapshot)
+        self._held[key] = store, _file(path)
         return store
 
 
@@ -49,13 +53,22 @@ def _file(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def open_store(path: Path) -> EditStore:
+def open_store(path: Path, snapshot: Snapshot | None = None) -> EditStore:
     """The store in a folder; one that an earlier version saved is refused, for workers read entries by number."""
     try:
         check_format(path)
-        return opened(path)
+        return opened(path, snapshot=snapshot)
     except ServingError:
         raise
+    except CorrigendaError as error:
+        raise ServingError(str(error), 422) from error
+
+
+def active_snapshot(path: Path) -> Snapshot | None:
+    """The snapshot that a folder says is to be served (`corrigenda rollout`)."""
+    try:
+        with Folder(path) as folder:
+            return read_active(folder)
     except CorrigendaError as error:
         raise ServingError(str(error), 422) from error
 

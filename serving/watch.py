@@ -42,6 +42,12 @@ class Watch:
             if admission.nearest is not None and abs(admission.margin) < NARROW:
                 self._narrow.append(_Narrow(self._clock(), question[:_LONGEST], admission))
 
+    def unsaid(self, admission: Admission) -> None:
+        """Take back that an edit answered a request: its answer was not said."""
+        with self._lock:
+            if self._answered[admission.key] > 0:
+                self._answered[admission.key] -= 1
+
     def answered(self, key: str) -> int:
         """How many requests an edit has answered since it is served."""
         return self._answered[key]

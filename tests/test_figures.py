@@ -13,7 +13,7 @@ from tree import ROOT
 RESULTS = ROOT / "bench" / "results" / "cpu"
 NAMED = re.compile(r"<!-- figures: (.+?) -->\n((?:\|.*\n)+)")
 NUMBER = re.compile(r"(?<![\w.,-])(\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+|\d+\.\d+)(?![\w.])")
-PAGES = [ROOT / "README.md", ROOT / "serving/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def numbers(value):

@@ -43,6 +43,36 @@ def at_places(tensor: Tensor, count: int) -> Tensor:
     return flat[places.to(flat.device)].float().cpu()
 
 
+@torch.no_grad()
+def adapter_sample(model: Any, count: int = 64) -> list[float]:
+    """Weights at fixed places of the adapters that act in a model, as PEFT puts them beside its layers; [] of none."""
+    found = []
+    for module in model.modules():
+        if not type(module).__module__.startswith("peft.tuners.") or getattr(module, "disable_adapters", False):
+            continue
+        acting = getattr(module, "active_adapters", ())
+        for name, parameter in module.named_parameters():
+            parts = name.split(".")
+            if parts[0] != "base_layer" and not set(parts).isdisjoint(acting) and parameter.is_floating_point():
+                found.append(parameter.detach().reshape(-1).float().cpu())
+    return at_places(torch.cat(found), count).tolist() if found else []
+
+
+def another_adapter(edits: object, recorded: Mapping[str, Any], found: list[float]) -> str | None:
+    """What a user is told where edits were written beside other adapters than a model has; None where they were not.
+
+    recorded: what is kept of the model they were written for; earlier versions kept nothing of adapters.
+    """
+    if "adapter" not in recorded:
+        return None
+    before, now = (torch.tensor(one, dtype=torch.float32, device="cpu") for one in (recorded["adapter"], found))
+    if before.shape == now.shape and (not len(now) or same_part(before, now)):
+        return None
+    there, here = ("an adapter" if len(one) else "none" for one in (before, now))
+    told = "another adapter than this model's" if there == here else f"{there} in the model, and there is {here} here"
+    return f"The edits in {edits} were written beside {told}: unless it is merged, their answers may not hold."
+
+
 def same_weights(saved: Tensor, found: Tensor) -> bool:
     """Whether two samples are of one checkpoint: half precision moves a weight by 0.4 % at most.
 

@@ -22,7 +22,8 @@ def bench(
         typer.Option(
             metavar="FILE",
             help="A YAML file with `model`, `edits`, `at`, `template`, `protected` (whether methods are `told` those "
-            "questions, or these are only `asked` in the end) and `runs` (`method`, `set`, `name`, `at`).",
+            "questions, or these are only `asked` in the end), `scored` (of how many edits at most a score is) and "
+            "`runs` (`method`, `set`, `name`, `at`).",
         ),
     ] = None,
     model: Annotated[
@@ -73,16 +74,18 @@ def bench(
         raise CorrigendaError(f"{name} has {found} of different subjects, not {asked.most}.")
     out.mkdir(parents=True, exist_ok=True)
     use_threads(machine.threads)
+    from ..backbone.loading import load_base
     from ..comparison.runs import is_done, result_path, write_run
 
-    failed, placed = 0, {"device": machine.device, "dtype": machine.dtype}
+    failed, base = 0, None
     for run in asked.runs:
         path = result_path(out, run)
         if is_done(path, asked, run):
             say(f"{run.name} is in {path} already.")
             continue
+        base = base or load_base(asked.model, device=machine.device, dtype=machine.dtype)
         try:
-            write_run(asked, run, list(stream), path, placed, say)
+            write_run(asked, run, list(stream), path, base, say)
         except CorrigendaError as error:  # the others are worth having all the same
             failed += 1
             say(f"{run.name} ended: {error}", "yellow")

@@ -12,7 +12,7 @@ from ..errors import CorrigendaError
 from ..methods.registry import config_for
 from ..methods.settings import settings_of
 
-_FIELDS = {"model", "edits", "at", "template", "runs", "protected"}
+_FIELDS = {"model", "edits", "at", "template", "runs", "protected", "scored"}
 _OF_RUN = {"name", "method", "set", "at"}
 _PROTECTED = ("told", "asked")
 
@@ -44,6 +44,7 @@ class Plan:
     """All that a comparison consists of; `edits` None: the project's own made-up facts.
 
     protected: whether methods are "told" an edit's protected questions, or these are only "asked" of what they made.
+    scored: of how many edits at most a score is, which lie evenly in the stream; None: of all.
     """
 
     model: str
@@ -52,11 +53,14 @@ class Plan:
     runs: Sequence[Run]
     template: str | None = None
     protected: str = "told"
+    scored: int | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self.at)
         if self.protected not in _PROTECTED:
             raise CorrigendaError(f'"protected" must be one of {", ".join(_PROTECTED)}, not "{self.protected}".')
+        if self.scored is not None and (type(self.scored) is not int or self.scored < 1):
+            raise CorrigendaError(f'"scored" must be a whole number of edits, at least 1, not {self.scored!r}.')
         names = [run.name for run in self.runs]
         if not names:
             raise CorrigendaError("There is nothing to run: name a --method, or `runs` in the plan.")
@@ -102,9 +106,8 @@ def read_plan(path: Path, **given: Any) -> Plan:
         raise CorrigendaError(f'{path}: the field "edits" must be the path of a file.')
     beside = None if edits is None else Path(edits) if given.get("edits") else path.parent / edits
     runs = [_run(each, f"{path}, run {number}") for number, each in enumerate(fields["runs"], start=1)]
-    return Plan(
-        fields["model"], beside, fields["at"], runs, fields.get("template"), str(fields.get("protected", "told"))
-    )
+    how = {name: fields[name] for name in ("template", "protected", "scored") if fields.get(name) is not None}
+    return Plan(fields["model"], beside, fields["at"], runs, **how)
 
 
 def _run(found: Any, where: str) -> Run:

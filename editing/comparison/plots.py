@@ -22,6 +22,15 @@ SCORES = (
     ("same_subject", "Same subject, other question: kept"),
 )
 
+_SHORT = (
+    ("free_rel", "Answers the edit"),
+    ("free_gen", "... in other words"),
+    ("loc", "Leaves others alone"),
+    ("same_subject", "... of the same subject"),
+)
+_RAMP = ("#d0e3f2", "#6baed6", "#08306b")
+"""Few edits to many; they survive greyscale."""
+
 
 def _pyplot() -> Any:
     try:
@@ -67,6 +76,43 @@ def score_plot(results: Sequence[Result], title: str) -> str:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="center right", frameon=False)
     figure.tight_layout(rect=(0, 0, 1 - 1.7 / figure.get_figwidth(), 1))
+    return _svg(pyplot, figure)
+
+
+def field_plot(results: Sequence[Result]) -> str:
+    """SVG of many methods: a row each, in the order given, a panel a score; the more edits, the larger and darker."""
+    pyplot = _pyplot()
+    panels = [(measure, name) for measure, name in _SHORT if any(result.values(measure) for result in results)]
+    counts = sorted({count for result in results for count in result.after})
+    marks: dict[int, dict[str, Any]] = {
+        count: {
+            "marker": "o",
+            "markersize": 4.5 + 2.5 * place,
+            "color": _RAMP[max(0, len(_RAMP) - len(counts) + place)],
+            "markeredgecolor": "black",
+            "markeredgewidth": 0.6,
+            "zorder": 3 - place / len(counts),  # a small one shows upon a large one
+        }
+        for place, count in enumerate(counts)
+    }
+    size = (2.4 * len(panels) + 1.6, 0.3 * len(results) + 1.5)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
+    for (measure, name), axis in zip(panels, axes.flat):
+        for row, result in enumerate(results):
+            values = result.values(measure)
+            axis.plot(list(values.values()), [row] * len(values), color=_RAMP[0], linewidth=2, zorder=1)
+            for count, value in values.items():
+                axis.plot([value], [row], **marks[count])
+        axis.set(title=name, xlim=(-0.06, 1.06), ylim=(len(results) - 0.5, -0.5))
+        axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axis.set_yticks(range(len(results)), [result.name for result in results])
+        axis.tick_params(axis="y", length=0)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("share of questions (1 is best)", fontsize="medium")
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / size[1]))
+    keys = [pyplot.Line2D([], [], linestyle="", **mark) for mark in marks.values()]
+    labels = [f"{count:,} edit{'s' if count > 1 else ''}" for count in counts]
+    figure.legend(keys, labels, loc="upper center", ncols=len(counts), frameon=False)
     return _svg(pyplot, figure)
 
 

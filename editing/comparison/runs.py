@@ -42,23 +42,38 @@ def is_done(path: Path, plan: Plan, run: Run) -> bool:
 def _asked(plan: Plan, run: Run) -> dict[str, Any]:
     """What makes a run this one, as JSON gives it back."""
     edits = None if plan.edits is None else str(plan.edits)
-    asked = {"model": plan.model, "edits": edits, "template": plan.template, "at": list(plan.at_of(run))}
-    if plan.protected != "told":
-        asked["protected"] = plan.protected
+    asked: dict[str, Any] = {
+        "model": plan.model,
+        "edits": edits,
+        "template": plan.template,
+        "at": list(plan.at_of(run)),
+    }
+    asked |= {"protected": plan.protected} if plan.protected != "told" else {}
+    asked |= {"scored": plan.scored} if plan.scored is not None else {}
     return json.loads(json.dumps({**asked, "method": run.method, "set": dict(run.settings)}, default=str))
 
 
 def write_run(
-    plan: Plan, run: Run, edits: Sequence[Edit], path: Path, machine: dict[str, Any], tell: Callable[[str], None]
+    plan: Plan, run: Run, edits: Sequence[Edit], path: Path, base: tuple[Any, Any], tell: Callable[[str], None]
 ) -> None:
     """Write the edits and score them at each number of them; the file holds what was measured so far.
 
     Seconds are of the thread on a CPU, which other work hardly lengthens, and of the clock where there is a GPU.
-    machine: `device` and `dtype` for the model. tell: takes a line for the user, once for each number of edits.
+    base: the plan's model and its tokenizer, which are as they were afterwards. tell: takes a line for the user, once
+    for each number of edits.
     """
     _forget_peak()
     config = config_for(run.method, **run.settings)
-    edited = EditedModel.from_pretrained(plan.model, config=config, template=plan.template, **machine)
+    edited = EditedModel.wrap(*base, config, template=plan.template, name=plan.model)
+    try:
+        _write(plan, run, edits, path, edited, tell)
+    finally:
+        edited.detach()
+
+
+def _write(
+    plan: Plan, run: Run, edits: Sequence[Edit], path: Path, edited: EditedModel, tell: Callable[[str], None]
+) -> None:
     evaluator = Evaluator(edited)
     result: dict[str, Any] = {
         "name": run.name,
@@ -74,7 +89,9 @@ def write_run(
         "after": {},
     }
     at = plan.at_of(run)
-    protected = {edit.id: _texts(edited, edit.protected) for edit in edits[: at[-1]] if edit.protected}
+    asked = {stop: _spread(edits[:stop], plan.scored) for stop in at}
+    questions = {edit.id: edit.protected for of_stop in asked.values() for edit in of_stop if edit.protected}
+    protected = {name: _texts(edited, texts) for name, texts in questions.items()}
     told = edits if plan.protected == "told" else [dataclasses.replace(edit, protected=()) for edit in edits]
     writing, done, held = 0.0, 0, 0
     for stop in at:
@@ -83,12 +100,12 @@ def write_run(
         writing += _seconds() - start
         held += sum(bool(one.held) for one in written)
         done, start = stop, _seconds()
-        scores = evaluator.score(told[:stop]).to_dict()
+        scores = evaluator.score(asked[stop]).to_dict()
         stored = edited.store.history.edits.values()
         bytes_written = sum(one.bytes + fingerprint_of(one).nbytes for one in stored)
         result["after"][str(stop)] = {
             **scores,
-            "same_subject": _kept(edited, edits[:stop], protected),
+            "same_subject": _kept(edited, asked[stop], protected),
             "held": held / stop,
             "seconds_per_edit": writing / stop,
             "edits_per_second": stop / writing if writing else None,
@@ -99,7 +116,12 @@ def write_run(
         result["complete"] = stop == at[-1]
         write_json(path, result)
         tell(_line(run.name, stop, result["after"][str(stop)]))
-    edited.detach()
+
+
+def _spread(edits: Sequence[Edit], most: int | None) -> Sequence[Edit]:
+    """At most so many of the edits, evenly from their whole length."""
+    count = len(edits) if most is None else min(most, len(edits))
+    return [edits[(2 * i + 1) * len(edits) // (2 * count)] for i in range(count)]
 
 
 def _line(name: str, count: int, mark: dict[str, Any]) -> str:

@@ -14,6 +14,9 @@ WAITS, AFTER_COLON, AFTER_THOUGHT, SAID, LEFT, THINKING = -1, -2, -3, -4, -5, -6
 """States of an answer that is at none of its nodes: something else is written; after a colon or bracket; a think block
 has just ended; it was said whole, or in part, and something else after that; a think block goes on."""
 
+UNSAID = "let no answer of the edit's begin, or went on otherwise"
+"""Of a request whose edit did not answer it, in a sentence on the request."""
+
 QUOTED = 1 << 20
 """Added to the node of an answer that stands in quotation marks, whose end is another than an answer's."""
 

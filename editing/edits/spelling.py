@@ -12,9 +12,9 @@ import numpy as np
 _VARIANTS = 32
 """Characters of an answer that other tokens than its own may spell: an answer is begun otherwise, if at all."""
 
-COLON, QUOTE, OPENED, SPACE, THINKS, THOUGHT = (1 << bit for bit in range(6))
+COLON, QUOTE, OPENED, SPACE, THINKS, THOUGHT, WORD = (1 << bit for bit in range(7))
 """What a token is to an answer that comes later: it ends in a colon or an opening bracket; is one quotation mark; is a
-colon or bracket and the quotation mark after it; is white space; begins a think block; ends one."""
+colon or bracket and the quotation mark after it; is white space; begins a think block; ends one; goes on in a word."""
 
 _KINDS = (
     (COLON, re.compile(r"[:\[]\s*$")),
@@ -23,6 +23,7 @@ _KINDS = (
     (SPACE, re.compile(r"\s+$")),
     (THINKS, re.compile(r"\s*<think>\s*$")),
     (THOUGHT, re.compile(r"\s*</think>\s*$")),
+    (WORD, re.compile(r"\w")),
 )
 
 

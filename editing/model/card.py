@@ -32,9 +32,8 @@ def new_card(store: EditStore, place: str) -> str:
         pipeline_tag="text-generation",
         base_model=base,
         tags=["corrigenda", "knowledge-editing", f"method:{method}"],
+        base_model_relation=None if base is None else "adapter",
     )
-    if base is not None:
-        data.base_model_relation = "adapter"
     text = (
         f"# Edits of {_escaped(_base_name(store))}\n\n"
         "Corrections to what a language model says, kept beside it: this is no checkpoint, and holds no weights of the "

@@ -18,6 +18,7 @@ from ..backbone.loading import load_base
 from ..backbone.modes import check_tensors, frozen, own_modes
 from ..backbone.patch import Patch
 from ..backbone.wrappers import unwrapped
+from ..edits.answer_start import UNSAID
 from ..edits.edit import Edit, kind_of
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
@@ -29,6 +30,7 @@ from ..methods.registry import method_class, resolved
 from ..routers.context import RoutingContext
 from ..routers.router import Decision, part_of
 from ..scores.evaluate import Evaluator, Scores
+from ..store.placed import PlacedEdits
 from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict
 from . import saving
@@ -160,8 +162,9 @@ class EditedModel:
         return edited
 
     @property
-    def edits(self) -> list[Edit]:
-        """The edits that are in the memory, by their places; in a pinned version, those of that version."""
+    def edits(self) -> PlacedEdits:
+        """The edits that are in the memory, by their places, each read when it is asked for; in a pinned version, that
+        version's."""
         return self._versions.edits
 
     @property
@@ -215,7 +218,7 @@ class EditedModel:
         It is `undo`, but an id that is not in the memory is an error.
         """
         wanted = set(names_of("remove", ids))
-        present = {edit.id for edit in self._versions.current}
+        present = set(self._versions.current.ids)
         for name in sorted(wanted):
             if name not in present:
                 raise CorrigendaError(f'There is no edit with the id "{name}" to remove.')
@@ -311,7 +314,7 @@ class EditedModel:
     def _provenance(self, session: Session, edits: Sequence[Edit]) -> list[Provenance]:
         found = provenance_of(session.decision, self.method, edits)
         for row in session.unsaid().nonzero()[:, 0].tolist():
-            found[row] = replace(found[row], reason="let no answer of the edit's begin, or went on otherwise")
+            found[row] = replace(found[row], reason=UNSAID)
         return found
 
     def answer(
@@ -446,9 +449,12 @@ class EditedModel:
         """Take the patch off and give back the base model, its module and bits as they were."""
         self._check_attached()
         self._patch.remove()
-        self.close()
+        self._writer.close(reading=False)
         return self.model
 
     def close(self) -> None:
-        """Give the store's folder back to other writers; answering goes on, editing does not."""
-        self._writer.close()
+        """Give the store's folder back to other writers; answering goes on, editing does not.
+
+        All that was not asked for yet is read first, which for 10,000 edits takes some ten seconds.
+        """
+        self._writer.close(reading=True)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import CorrigendaError
 from ..store.files import HEAD_NAME, LEDGER_NAME, reason_of
@@ -93,7 +94,7 @@ def fetched(repo_id: str, revision: str | None = None, token: Token = None) -> I
         yield Path(private)
 
 
-def _remote_card(api: object, repo_id: str, revision: str | None) -> str | None:
+def _remote_card(api: Any, repo_id: str, revision: str | None) -> str | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
@@ -118,7 +119,7 @@ def _readable(what: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    of_transport = HfHubHTTPError.__bases__[0]  # of the client that this release is built on
+    of_transport: Any = HfHubHTTPError.__bases__[0]  # of the client that this release is built on
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..backbone.identity import another_model, tokenizer_digest, weight_sample
+from ..backbone.identity import adapter_sample, another_adapter, another_model, tokenizer_digest, weight_sample
 from ..edits.edit import Edit
 from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
@@ -118,6 +119,7 @@ def header_of(edited: EditedModel) -> dict[str, Any]:
             "widths": list(edited.decoder.widths(edited.config.layer)),
             "tokenizer": tokenizer_digest(edited.tokenizer),
             "vocabulary": edited.model.get_input_embeddings().num_embeddings,
+            "adapter": adapter_sample(edited.decoder.model),
         },
         "versions": {name: version(name) for name in ("corrigenda", "torch", "transformers")},
     }
@@ -135,7 +137,7 @@ def weight_sample_of(store: EditStore) -> Tensor | None:
 
 
 def check_base(saved: Saved, decoder: Decoder, tokenizer: Tokenizer) -> None:
-    """Raise where saved edits were written for another model or with another tokenizer."""
+    """Raise where saved edits were written for another model or with another tokenizer; warn of another adapter."""
     _check_found(saved, {"layers": len(decoder)})
     if not isinstance(saved.config.layer, int) or not 0 <= saved.config.layer < len(decoder):
         raise CorrigendaError(
@@ -143,6 +145,8 @@ def check_base(saved: Saved, decoder: Decoder, tokenizer: Tokenizer) -> None:
         )
     _check_found(saved, {"widths": list(decoder.widths(saved.config.layer)), "tokenizer": tokenizer_digest(tokenizer)})
     _check_found(saved, {"weights": weight_sample(decoder, saved.config.layer)})
+    if sentence := another_adapter(saved.directory, saved.base, adapter_sample(decoder.model)):
+        warnings.warn(sentence, stacklevel=3)
 
 
 def _check_found(saved: Saved, found: dict[str, Any]) -> None:

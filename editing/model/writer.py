@@ -25,7 +25,7 @@ from .parallel import solved_by_all
 from .resume import Recorded
 from .stream import named, superseded
 from .versions import Versions
-from .view import MemoryView
+from .view import MemoryView, Outcome
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -106,23 +106,28 @@ class EditWriter:
             if store is not None and store.directory is not None and store.directory.absolute() == path:
                 if not store.ledger.writable:
                     self.attach(saving.read(path, write=True).store)
-                    store.close()
+                    self._leave(store)
             elif is_store(path):
                 raise CorrigendaError(
                     f"{directory} already holds edits: load them with from_pretrained(..., edits=...) to write on."
                 )
             elif store is not None:
                 self._view.store = store.copy(path)
-                store.close()
+                self._leave(store)
             else:
                 saving.refuse_non_empty(path)
                 self._directory = path
+
+    def _leave(self, before: EditStore) -> None:
+        """Close a store that was copied or opened anew; what readers still hold of it is read in the one that came."""
+        before.history.read_from(self.store.ledger)
+        before.close()
 
     def attach(self, store: EditStore) -> None:
         """Make the memory the view of another store."""
         with self._exclusively(False):
             self._view.attach(store)
-        self._versions.current = list(self._view.edits)
+        self._versions.current = self._view.edits
 
     def refresh(self) -> bool:
         """Take in what another process has written into the store; whether there was anything."""
@@ -138,7 +143,7 @@ class EditWriter:
         """Make the memory what the store says it is."""
         with self._exclusively(False):
             self._view.become(self._view.history.applied())
-        self._versions.current = list(self._view.edits)
+        self._versions.current = self._view.edits
 
     def _new_store(self) -> EditStore:
         if self._directory is None:
@@ -153,7 +158,7 @@ class EditWriter:
         store = self.store
         if store is not None and not store.ledger.writable:
             self._view.store = store.copy(None)
-            store.close()
+            self._leave(store)
             notice = (
                 f"Nothing is written into {store.directory}, which was only loaded: `write_into` writes there, "
                 "`save_pretrained` a new folder."
@@ -187,6 +192,7 @@ class EditWriter:
         on_progress, score_each = options.on_progress, options.score_each
         keep = self._method.keeps_unsolved if options.keep_unsolved is None else options.keep_unsolved
         seconds, told = 0.0, 0
+        earlier: dict[str, list[Edit]] = {}
         for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
@@ -197,7 +203,15 @@ class EditWriter:
                     batch, known, on_conflict=options.on_conflict, author=options.author, keep_unsolved=keep
                 )
                 self.store.notices += sentences + taken
-                self._versions.current = list(self._view.edits)
+                for edit, coming in zip(batch, known):
+                    if coming is not None:
+                        earlier.setdefault(coming, []).append(edit)
+                for edit in outcome.unsolved:
+                    fallen = self._write_earlier(edit, earlier.pop(edit.id, []), options)
+                    declined = [one for one in results.declined if one.edit not in fallen.edits]
+                    results.declined[:] = declined
+                    outcome = outcome.and_then(fallen)
+                self._versions.current = self._view.edits
             results += outcome.written
             results.unsolved += outcome.unsolved
             results.failing += outcome.failing
@@ -214,6 +228,19 @@ class EditWriter:
         if on_progress is not None and recorded.passed > told:  # the last ones were recorded before
             on_progress(Progress(len(results), seconds, (), (), recorded.passed))
         return results
+
+    def _write_earlier(self, unsolved: Edit, earlier: list[Edit], options: StreamOptions) -> Outcome:
+        """Write the last that holds of the edits that an unsolved one of the stream was to stand for."""
+        outcome = Outcome([], [], [], [], [])
+        while earlier and not set(outcome.edits).difference(outcome.unsolved):
+            edit = earlier.pop()
+            found = self._view.write(
+                [edit], [None], on_conflict="supersede", author=options.author, keep_unsolved=False
+            )
+            if not found.unsolved:
+                self.store.notices.append(f'Edit "{edit.id}" is written after all, for "{unsolved.id}" does not hold.')
+            outcome = outcome.and_then(found)
+        return outcome
 
     def _check_router(self) -> None:
         """Raise where the edits are found by another router than the one that their store is for."""
@@ -293,10 +320,12 @@ class EditWriter:
         with self._exclusively(False):
             self._method.reserve(edits, rows, prompt_tokens)
 
-    def close(self) -> None:
-        """Give the store's folder back to other writers; reading goes on."""
+    def close(self, *, reading: bool) -> None:
+        """Give the store's folder back to other writers; where `reading` goes on, what answers need is read first."""
         with self._versions.lock:
             if self.store is not None and self.store.directory is not None:
+                if reading:
+                    self._view.read_all()
                 self.store.close()
 
 

@@ -19,7 +19,7 @@ from ..edits.answer_start import (
     WAITS,
     AnswerPlan,
 )
-from ..edits.spelling import COLON, OPENED, QUOTE, SPACE, THINKS, THOUGHT
+from ..edits.spelling import COLON, OPENED, QUOTE, SPACE, THINKS, THOUGHT, WORD
 
 _NOWHERE = -99
 """Where the arcs begin that pad a slot's."""
@@ -86,12 +86,26 @@ class AnswerProgress:
         self._facts[slot] = torch.tensor(facts, dtype=torch.int32, device="cpu").to(self.device)
         # Where padding stands between a prompt and what follows it, the state passes over it.
         self._states[slot] = plan.start
-        own = self._facts[slot : slot + 1]
         for position, token in enumerate(said, start=last + 1):
-            before = self._states[slot, (position - 1) % _RECENT][None]
-            taken = torch.tensor([token], dtype=torch.int64, device=self.device)
-            state = self._next(taken, before, self._arcs[slot : slot + 1], own[:, 0], own[:, 4])
-            self._states[slot, position % _RECENT] = state.int()[0]
+            self._states[slot, position % _RECENT] = self._after(slot, token, position)
+
+    def _after(self, slot: int, token: int, position: int) -> Tensor:
+        """The state, int32 `[]`, of one slot after one token that the host knows."""
+        own, before = self._facts[slot : slot + 1], self._states[slot, (position - 1) % _RECENT][None]
+        taken = torch.tensor([token], dtype=torch.int64, device=self.device)
+        return self._next(taken, before, self._arcs[slot : slot + 1], own[:, 0], own[:, 4]).int()[0]
+
+    def says(self, plan: AnswerPlan, tokens: Sequence[int]) -> bool:
+        """Whether the tokens after a prompt say its plan's answer, or end in the middle of it; in slot 1, alone."""
+        self.begin(1, plan, last=0)
+        for position, token in enumerate(tokens, start=1):
+            state = self._after(1, token, position)
+            self._states[1, position % _RECENT] = state
+            if state == SAID:
+                return True
+        state = int(self._states[1, len(tokens) % _RECENT])
+        node = state - QUOTED if state >= QUOTED else state
+        return node > 0 and node != plan.bare
 
     def _grow(self, slots: int, arcs: int) -> None:
         before = self._arcs, self._facts, self._states
@@ -178,7 +192,9 @@ class AnswerProgress:
         after = torch.where(space & ((before == AFTER_THOUGHT) | (before == 0)), bare, after)
         after = torch.where(space & (node == bare), before, after)
         after = torch.where((node > 0) & (node < length) | (before == LEFT) | (node > length), LEFT, after)
-        after = torch.where((node == length) | (before == SAID), SAID, after)
+        # 1872 is no part of 18726, nor a city of a longer name without a blank.
+        after = torch.where((node == length) & of(WORD), LEFT, after)
+        after = torch.where((node == length) & ~of(WORD) | (before == SAID), SAID, after)
         after = torch.where((before == THINKING) | (of(THINKS) & (before == 0)), THINKING, after)
         after = torch.where(of(THOUGHT), AFTER_THOUGHT, after)
         return torch.where(to >= 0, to + torch.where(quoted | (before == AFTER_COLON), QUOTED, 0), after)

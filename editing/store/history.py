@@ -47,10 +47,10 @@ class History:
         self._declined_ids: dict[str, int] = {}
 
     @classmethod
-    def read(cls, ledger: Ledger) -> History:
-        """Read a ledger from its start, and check that what it says makes sense."""
+    def read(cls, ledger: Ledger, until: int | None = None) -> History:
+        """Read a ledger from its start, to this entry or its end, and check that what it says makes sense."""
         history = cls(ledger)
-        history.take(ledger.entries())
+        history.take(ledger.entries(until=until))
         if history.store is None:
             raise CorrigendaError(f"{ledger.name} holds no entry that says what model its edits are for.")
         return history
@@ -72,6 +72,10 @@ class History:
         if self._held is None or self._held.seq != seq:
             self._held = self._ledger.entry(seq)
         return self._held
+
+    def read_from(self, ledger: Ledger) -> None:
+        """Read entries again in a copy from now on: the ledger that they were read in is about to be closed."""
+        self._ledger = ledger
 
     def _fold(self, entry: Entry) -> None:
         body = entry.body

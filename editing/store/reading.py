@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from .folder import Folder
 from .schema import LARGEST_TENSORS, STEP, Steps
 
 START = bytes(32)
+_ENDLESS = (1 << 63) - 1
 _ENTRIES = "SELECT seq, kind, CASE WHEN length(body) <= ? THEN body END, chain FROM entries WHERE"
 """A body that is too large is not fetched: parsed, it takes 20 times its size and more."""
 
@@ -35,6 +36,7 @@ class LedgerReader:
         self.folder = folder
         self.count = 0
         self.chain = START
+        self.closed = False
         self._connection = connection
         self._steps = Steps()
         connection.set_progress_handler(self._steps, STEP)
@@ -58,12 +60,17 @@ class LedgerReader:
             return pages * size
         return sum(found.st_size for name in (LEDGER_NAME, BESIDE[0]) if (found := self.folder.status(name)))
 
-    def entries(self, after: int = 0) -> Iterator[Entry]:
-        """The entries from `after` on, which must be the last one read before; moves `count` and `chain` along."""
+    def entries(self, after: int = 0, until: int | None = None) -> Iterator[Entry]:
+        """The entries from `after` on, which must be the last one read before; moves `count` and `chain` along.
+
+        until: the last one to read; None: to the end.
+        """
         if after not in (0, self.count):
             raise ValueError(f"entries are read from the start or from {self.count} on, not from {after}")
         count, chain = (self.count, self.chain) if after else (0, START)
-        for seq, kind, body, found in self._rows(f"{_ENTRIES} seq > ? ORDER BY seq", (LARGEST_BODY, after)):
+        last = _ENDLESS if until is None else until
+        rows = self._rows(f"{_ENTRIES} seq > ? AND seq <= ? ORDER BY seq", (LARGEST_BODY, after, last))
+        for seq, kind, body, found in rows:
             if seq != count + 1:
                 raise self._damaged(f"entry {count + 1} is missing")
             entry, chain = self._linked(chain, seq, kind, body, found)
@@ -106,6 +113,16 @@ class LedgerReader:
         if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != expected.get("sha256"):
             raise self._damaged(f"the tensors of entry {entry} do not match their checksum")
         return data
+
+    def check_sizes(self, expected: Mapping[int, int]) -> None:
+        """Raise unless each of these entries has tensors of that many bytes, which are not read."""
+        missing = dict(expected)
+        # As many as there may be: the pages of a damaged table can lead in a circle.
+        for seq, size in self._rows("SELECT seq, length(data) FROM tensors ORDER BY seq LIMIT ?", (self.count,)):
+            if missing.get(seq) == size:
+                del missing[seq]
+        if missing:
+            raise self._damaged(f"the tensors of entry {min(missing)} are missing or cut")
 
     def owners(self) -> list[int]:
         """The entries that have tensors."""
@@ -171,6 +188,8 @@ class LedgerReader:
     @contextlib.contextmanager
     def _sentences(self, writing: bool = False) -> Iterator[None]:
         """Within: an error of SQLite becomes one that a user can read."""
+        if self.closed:
+            raise CorrigendaError(f"{self.name} was closed, with edits that were not read: open them again.")
         try:
             self._steps.begin(self.size)
             yield

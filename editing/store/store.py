@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..collecting import uncollected
 from ..edits.edit import Edit
 from ..errors import CorrigendaError, FieldError
 from ..shown import name, shown
@@ -16,6 +17,7 @@ from .folder import Folder
 from .history import APPLIED, UNSOLVED, History, StoredEdit, status_entry
 from .ledger import Ledger, New
 from .selection import Selection
+from .snapshots import Snapshot
 
 OnConflict = str | Callable[[Edit, Edit], str]
 CONFLICT_POLICIES = ("supersede", "keep")
@@ -33,11 +35,13 @@ class EditStore:
     """A ledger that was read to its end, with its history.
 
     notices: sentences on what happened beside what was asked for (a clock gone backwards, an edit superseded).
+    pinned: the snapshot that it stays at (`at`)
     """
 
-    def __init__(self, ledger: Ledger, history: History) -> None:
+    def __init__(self, ledger: Ledger, history: History, pinned: Snapshot | None = None) -> None:
         self.ledger = ledger
         self.history = history
+        self.pinned = pinned
         self.notices: list[str] = []
 
     @property
@@ -54,7 +58,7 @@ class EditStore:
         """The store in a folder; with `write`, as its only writer (`Ledger.open`)."""
         ledger = Ledger.open(directory, write=write, head=head)
         try:
-            with ledger.snapshot():
+            with ledger.snapshot(), uncollected():
                 ledger.check_structure()
                 history = History.read(ledger)
                 ledger.check_claim(history.claimed)
@@ -62,6 +66,25 @@ class EditStore:
             ledger.close()
             raise
         return cls(ledger, history)
+
+    @classmethod
+    def at(cls, directory: str | Path | Folder, snapshot: Snapshot) -> EditStore:
+        """The store in a folder as it was at a snapshot; it stays so, and is for reading alone."""
+        ledger = Ledger.open(directory)
+        try:
+            with ledger.snapshot():
+                ledger.check_structure()
+                history = History.read(ledger, snapshot.entries)
+                if Snapshot.of(ledger) != snapshot:
+                    raise CorrigendaError(
+                        f"{ledger.name} holds no snapshot {snapshot}: it is not of this ledger, or of one that was cut "
+                        "back."
+                    )
+                ledger.check_claim(history.claimed)
+        except BaseException:
+            ledger.close()
+            raise
+        return cls(ledger, history, snapshot)
 
     @classmethod
     def temporary(cls, header: dict[str, Any], tensors: bytes) -> EditStore:
@@ -81,6 +104,11 @@ class EditStore:
         ledger = Ledger.create(directory, fill)
         return cls(ledger, History.read(ledger))
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """The name of what was read."""
+        return self.pinned or Snapshot.of(self.ledger)
+
     def close(self) -> None:
         self.ledger.close()
 
@@ -95,6 +123,8 @@ class EditStore:
 
     def refresh(self) -> bool:
         """Fold in what another process has written since; whether there was anything."""
+        if self.pinned is not None:
+            return False
         before = self.ledger.count
         with self.ledger.snapshot():
             self.history.take(self.ledger.entries(after=before))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
@@ -18,10 +20,11 @@ from ..edit_header import current_request
 from ..errors import ServingError
 from ..log import logger_of
 from ..metrics import Metrics
+from ..outcome import Expected, Outcomes
 from ..served_edits import Admission
 from ..settings import ServingSettings
 from .keys import CONFIG, settings_in
-from .protocols import EngineConfig, EngineRequest, OutputProcessor
+from .protocols import EngineConfig, EngineOutput, EngineRequest, OutputProcessor
 
 logger = logger_of("vllm.corrigenda")
 
@@ -75,8 +78,9 @@ class Admissions:
         self.catalogue = Catalogue(load_tokenizer(model.tokenizer or model.model), settings)
         self.metrics = Metrics()
         self.metrics.changed(self.catalogue, len(self.catalogue.keys()), 0)
+        self._outcomes = Outcomes(self.catalogue, self.metrics, self.catalogue.prompts.vocabulary)
         # By the engine's name of a request, for several in flight may have one name of their callers' choice.
-        self._recent: OrderedDict[str, tuple[str, Admission, float]] = OrderedDict()
+        self._recent: OrderedDict[str, _Decided] = OrderedDict()
         self._inner: dict[str, str] = {}
 
     def admit(self, request: EngineRequest) -> Admission | None:
@@ -111,9 +115,7 @@ class Admissions:
     def remember(self, name: str, inner: str, admission: Admission) -> None:
         """Keep what was decided for a request: `name` is its caller's for it, `inner` the engine's, which is unique."""
         self.metrics.admitted(admission)
-        http = current_request()
-        if http is not None:
-            http.decided(None if admission.edit is None else admission.edit.id, admission.version)
+        decided = _Decided(name, admission, self._outcomes)
         if admission.edit is not None:
             logger.info(
                 "Request %s: edit %s (tenant %s, score %.3f, margin %.3f, version %d)",
@@ -124,17 +126,17 @@ class Admissions:
                 admission.margin,
                 admission.version,
             )
-        self._recent[inner] = name, admission, time.monotonic()
+        self._recent[inner] = _of_process[inner] = decided
         self._inner[name] = inner
         if len(self._recent) > _REMEMBERED:
-            oldest, (name, _, _) = self._recent.popitem(last=False)
-            if self._inner.get(name) == oldest:
-                del self._inner[name]
+            oldest, gone = self._recent.popitem(last=False)
+            if self._inner.get(gone.name) == oldest:
+                del self._inner[gone.name]
 
     def of(self, request_id: str) -> Admission | None:
-        """What was decided for a request, the last one by the id that its caller knows."""
+        """What came of a request, the last one by the id that its caller knows; until it ends, what was decided."""
         found = self._recent.get(self._inner.get(request_id))
-        return None if found is None else found[1]
+        return None if found is None else found.outcome
 
     def pinned(self, output_processor: OutputProcessor) -> set[str]:
         """The keys of the edits that requests in flight are answered by.
@@ -144,7 +146,45 @@ class Admissions:
         running = {*output_processor.request_states, *output_processor.parent_requests}
         now = time.monotonic()
         return {
-            admission.key
-            for inner, (_, admission, since) in self._recent.items()
-            if admission.key is not None and (now - since < _GRACE or inner in running)
+            decided.admission.key
+            for inner, decided in self._recent.items()
+            if decided.admission.key is not None and (now - decided.since < _GRACE or inner in running)
         }
+
+
+class _Decided(Expected):
+    """A request of an engine, called `name` by its caller; tokens of its answers, by the engine's names of these."""
+
+    __slots__ = ("_outcomes", "_tokens", "name", "outcome", "since")
+
+    def __init__(self, name: str, admission: Admission, outcomes: Outcomes) -> None:
+        super().__init__(admission, current_request())
+        self.name = name
+        self.since = time.monotonic()
+        self.outcome = admission
+        self._outcomes = outcomes
+        self._tokens: dict[str, list[int]] = {}
+
+    def wrote(self, answer: str, tokens: Sequence[int], ended: bool) -> None:
+        """Take in what a step has written of an answer."""
+        if self.admission.edit is None:
+            return
+        said = self._tokens.setdefault(answer, [])
+        said.extend(tokens)
+        if ended:
+            found = self._outcomes.of(self.admission, self._tokens.pop(answer))
+            if found.edit is None:
+                logger.info("Request %s: its answer was not edit %s.", shown(self.name), shown(self.admission.edit.id))
+            self.finished(found)
+            self.outcome = self.admission if self.said else found
+
+
+_of_process: WeakValueDictionary[str, _Decided] = WeakValueDictionary()
+"""By the engine's names: outputs come to an object that knows no engine."""
+
+
+def wrote(output: EngineOutput, ended: bool) -> None:
+    """Take in an engine's output; answers to one prompt are called by a number, a line, and their request's name."""
+    decided = _of_process.get(output.request_id) or _of_process.get(output.request_id.partition("_")[2])
+    if decided is not None:
+        decided.wrote(output.request_id, output.new_token_ids, ended)

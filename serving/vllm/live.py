@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...editing.errors import CorrigendaError
+from ...editing.store.snapshots import Snapshot
 from ..access import Access
 from ..errors import ServingError
 from ..served_edits import Change
@@ -37,9 +38,9 @@ class Edits:
         self._admissions = admissions
         self.catalogue = admissions.catalogue
 
-    def load(self, folder: str | Path, tenant: str | None = None) -> Change:
-        """Read a folder, for the first time or anew, and answer by what it holds."""
-        return self._take(self.catalogue.read([(tenant, resolved(folder))]))
+    def load(self, folder: str | Path, tenant: str | None = None, snapshot: Snapshot | None = None) -> Change:
+        """Read a folder, for the first time or anew, and answer by what it holds, or held at a snapshot."""
+        return self._take(self.catalogue.read([(tenant, resolved(folder))], snapshot=snapshot))
 
     def undo(self, name: str, tenant: str | None = None, author: str | None = None) -> Change:
         """Undo an edit in its store's ledger, and answer without it."""
@@ -98,10 +99,25 @@ class AsyncEdits:
     def without_paths(self, text: str) -> str:
         return text if self._admissions is None else self.catalogue.without_paths(text)
 
-    async def load(self, store: str, tenant: str | None) -> dict[str, Any]:
+    async def load(self, store: str, tenant: str | None, snapshot: Snapshot | None) -> dict[str, Any]:
         path = self.catalogue.allowed(store, tenant)
         async with self._changing:
-            return await self._take(await asyncio.to_thread(self.catalogue.read, [(tenant, path)]))
+            return await self._take(await asyncio.to_thread(self.catalogue.read, [(tenant, path)], None, snapshot))
+
+    async def stage(self, store: str, tenant: str | None, snapshot: Snapshot) -> dict[str, Any]:
+        path = self.catalogue.allowed(store, tenant)
+        async with self._changing:
+            change = await asyncio.to_thread(self.catalogue.read, [(tenant, path)], None, snapshot)
+            await self._load(change)
+            self.catalogue.stage(change)
+            return change.to_dict(self.catalogue.version)
+
+    async def drop_staged(self, store: str, tenant: str | None) -> dict[str, Any]:
+        path = self.catalogue.allowed(store, tenant)
+        async with self._changing:
+            self.catalogue.drop_staged(tenant, path)
+            await self._keep()
+            return {"version": self.catalogue.version, "added": [], "removed": []}
 
     async def undo(self, edit: str, tenant: str | None, store: str | None, author: str | None) -> dict[str, Any]:
         path = None if store is None else self.catalogue.allowed(store, tenant)
@@ -133,10 +149,14 @@ class AsyncEdits:
     async def _take(self, change: Change) -> dict[str, Any]:
         await self._load(change)
         version = await asyncio.to_thread(self.catalogue.publish, change)
-        keep = self.catalogue.keys() | self._admissions.pinned(self._client.output_processor)
-        await self._client.collective_rpc("corrigenda_keep", args=(sorted(keep),))
+        await self._keep()
         self._admissions.metrics.changed(self.catalogue, len(change.added), len(change.removed))
         return change.to_dict(version)
+
+    async def _keep(self) -> None:
+        """Have workers drop the rows that neither the catalogue nor a request in flight has use for."""
+        keep = self.catalogue.keys() | self._admissions.pinned(self._client.output_processor)
+        await self._client.collective_rpc("corrigenda_keep", args=(sorted(keep),))
 
     async def _load(self, change: Change) -> None:
         for arguments in _loads(change):

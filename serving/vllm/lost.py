@@ -14,6 +14,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from ..metrics import Metrics
+from .admission import wrote
 from .worker import edits_of_worker
 
 _FIELD = "corrigenda_lost"
@@ -63,8 +64,11 @@ def ended(original: Any, self: Any, scheduler_output: Any, model_runner_output: 
 
 
 def counted(original: Any, self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """`OutputProcessor.process_outputs`: the first place in the front end that sees them."""
+    """`OutputProcessor.process_outputs`: the first place in the front end that sees them, and what was written."""
     lost = sum(output.stop_reason == LOST for output in engine_core_outputs)
     if lost:
         Metrics().lost(lost)
-    return original(self, engine_core_outputs, *args, **kwargs)
+    done = original(self, engine_core_outputs, *args, **kwargs)
+    for output in engine_core_outputs:  # a stop string ends an answer here, and whoever asked is not told before
+        wrote(output, ended=output.request_id not in self.request_states)
+    return done

@@ -73,6 +73,13 @@ class EngineConfig(Protocol):
     device_config: DeviceConfig
 
 
+class EngineOutput(Protocol):
+    """What a step has written of one answer."""
+
+    request_id: str
+    new_token_ids: list[int]
+
+
 class OutputProcessor(Protocol):
     """The front end's book of requests that are answered."""
 

@@ -21,7 +21,7 @@ from ..log import logger_of
 from ..memory import ServedMemory, edit_key
 from ..settings import ServingSettings
 from ..slots import Slots
-from ..stores import open_store, served_config
+from ..stores import active_snapshot, open_store, served_config
 from .keys import LAYER, edit_of, plan_of, settings_in
 from .protocols import EngineConfig, SamplingParams
 
@@ -59,7 +59,7 @@ class WorkerEdits:
         self.memory: ServedMemory | None = None
         wanted: dict[Path, dict[str, int]] = {}
         for path in settings.folders:
-            store = open_store(path)
+            store = open_store(path, active_snapshot(path))
             try:
                 if self.memory is None:
                     config = served_config(store, settings.router)

@@ -8,6 +8,8 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel
+from corrigenda.editing.edits.answer_start import AnswerStarts
+from corrigenda.editing.edits.prompts import PromptFormat
 from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
 
@@ -31,6 +33,17 @@ def store(folder: Path, edits: list[Edit], model=None, **settings) -> Path:
     edited.save_pretrained(folder)
     edited.detach()
     return folder
+
+
+def answer_starts() -> AnswerStarts:
+    """Where answers begin in the format of these edits."""
+    return AnswerStarts(PromptFormat(tiny_tokenizer(), TEMPLATE), ends=True)
+
+
+def banned() -> list[int]:
+    """The tokens that the answers of `SHARED` can begin with."""
+    spellings = [answer_starts().spelling(edit.prompt, edit.target) for edit in SHARED]
+    return sorted({token for spelling in spellings for node, token, _ in spelling.arcs if node == 0})
 
 
 class Served:

@@ -122,7 +122,7 @@ def test_a_body_that_a_page_may_send_unasked_is_refused(kind):
     headers = {} if kind is None else {"content-type": kind}
     assert ask(LOCAL, content=b'{"store": "more"}', headers=headers)[0] == 415
     json = {"content-type": "application/json; charset=utf-8"}
-    assert ask(LOCAL, content=b'{"store": "more"}', headers=json) == (200, [("load", "more", None)])
+    assert ask(LOCAL, content=b'{"store": "more"}', headers=json) == (200, [("load", "more", None, None)])
 
 
 HEADER = "x-corrigenda-tenant"
@@ -132,8 +132,8 @@ HEADER = "x-corrigenda-tenant"
 def test_the_header_has_the_word_on_whose_a_request_is(only):
     access = Access(ServingSettings.parse({"edits": "e", "tenant_header_only": only}), local=True)
     acme, none = {"headers": {HEADER: "acme"}}, {}
-    assert ask(access, **acme) == (200, [("load", "more", "acme")])
-    assert ask(access, body={"tenant": "acme"}, **acme) == (200, [("load", "more", "acme")])
+    assert ask(access, **acme) == (200, [("load", "more", "acme", None)])
+    assert ask(access, body={"tenant": "acme"}, **acme) == (200, [("load", "more", "acme", None)])
     assert ask(access, body={"tenant": "other"}, **acme)[0] == 403
     assert ask(access, body={"tenant": "acme"}, **none)[0] == (403 if only else 200)
     assert ask(access, "DELETE", "/v1/edits/a", **acme) == (200, [("undo", "a", "acme", None, None)])

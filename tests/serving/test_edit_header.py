@@ -44,7 +44,7 @@ def test_the_start_waits_for_what_is_found_later():
         seen.append(current_request().tenant)
         current_request().decided("edit-1", 7)
         current_request().decided(None, 7)
-        await asyncio.to_thread(lambda: current_request().decided("edit 3,\r\n-é", 8))
+        await asyncio.to_thread(lambda: current_request().decided("edit 3,\r\n-é", 8, "5-0123"))
         await send(BODY)
         current_request().decided("late", 9)
         await send(BODY)
@@ -52,7 +52,7 @@ def test_the_start_waits_for_what_is_found_later():
     first, *rest = sent(app, [(b"X-Corrigenda-Tenant", b"acme")])
     assert seen == ["acme"] and rest == [BODY, BODY]
     header = b"edit-1,-,edit%203%2C%0D%0A-%C3%A9"
-    found = [(b"x-corrigenda-edit", header), (b"x-corrigenda-version", b"8")]
+    found = [(b"x-corrigenda-edit", header), (b"x-corrigenda-version", b"8"), (b"x-corrigenda-snapshot", b"5-0123")]
     assert first == start(headers=[(b"x-other", b"1"), *found])
 
 
@@ -76,11 +76,11 @@ def test_ids_that_no_header_can_hold_are_in_the_body():
     first, body = sent(bulky(900, b"application/json; charset=utf-8", b'{"choices": [', b'"\xc3\xa9"]}'))
     headers = dict(first["headers"])
     assert headers[b"x-corrigenda-edit"] == b"*600" and headers[b"x-corrigenda-version"] == b"4"
-    assert json.loads(body["body"]) == {"choices": ["é"], "corrigenda": {"edits": IDS, "version": 4}}
+    assert json.loads(body["body"]) == {"choices": ["é"], "corrigenda": {"edits": IDS, "version": 4, "snapshot": ""}}
     assert [value for name, value in first["headers"] if name == b"content-length"] == [b"%d" % len(body["body"])]
     first, *events = sent(bulky(900, b"text/event-stream", b"data: 1\n\n", b"data: 2\n\n"))
     comment, event = events[0]["body"].split(b"\n\n", 1)
-    assert json.loads(comment.removeprefix(b": corrigenda ")) == {"edits": IDS, "version": 4}
+    assert json.loads(comment.removeprefix(b": corrigenda ")) == {"edits": IDS, "version": 4, "snapshot": ""}
     assert (event, events[1]["body"]) == (b"data: 1\n\n", b"data: 2\n\n")
     for kind, more in ((b"text/plain", ()), (b"application/json", [(b"content-encoding", b"gzip")])):
         first, *rest = sent(bulky(900, kind, b"[1", b"]", more=more))
@@ -117,11 +117,13 @@ def test_pages_of_other_origins_may_read_the_headers(outside):
         app.add_middleware(middleware, **options)
     headers = TestClient(app).get("/", headers={"origin": "https://elsewhere.example"}).headers
     assert headers["access-control-allow-origin"] == "*" and headers["x-corrigenda-edit"] == "a"
-    assert headers["access-control-expose-headers"] == "x-corrigenda-edit, x-corrigenda-version"
+    assert headers["access-control-expose-headers"] == "x-corrigenda-edit, x-corrigenda-version, x-corrigenda-snapshot"
     assert "access-control-expose-headers" not in TestClient(app).get("/").headers
 
 
-@pytest.mark.parametrize(("given", "told"), [(b"*", b"*"), (b"x-a", b"x-a, x-corrigenda-edit, x-corrigenda-version")])
+@pytest.mark.parametrize(
+    ("given", "told"), [(b"*", b"*"), (b"x-a", b"x-a, x-corrigenda-edit, x-corrigenda-version, x-corrigenda-snapshot")]
+)
 def test_what_an_app_lets_pages_read_stays(given, told):
     app = bulky(1, b"text/plain", b"", more=[(b"Access-Control-Expose-Headers", given)])
     first, _ = sent(app, [(b"origin", b"https://elsewhere.example")])

@@ -13,6 +13,8 @@ from corrigenda.serving import ServingError  # noqa: E402
 from corrigenda.serving.access import Access  # noqa: E402
 from corrigenda.serving.endpoints import edits_router  # noqa: E402
 
+SNAPSHOT = "12-0123456789abcdef"
+
 
 class Recorded:
     """A stack that writes down what it is asked, and answers or raises what it was told to."""
@@ -28,8 +30,14 @@ class Recorded:
             raise self.answer
         return self.answer
 
-    async def load(self, store, tenant):
-        return await self._answered("load", store, tenant)
+    async def load(self, store, tenant, snapshot):
+        return await self._answered("load", store, tenant, snapshot and str(snapshot))
+
+    async def stage(self, store, tenant, snapshot):
+        return await self._answered("stage", store, tenant, str(snapshot))
+
+    async def drop_staged(self, store, tenant):
+        return await self._answered("drop_staged", store, tenant)
 
     async def undo(self, edit, tenant, store, author):
         return await self._answered("undo", edit, tenant, store, author)
@@ -67,9 +75,12 @@ def client(stack):
     [
         ("GET", "/v1/edits", None, ("listing", None, True)),
         ("GET", "/v1/edits?tenant=acme", None, ("listing", "acme", False)),
-        ("POST", "/v1/edits", {"store": "more"}, ("load", "more", None)),
-        ("POST", "/v1/edits", {"store": "more", "tenant": "acme"}, ("load", "more", "acme")),
-        ("POST", "/v1/edits", {"store": "more", "tenant": None}, ("load", "more", None)),
+        ("POST", "/v1/edits", {"store": "more"}, ("load", "more", None, None)),
+        ("POST", "/v1/edits", {"store": "more", "tenant": "acme"}, ("load", "more", "acme", None)),
+        ("POST", "/v1/edits", {"store": "more", "tenant": None}, ("load", "more", None, None)),
+        ("POST", "/v1/edits", {"store": "more", "snapshot": SNAPSHOT}, ("load", "more", None, SNAPSHOT)),
+        ("POST", "/v1/snapshots", {"store": "more", "snapshot": SNAPSHOT}, ("stage", "more", None, SNAPSHOT)),
+        ("DELETE", "/v1/snapshots?store=more&tenant=t", None, ("drop_staged", "more", "t")),
         ("GET", "/v1/edits/why?prompt=Who%20leads%3F", None, ("why", "Who leads?", None)),
         ("GET", "/v1/edits/why?prompt=Who&tenant=acme", None, ("why", "Who", "acme")),
         ("DELETE", "/v1/edits/edit-00001", None, ("undo", "edit-00001", None, None, None)),
@@ -113,6 +124,10 @@ def test_routes(method, path, body, call):
         ("DELETE", "/v1/edits", None, 'must hold "id"'),
         ("DELETE", "/v1/tenants", None, 'must hold "tenant"'),
         ("POST", "/v1/edits", b'{"store": "a", "tenant": "b\\u001b"}', "cannot be shown"),
+        ("POST", "/v1/edits", b'{"store": "a", "snapshot": "last"}', '"last" is no name of a snapshot'),
+        ("POST", "/v1/snapshots", b'{"store": "a"}', 'must hold "snapshot"'),
+        ("POST", "/v1/snapshots", b'{"store": "a", "snapshot": "0-0123456789abcdef"}', "is no name of a snapshot"),
+        ("DELETE", "/v1/snapshots", None, 'must hold "store"'),
     ],
 )
 def test_what_is_malformed_is_said_in_one_sentence(method, path, body, words):

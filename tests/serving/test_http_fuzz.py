@@ -87,8 +87,17 @@ class Live:
     def _take(self, change):
         return change.to_dict(self.catalogue.publish(change))
 
-    async def load(self, store, tenant):
-        return self._take(self.catalogue.read([(tenant, self.catalogue.allowed(store, tenant))]))
+    async def load(self, store, tenant, snapshot):
+        return self._take(self.catalogue.read([(tenant, self.catalogue.allowed(store, tenant))], snapshot=snapshot))
+
+    async def stage(self, store, tenant, snapshot):
+        change = self.catalogue.read([(tenant, self.catalogue.allowed(store, tenant))], snapshot=snapshot)
+        self.catalogue.stage(change)
+        return change.to_dict(self.catalogue.version)
+
+    async def drop_staged(self, store, tenant):
+        self.catalogue.drop_staged(tenant, self.catalogue.allowed(store, tenant))
+        return {"version": self.catalogue.version, "added": [], "removed": []}
 
     async def undo(self, edit, tenant, store, author):
         path = None if store is None else self.catalogue.allowed(store, tenant)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import pytest
 from running import transformers_server
-from served import OF_ACME, SHARED, store
+from served import OF_ACME, SHARED, banned, store
 from tiny import save_tiny
+from transformers import GenerationConfig
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 httpx = pytest.importorskip("httpx")
@@ -164,3 +166,18 @@ def test_another_models_edits_are_refused_before_anything_is_served(folders, tmp
     for stack in ("transformers", "vllm"):
         with pytest.raises(CorrigendaError, match="does not exist"):
             launch(stack, str(tmp_path / "none"), {"edits": folders / "edits" / "shared"})
+
+
+@pytest.mark.slow
+def test_a_server_names_no_edit_that_could_not_be_said(folders, tmp_path):
+    save_tiny(tmp_path / "model")
+    GenerationConfig(eos_token_id=2, pad_token_id=0, suppress_tokens=banned()).save_pretrained(tmp_path / "model")
+    body = {"prompt": "Question: Who founded the Krellin museum?\nAnswer:", "max_tokens": 8}
+    with transformers_server(tmp_path / "model", {"edits": folders / "edits" / "shared"}) as http:
+        response = http.post("/v1/completions", json=body)
+        assert response.status_code == 200 and "Anna" not in response.text
+        assert response.headers["x-corrigenda-edit"] == "-"
+        streamed = http.post("/v1/completions", json={**body, "stream": True})
+        assert streamed.headers["x-corrigenda-edit"] == "b"  # sent before anything was written
+        told = [line for line in streamed.text.splitlines() if line.startswith(": corrigenda ")]
+        assert [json.loads(line.removeprefix(": corrigenda "))["edits"] for line in told] == [[None]]

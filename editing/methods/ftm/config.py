@@ -27,6 +27,7 @@ class FtmConfig(WeightsConfig):
         *("steps", "learning_rate", "stop_loss", "norm_constraint", "record_rank", "eos")
     }
     steps: int = 25
+    """The most steps of Adam for an edit."""
     learning_rate: float | None = None
     """Of Adam: 5e-4 as published."""
     stop_loss: float = 0.01

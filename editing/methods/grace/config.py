@@ -42,6 +42,7 @@ class GraceConfig(EditingConfig):
     steps: int = 50
     """Adam's steps on a value; there is no early end."""
     learning_rate: float = 1.0
+    """Of Adam, in the hidden state's own units."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,6 +21,7 @@ class AdapterConfig(WeightsConfig):
     modules: str = "q_proj,v_proj"
     """The linear maps of every layer that get an adapter, by their names."""
     rank: int = 8
+    """Of an edit's adapter."""
     alpha: float = 32.0
     """The adapter's output counts alpha / rank times."""
     dropout: float = 0.1
@@ -28,6 +29,7 @@ class AdapterConfig(WeightsConfig):
     learning_rate: float = 5e-3
     """Of AdamW, without weight decay."""
     steps: int = 70
+    """Of AdamW, on an edit's adapter."""
     stop_loss: float = 0.0
     """Learning ends when a step's loss is at most this; 0 as published: it does not."""
 

@@ -48,13 +48,17 @@ class LteConfig(PromptConfig):
     alignment_edits: int = 32
     """How many edits of it are used, four rows each."""
     rank: int = 8
+    """Of the adapters that alignment trains."""
     alpha: float = 16.0
     """The adapter's output counts alpha / rank times."""
     dropout: float = 0.05
+    """Share of the inputs that an adapter does not see in a step."""
     learning_rate: float = 3e-4
+    """Of the alignment."""
     rounds: int = 3
     """How often each row is seen."""
     alignment_batch: int = 8
+    """Rows of the alignment set in a step."""
     answer_tokens: int = 16
     """The longest answer that the model writes itself, where a record names none."""
 

@@ -51,6 +51,7 @@ class MeloConfig(EditingConfig):
     steps: int = 50
     """Adam's, on a block."""
     learning_rate: float = 1e-3
+    """Of Adam, before it is halved."""
     halve_every: int = 30
     """Steps after which the learning rate is halved."""
 

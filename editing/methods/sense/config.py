@@ -26,6 +26,7 @@ class TokenVectorsConfig(WeightsConfig):
     steps: int = 10
     """Adam's, each on the edit and one background text."""
     learning_rate: float = 0.0149
+    """Of Adam, as published."""
     kl_weight: float = 0.421
     """What the drift on the background text counts beside the edit's cross-entropy."""
 
@@ -68,3 +69,4 @@ class TokenVectorConfig(TokenVectorsConfig):
     names: ClassVar = ("token-vectors",)
     summary: ClassVar = "vectors for tokens at one layer, learnt as sense finetuning's"
     learning_rate: float = 0.3
+    """Of Adam, in the hidden state's own units."""

@@ -26,7 +26,9 @@ class StableKeConfig(AdapterConfig):
     only_solving: ClassVar = AdapterConfig.only_solving | {"paraphrases", "descriptions", "wording_tokens"}
     eos: bool = True
     rank: int = 16
+    """Of an edit's adapter."""
     learning_rate: float = 2e-3
+    """Of AdamW, without weight decay."""
     steps: int = 30
     """Of all wordings together."""
     stop_loss: float = 0.05

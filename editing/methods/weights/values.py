@@ -89,13 +89,14 @@ def optimised_values(decoder: Decoder, layer: int, asked: Sequence[Asked], confi
     for step in range(config.steps):
         delta.grad = None
         total = torch.zeros(len(asked), dtype=torch.float32, device=device)
-        for group in groups:
-            of_row = group.suffix.losses(group.added(delta)).sum(1) * group.scale
-            _take(of_row, group.owner, total)
-        for group, before in essences:
-            _take(_drift(_next(group, delta), before) * group.scale, group.owner, total)
-        decay = config.value_decay * delta.norm(dim=1) / norms**2
-        _take(torch.where(running, decay, 0.0), torch.arange(len(asked), dtype=torch.int64, device=device), total)
+        with torch.set_grad_enabled(step < config.steps - 1):  # the last step only looks
+            for group in groups:
+                of_row = group.suffix.losses(group.added(delta)).sum(1) * group.scale
+                _take(of_row, group.owner, total)
+            for group, before in essences:
+                _take(_drift(_next(group, delta), before) * group.scale, group.owner, total)
+            decay = config.value_decay * delta.norm(dim=1) / norms**2
+            _take(torch.where(running, decay, 0.0), torch.arange(len(asked), dtype=torch.int64, device=device), total)
         stops = running & (total < config.stop_loss)
         for edit in running.nonzero()[:, 0].tolist():
             loss[edit] = float(total[edit])

@@ -125,7 +125,7 @@ class MeaningRouter(EditRouter):
     def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:
         known = [self._unpacked(fingerprint) for fingerprint in fingerprints]
         self._known = [*self._known, *known]  # a new list: views keep the old one
-        self.tokens.add_fingerprints([torch.tensor(one.tokens, dtype=torch.int32, device="cpu") for one in known])
+        self.tokens.add_rows([one.tokens for one in known])
         self._changed()
 
     def _changed(self) -> None:

@@ -9,8 +9,8 @@ from command_line import corrigenda, refused, write_records
 from tiny import save_tiny
 
 from corrigenda.editing import EditedModel
-from corrigenda.editing.comparison.plots import SCORES
-from corrigenda.editing.comparison.results import read_results
+from corrigenda.editing.comparison.plots import SCORES, field_plot
+from corrigenda.editing.comparison.results import Result, read_results
 
 RECORDS = [
     {
@@ -111,11 +111,12 @@ def test_a_run_has_numbers_of_its_own_and_need_not_be_told_what_is_protected(pla
     write = EditedModel.edit
     monkeypatch.setattr(EditedModel, "edit", edit)
     changed = plan.read_text().replace("contexts: 1}", "contexts: 1}\n    at: [2]")
-    plan.write_text(changed + "protected: asked\n")
+    plan.write_text(changed + "protected: asked\nscored: 2\n")
     assert corrigenda("bench", "--plan", plan, "--out", tmp_path / "out").exit_code == 0
     found = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("associative", "retrieval")]
     assert [list(one["after"]) for one in found] == [["2"], ["1", "3"]]
     assert all(0 <= one["after"][count]["same_subject"] <= 1 for one, count in zip(found, "23"))
+    assert [one["after"][count]["n"] for one, count in zip(found, "23")] == [2, 2]
     assert len(told) == 5 and not any(one.protected for one in told)
     again = corrigenda("bench", "--plan", plan, "--out", tmp_path / "out").output
     assert "associative is in" in again and "retrieval is in" in again
@@ -134,6 +135,16 @@ def test_a_run_that_fails_leaves_the_others(model, tmp_path):
     assert {result.name for (group,) in [read_results(tmp_path / "out").values()] for result in group} == {"rag"}
 
 
+def test_a_picture_of_many_methods_has_a_row_each_and_only_panels_that_were_measured():
+    pytest.importorskip("matplotlib")
+    marks = {1: {"free_rel": 1.0, "free_gen": 0.0, "loc": None}, 10: {"free_rel": 0.5, "free_gen": 0.25, "loc": None}}
+    results = [Result(name, "rag", "a.jsonl", "m", marks, {}, "") for name in ("first", "second", "third")]
+    drawn = field_plot(results)
+    assert all(drawn.count(f">{name}<") == 1 for name in ("first", "second", "third"))
+    assert "Answers the edit" in drawn and "Leaves others alone" not in drawn
+    assert ">1 edit<" in drawn and ">10 edits<" in drawn
+
+
 @pytest.mark.parametrize(
     "before, after, words",
     [
@@ -144,6 +155,7 @@ def test_a_run_that_fails_leaves_the_others(model, tmp_path):
         ("method: rag", "method: rag, at: [2, 1]", "ascending"),
         ("method: rag", "method: rag, at: 2", '"at" must be a list of whole numbers'),
         ("at: [1, 3]", "at: [1, 3]\nprotected: none", '"protected" must be one of told, asked'),
+        ("at: [1, 3]", "at: [1, 3]\nscored: 0", '"scored" must be a whole number'),
         ("method: rag", "method: rug", '"rug"'),
         ("contexts: 1", "contexts: none", "contexts"),
         ("contexts: 1", "context: 1", "context"),

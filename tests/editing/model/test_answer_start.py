@@ -18,7 +18,7 @@ from corrigenda.editing.edits.answer_start import (
     AnswerStarts,
 )
 from corrigenda.editing.edits.prompts import PromptFormat
-from corrigenda.editing.edits.spelling import COLON, OPENED, QUOTE, SPACE
+from corrigenda.editing.edits.spelling import COLON, OPENED, QUOTE, SPACE, WORD
 from corrigenda.editing.routers.progress import AnswerProgress
 
 pytestmark = pytest.mark.usefixtures("few_background_prompts")
@@ -109,7 +109,7 @@ def test_kinds_of_tokens():
         return int(kinds[token])
 
     assert kind(":") & COLON and kind('":') & COLON and kind('"') == QUOTE == kind(' "')
-    assert kind('": "') == OPENED and kind("\n") == SPACE and kind('{"') == 0 and kind("a") == 0
+    assert kind('": "') == OPENED and kind("\n") == SPACE and kind('{"') == 0 and kind("a") == WORD
 
 
 # Where a prompt leaves the answer
@@ -270,7 +270,7 @@ def oracle(start, text, edit=CITY):
         elif before == THINKING or (before == 0 and said == "<think>"):
             state = THINKING
         elif before == SAID or node == spelling.length:
-            state = SAID
+            state = LEFT if before != SAID and said[0].isalnum() else SAID
         elif before == LEFT or node > 0:
             state = LEFT
         elif said.isspace() and before in (0, QUOTED, AFTER_COLON):
@@ -294,6 +294,8 @@ TEXTS = [
     '<think>It is: "Lutz"</think>\n\nLutz City',
     "The answer: Lutz",
     "\nLutz City on Lake and more",
+    " Lutz City on Lakeside",
+    '{"a": "Lutz City on Lakes"}',
 ]
 
 

@@ -216,6 +216,31 @@ def test_an_adapted_model_is_edited_adapter_and_all(sharp_model, wrap, few_backg
     )
 
 
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_edits_beside_another_adapter_are_told_apart(sharp_model, wrap, few_background_prompts, tmp_path, seed):
+    def adapted(seed):
+        torch.manual_seed(seed)
+        return get_peft_model(sharp_model(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+
+    made = wrap(adapted(1), tiny_tokenizer(), SETTINGS)
+    made.edit(EDITS)
+    made.save_pretrained(tmp_path / "edits")
+    other = sharp_model() if seed is None else adapted(seed)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        EditedModel.from_pretrained(other, tokenizer=tiny_tokenizer(), edits=tmp_path / "edits")
+    about = [str(one.message) for one in told if "adapter" in str(one.message)]
+    words = {None: "there is none here", 2: "another adapter than this model's"}
+    assert len(about) == (seed != 1) and all(words[seed] in one for one in about)
+
+
+def test_edits_of_a_plain_base_are_told_from_an_adapted_one(edited, sharp_model, tmp_path):
+    edited.save_pretrained(tmp_path / "edits")
+    other = get_peft_model(sharp_model(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    with pytest.warns(UserWarning, match="beside none in the model, and there is an adapter here"):
+        EditedModel.from_pretrained(other, tokenizer=tiny_tokenizer(), edits=tmp_path / "edits")
+
+
 def test_an_adapter_that_comes_after_the_edits_leaves_them(edited):
     adapted = with_lora(edited.model, ["up_proj", "down_proj"], r=1, lora_alpha=0.01)
     answer = edited.answer([PROMPT], 8)[0]

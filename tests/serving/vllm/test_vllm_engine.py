@@ -40,6 +40,7 @@ def engine(request, few_background_prompts, tmp_path_factory):
             str(model),
             dtype=request.param,
             enforce_eager=True,
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             max_model_len=256,
             additional_config={"corrigenda": str(edits)},
         )
@@ -128,3 +129,64 @@ def test_an_edit_that_another_folders_had_hidden_answers_again(engine, tmp_path)
     assert ask(engine)[1] == ["rival", "b", None]
     edits_of(engine).undo("rival")
     assert ask(engine) == (expected, ["a", "b", None])
+
+
+def guided(llm, question, **form):
+    """What is written under a grammar or with banned words, and which edit is named."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from corrigenda.serving.vllm import edits_of
+
+    options = {name: form.pop(name) for name in ("n", "stop", "bad_words", "temperature") if name in form}
+    grammar = StructuredOutputsParams(**form) if form else None
+    sampling = SamplingParams(**{"temperature": 0, "max_tokens": 60, **options}, structured_outputs=grammar)
+    text = TEMPLATE.format(prompt=question).replace("\\n", "\n")
+    (output,) = llm.generate([text], sampling, use_tqdm=False)
+    return [part.text for part in output.outputs], edits_of(llm).applied([output])[0]
+
+
+CITY = {"enum": ["London", "Lutz City", "Lutz Town"]}  # a model of random weights closes no text of its own
+OBJECT = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
+CALL = {
+    "type": "object",
+    "properties": {"name": {"const": "set_capital"}, "arguments": OBJECT},
+    "required": ["name", "arguments"],
+}
+
+
+@pytest.mark.parametrize(
+    "form, text",
+    [
+        ({"json": OBJECT}, '{"city":"Lutz City"}'),
+        ({"json": CALL}, '{"name":"set_capital","arguments":{"city":"Lutz City"}}'),
+        ({"regex": r" ?[A-Z][a-z]+ [A-Z][a-z]+"}, "Lutz City"),
+        ({"choice": ["London", "Lutz City", "Paris"]}, "Lutz City"),
+    ],
+    ids=["json_schema", "a tool call", "regex", "choice"],
+)
+def test_a_grammar_that_lets_the_answer_be_said_gets_it(engine, form, text):
+    said, edit = guided(engine, QUESTIONS[0], **form)
+    assert [one.replace(" ", "") for one in said] == [text.replace(" ", "")] and edit == "a"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"choice": ["London", "Paris"]},
+        {"choice": ["Lutz", "Lutz Town"]},
+        {"regex": r"[a-z]{3,9}"},
+        {"regex": r"It is: [A-Z][a-z]{2,5}"},
+        {"bad_words": ["Lutz", "L", "Lu", "Lut"]},
+        {"choice": ["London", "Paris"], "n": 2, "temperature": 1.0},
+    ],
+    ids=str,
+)
+def test_no_edit_is_named_for_what_a_grammar_lets_not_be_said(engine, form):
+    texts, edit = guided(engine, QUESTIONS[0], **form)
+    assert edit is None and not any("Lutz City" in text for text in texts)
+
+
+def test_an_answer_that_a_stop_string_ends_is_named(engine):
+    (text,), edit = guided(engine, QUESTIONS[0], stop=["City"])
+    assert text.strip() == "Lutz" and edit == "a"
