@@ -84,7 +84,7 @@ def is_another_of_its_kind(subject: str, text: str) -> bool:
 
 def names_in(text: str) -> set[str]:
     """The words of a text, as it was written, that are written as names, normalised."""
-    found = set()
+    found: set[str] = set()
     for place, match in enumerate(_WORD.finditer(text)):
         if match.group()[0].isupper() or match.group().isdigit():
             word = words(normalised(match.group()))
