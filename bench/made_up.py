@@ -21,8 +21,8 @@ def random_rows(edited, rows=6):
         solved = []
         for known in method.fingerprints(edits):
             tensors = {
-                "keys": torch.randn(rows, method.width, generator=generator).to(method.memory.dtype),
-                "values": torch.randn(rows, method.out_width, generator=generator).to(method.memory.dtype),
+                "keys": torch.randn(rows, method.width, generator=generator).to(method.banks.dtype),
+                "values": torch.randn(rows, method.out_width, generator=generator).to(method.banks.dtype),
             }
             solved.append(Solved(Written(0.0, 0), Record(tensors, {}, known)))
         return solved

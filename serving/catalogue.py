@@ -327,7 +327,8 @@ class Catalogue:
         recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
         if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
             raise ServingError(sentence, 422)
-        for name in ("layer", "beta", "threshold", "router", "encoder"):
+        names = ("layer", "beta", "threshold", "router", "encoder", "key_dimensions", "value_dtype")
+        for name in names if config.key_dimensions is None else (*names, "seed"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ServingError(
                     f"The edits in {path} have {name}={getattr(config, name)!r}, but those that are served have "

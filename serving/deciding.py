@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from ..editing.edits.answer_start import AnswerPlan
 from ..editing.routers.router import Decision
@@ -52,3 +53,7 @@ class CallDecisions:
 
     def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]:
         return [list(prompt) for prompt in prompts]
+
+    def located(self, route: Tensor) -> Tensor:
+        """Where the rows are: `decide` has told these places."""
+        return route

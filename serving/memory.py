@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..editing.errors import CorrigendaError
 from ..editing.memories.row_banks import RowBanks
-from ..editing.methods.associative.config import AssociativeConfig
+from ..editing.memories.row_form import Rows
+from ..editing.methods.associative.config import AssociativeConfig, row_form
 from ..editing.methods.associative.method import Associative
-from ..editing.methods.record import check_tensors
 from ..editing.profiling import scope
 from ..editing.store.codec import record_of, unpacked
 from ..editing.store.ledger import Ledger
@@ -58,7 +57,7 @@ class ServedMemory:
         self.rows = rows
         self.longest = max(_LONGEST, rows)
         self.widths = widths
-        self.banks = RowBanks(*widths, config.beta, device, dtype)
+        self.banks = RowBanks(*widths, config.beta, device, dtype, row_form(config))
         self._grounded = False
         self._place: dict[str, int] = {}
 
@@ -78,7 +77,7 @@ class ServedMemory:
         """Take in edits of a store, keys with their numbers in its ledger. All or none; how many were new."""
         return self.put(self.read(directory, edits))
 
-    def read(self, directory: str | Path, edits: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    def read(self, directory: str | Path, edits: Mapping[str, int]) -> dict[str, Rows]:
         """What `load` reads of the disk: the rows of those that are new, while passes may run.
 
         Only their entries of the ledger are read, for a ledger of ten thousand takes a second, and a server waits.
@@ -93,10 +92,10 @@ class ServedMemory:
         finally:
             ledger.close()
 
-    def put(self, records: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+    def put(self, records: Mapping[str, Rows]) -> int:
         """What `load` writes, between two passes: all or none."""
         records = {key: rows for key, rows in records.items() if key not in self._place}
-        lengths = [len(keys) for keys, _ in records.values()]
+        lengths = [len(rows[0]) for rows in records.values()]
         if self.banks.fixed and not self.banks.has_room(lengths):
             raise ServingError(
                 f"There is no room for {len(records)} more edits beside {len(self._place)}, the longest of "
@@ -104,8 +103,8 @@ class ServedMemory:
                 507,
             )
         with scope("edit: swap"):
-            for key, (keys, values) in records.items():
-                self._place[key] = self.banks.put(keys, values)
+            for key, rows in records.items():
+                self._place[key] = self.banks.put(*rows)
         return len(records)
 
     def _take_ground(self, ledger: Ledger) -> None:
@@ -124,14 +123,14 @@ class ServedMemory:
                 f"The edits in {ledger.name} were written over another background than those that are served.", 422
             )
 
-    def _record(self, ledger: Ledger, key: str, seq: int) -> tuple[Tensor, Tensor]:
+    def _record(self, ledger: Ledger, key: str, seq: int) -> Rows:
         body = ledger.entry(seq).body
         if _key(body) != key:
             raise ServingError(f"{ledger.name} has changed while it was loaded: load it again.", 409)
         stored = StoredEdit(seq, body)
         tensors = record_of(ledger, stored).tensors
         try:
-            check_tensors(tensors, Associative.record_shapes, dict(zip("Dd", self.widths)))
+            rows = Associative.check_rows(tensors, self.config, self.widths)
         except CorrigendaError as error:
             raise ServingError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {error}.', 422) from None
         count = len(tensors["keys"])
@@ -141,7 +140,7 @@ class ServedMemory:
                 f'{self.longest}: leave it out, or start the server with "rows" of {count}.',
                 507,
             )
-        return tensors["keys"], tensors["values"]
+        return rows
 
     def keep(self, keys: Container[str], places: Container[int] = ()) -> int:
         """Drop the edits that are neither among `keys` nor at these places; how many were dropped."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,16 +10,17 @@ from torch import Tensor
 from ...kernels import ops
 from ...kernels.reference import PAGE_ROWS as PAGE
 from ..views import Viewed
+from .row_form import WHOLE, RowForm, Rows
 
 
 class RowBanks(Viewed):
     """The associative memory: every edit owns a few rows of key and value, kept in pages of 8.
 
-    keys `[pages, 8, D]`, values `[pages, 8, d]`; row r of edit e is row `r % 8` of page `pages[e, r // 8]`. Row r says
-    the answer's token r, and is read where the tokens before tell that it comes next; where nobody has told, row 0
-    answers at the last prompt token, the others at generated tokens by the likeness of their keys. The banks grow by
-    doubling, so that storing an edit costs the same however many there are. `fixed`: they do not grow, for a CUDA graph
-    that reads them keeps their addresses.
+    keys `[pages, 8, D]`, values `[pages, 8, d]`, or smaller (`RowForm`); row r of edit e is row `r % 8` of page
+    `pages[e, r // 8]`. Row r says the answer's token r, and is read where the tokens before tell that it comes
+    next; where nobody has told, row 0 answers at the last prompt token, the others at generated tokens by the
+    likeness of their keys. The banks grow by doubling, so that storing an edit costs the same however many there
+    are. `fixed`: they do not grow, for a CUDA graph that reads them keeps their addresses.
     """
 
     def __init__(
@@ -29,12 +30,18 @@ class RowBanks(Viewed):
         beta: float,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        form: RowForm = WHOLE,
     ) -> None:
         super().__init__()
         self.beta = beta
+        self.form = form
         self.background = torch.zeros(width, dtype=torch.float32, device=device)
-        self._keys = torch.zeros(64, PAGE, width, dtype=dtype, device=device)
-        self._values = torch.zeros(64, PAGE, out_width, dtype=dtype, device=device)
+        self._projection = form.projection(width, device)
+        keys = width if form.key_dimensions is None else form.key_dimensions
+        self._origin = torch.zeros(keys, dtype=torch.float32, device=device)
+        self._keys = torch.zeros(64, PAGE, keys, dtype=form.key_dtype(dtype), device=device)
+        self._values = torch.zeros(64, PAGE, out_width, dtype=form.dtype(dtype), device=device)
+        self._scales = torch.ones(64, PAGE, dtype=torch.float32, device=device) if form.has_scales else None
         self._pages = torch.full((64, 1), -1, dtype=torch.int32, device=device)
         self._rows = torch.zeros(64, dtype=torch.int32, device=device)
         self.dtype = dtype
@@ -44,15 +51,15 @@ class RowBanks(Viewed):
         self._free: list[int] = []  # pages
         self._free_places: list[int] = []
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Store one more edit: keys `[rows, D]`, values `[rows, d]`."""
-        self._store(self.size, keys, values)
+    def append(self, keys: Tensor, values: Tensor, scales: Tensor | None = None) -> None:
+        """Store one more edit: keys `[rows, D]`, values `[rows, d]`; with int8 values their scales `[rows]`."""
+        self._store(self.size, keys, values, scales)
         self.size += 1
 
-    def put(self, keys: Tensor, values: Tensor) -> int:
+    def put(self, keys: Tensor, values: Tensor, scales: Tensor | None = None) -> int:
         """The same in a place that `free` gave back, if there is one. The edit's place, which stays its own."""
         place = self._free_places.pop() if self._free_places else self.size
-        self._store(place, keys, values)
+        self._store(place, keys, values, scales)
         self.size = max(self.size, place + 1)
         return place
 
@@ -63,7 +70,7 @@ class RowBanks(Viewed):
         self._rows[place] = 0
         self._free_places.append(place)
 
-    def _store(self, edit: int, keys: Tensor, values: Tensor) -> None:
+    def _store(self, edit: int, keys: Tensor, values: Tensor, scales: Tensor | None) -> None:
         count = -(-len(keys) // PAGE)
         # A page that an edit left may still be read through a view: it is used again when no view lives.
         reused = [] if self._views or len(self._free) < count else self._free[:count]
@@ -74,7 +81,10 @@ class RowBanks(Viewed):
         self._used_pages += fresh
         for place, page in enumerate(pages):
             rows = slice(place * PAGE, (place + 1) * PAGE)
-            for bank, of_edit in ((self._keys, keys[rows]), (self._values, values[rows])):
+            parts = [(self._keys, keys[rows]), (self._values, values[rows])]
+            if self._scales is not None:
+                parts.append((self._scales, scales[rows]))
+            for bank, of_edit in parts:
                 bank[page, : len(of_edit)] = of_edit.to(bank)
                 bank[page, len(of_edit) :] = 0
         self._pages[edit] = -1
@@ -131,34 +141,42 @@ class RowBanks(Viewed):
         if pages > len(self._keys):
             # Pages are not filled before they are used: at 10,000 edits that is a gigabyte that nobody touches twice.
             self._keys = _grown(self._keys, max(pages, 2 * len(self._keys)))
-            self._values = _grown(self._values, max(pages, 2 * len(self._values)))
+            self._values = _grown(self._values, len(self._keys))
+            if self._scales is not None:
+                self._scales = _grown(self._scales, len(self._keys))
         if edits > len(self._rows):
             self._rows = _grown(self._rows, max(edits, 2 * len(self._rows)), fill=0)
             self._pages = _grown(self._pages, len(self._rows), fill=-1)
         if pages_of_one > self._pages.shape[1]:
             self._pages = torch.nn.functional.pad(self._pages, (0, pages_of_one - self._pages.shape[1]), value=-1)
 
-    def rows_of(self, edit: int) -> tuple[Tensor, Tensor]:
-        """Keys `[rows, D]` and values `[rows, d]` of one edit."""
+    def kept_rows(self, edit: int) -> Rows:
+        """Those of one edit, as they are kept."""
         count = int(self._rows[edit])
         pages = self._pages[edit, : -(-count // PAGE)].long()
-        return self._keys[pages].flatten(0, 1)[:count], self._values[pages].flatten(0, 1)[:count]
+        banks = (self._keys, self._values, self._scales)
+        return Rows(*(None if bank is None else bank[pages].flatten(0, 1)[:count] for bank in banks))
+
+    def rows_of(self, edit: int) -> tuple[Tensor, Tensor]:
+        """Keys `[rows, D]` and values `[rows, d]` of one edit, as they are read."""
+        rows = self.kept_rows(edit)
+        return rows.keys, rows.read_values
+
+    def projected(self, centred: Tensor) -> Tensor:
+        """Inputs `[..., D]`, less the background, in the space of keys."""
+        return centred if self._projection is None else centred.float() @ self._projection
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """Add to `out` `[tokens, d]`, in place, what the edits in `route` say of `x` `[tokens, D]`."""
-        if self.size or self.fixed:
-            ops.associative_read_(
-                out,
-                x,
-                first,
-                self._keys,
-                self._values,
-                self._pages,
-                self._rows,
-                route,
-                self.background,
-                self.beta,
-            )
+        if not (self.size or self.fixed):
+            return
+        background = self.background
+        if self._projection is not None:
+            if x.device.type == "cpu" and not bool((route >= 0).any()):
+                return  # as where tokens tell the rows: on a CPU the product costs more than looking
+            x, background = self.projected(x - background), self._origin
+        rows = (self._keys, self._values, self._pages, self._rows)
+        ops.associative_read_(out, x, first, *rows, route, background, self.beta, self._scales)
 
     def read_rows_(self, out: Tensor, place: Tensor, row: Tensor) -> None:
         """Add to `out` `[tokens, d]`, in place, the value of row `row` of the edit at `place`, where both are not -1.
@@ -168,29 +186,50 @@ class RowBanks(Viewed):
         edit, page = place.clamp(min=0), (row // PAGE).clamp(0, self._pages.shape[1] - 1)
         found = (place >= 0) & (row >= 0) & (row < self._rows[edit])
         at = self._pages[edit, page].clamp(min=0) * PAGE + row.clamp(min=0) % PAGE
-        torch.where(found[:, None], out + self._values.flatten(0, 1)[at].to(out), out, out=out)
+        value = self._values.flatten(0, 1)[at]
+        if self._scales is not None:
+            value = value * self._scales.flatten()[at, None]
+        torch.where(found[:, None], out + value.to(out), out, out=out)
 
     def norms(self) -> dict[str, float]:
-        rows = [self.rows_of(edit) for edit in range(self.size)]
-        values = torch.stack([values.float().norm() for _, values in rows])
-        return {
-            "norm": float(values.norm()),
-            "norm_per_edit": float(values.square().mean().sqrt()),
-            "largest_edit": float(values.max()),
-            "bytes": sum(part.nbytes for pair in rows for part in pair),
-        }
+        return norms_of(map(self.kept_rows, range(self.size)))
 
     def state(self) -> dict[str, Tensor]:
         """The rows of all edits, one after the other, and how many each has."""
-        rows = [self.rows_of(edit) for edit in range(self.size)]
-        empty = self._keys.flatten(0, 1)[:0], self._values.flatten(0, 1)[:0]
-        keys, values = (torch.cat([pair[i] for pair in rows] or [empty[i]]) for i in (0, 1))
-        return {
-            "memory.keys": keys,
-            "memory.values": values,
-            "memory.rows": self._rows[: self.size].clone(),
-            "memory.background": self.background,
-        }
+        return state_of([self.kept_rows(edit) for edit in range(self.size)], self)
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that the layer reads."""
+        found = (self._keys, self._values, self._scales, self._pages, self._rows, self.background)
+        return tuple(buffer for buffer in found if buffer is not None)
+
+    def no_rows(self) -> Rows:
+        """Those of no edit, as they are kept."""
+        banks = (self._keys, self._values, self._scales)
+        return Rows(*(None if bank is None else bank.flatten(0, 1)[:0] for bank in banks))
+
+
+def norms_of(rows: Iterable[Rows]) -> dict[str, float]:
+    """What `corrigenda report` says of the rows of edits."""
+    found = [(float(of_edit.read_values.float().norm()), of_edit.nbytes) for of_edit in rows]
+    values = torch.tensor([norm for norm, _ in found], dtype=torch.float32, device="cpu")
+    return {
+        "norm": float(values.norm()),
+        "norm_per_edit": float(values.square().mean().sqrt()),
+        "largest_edit": float(values.max()),
+        "bytes": sum(size for _, size in found),
+    }
+
+
+def state_of(rows: Sequence[Rows], banks: RowBanks) -> dict[str, Tensor]:
+    """Rows of edits, one after the other, how many each has, and the background that keys are over."""
+    found = {}
+    for name, none in banks.no_rows()._asdict().items():
+        if none is not None:
+            found[f"memory.{name}"] = torch.cat([none, *(getattr(of_edit, name).to(none) for of_edit in rows)])
+    lengths = [len(of_edit.keys) for of_edit in rows]
+    found["memory.rows"] = torch.tensor(lengths, dtype=torch.int32, device=banks.background.device)
+    return {**found, "memory.background": banks.background}
 
 
 def _grown(tensor: Tensor, length: int, fill: float | None = None) -> Tensor:

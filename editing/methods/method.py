@@ -22,7 +22,7 @@ from ..memories.memory import Memory
 from ..routers.context import RoutingContext
 from ..routers.router import Decision, EditRouter
 from .config import EditingConfig
-from .record import Record, Solved, check_tensors
+from .record import Record, Solved, check_tensors, sizes_of
 
 
 class PromptFeatures(NamedTuple):
@@ -40,7 +40,7 @@ class Method:
     """
 
     record_shapes: ClassVar[dict[str, tuple[str, ...]]]
-    """The shape of each tensor of a record, in letters: "D" and "d" are the layer's widths, "k" is `top_k`."""
+    """The shape of each tensor of a record, in letters: `sizes_of` has those that settings fix."""
     names_edits: ClassVar[bool] = True
     """Whether a route is an edit, by its place; else it is a memory that several share."""
     keeps_unsolved: ClassVar[bool] = False
@@ -92,6 +92,33 @@ class Method:
         """Write the records of one batch into the memory and make them known to the router."""
         raise NotImplementedError
 
+    # Where `reads_when_asked`: what a record holds is read when a request is first about its edit.
+
+    @property
+    def reads_when_asked(self) -> bool:
+        """Whether edits can be stored by a number alone, by which their records are found again."""
+        return False
+
+    def place(self, numbers: Sequence[int], fingerprints: Sequence[Tensor]) -> None:
+        """Store edits, of whose records only the fingerprints are read so far. Raises, and stores none, for others'."""
+        raise NotImplementedError
+
+    def hold(self, number: int, record: Record) -> None:
+        """Take in the record of an edit that was placed, which is at hand."""
+        raise NotImplementedError
+
+    def read_by(self, read: Callable[[int], Record]) -> None:
+        """How the record of a number is read, checked."""
+        raise NotImplementedError
+
+    def bring_all(self) -> None:
+        """Read every record that was not asked for yet."""
+        raise NotImplementedError
+
+    def located(self, route: Tensor) -> Tensor:
+        """What the layer is told of routes `[n]`, int32, of a pass: where the memories of these edits are."""
+        return route
+
     def remove(self, edits: set[int]) -> bool:
         """Take these edits out, by their places, to the bits of a rebuild without them; False: rebuild, I cannot."""
         return False
@@ -123,10 +150,7 @@ class Method:
 
     def check(self, record: Record) -> None:
         """Raise where a record does not fit this model and configuration."""
-        sizes = {"D": self.width, "d": self.out_width}
-        if (top_k := getattr(self.config, "top_k", None)) is not None:
-            sizes["k"] = top_k
-        self.check_shapes(record.tensors, sizes)
+        self.check_shapes(record.tensors, sizes_of(vars(self.config), (self.width, self.out_width)))
         if not self.router.fits(record.fingerprint):
             raise CorrigendaError("its fingerprint is not one of this router's")
 

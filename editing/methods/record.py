@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,15 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.numel() and not bool(tensor.detach().abs().amax() <= LARGEST):  # of NaN, every comparison is false
             raise CorrigendaError(f'its tensor "{name}" has values that are not finite or beyond {LARGEST:.0f}')
+
+
+def sizes_of(settings: Mapping[str, Any], widths: Sequence[int]) -> dict[str, int]:
+    """By letter, the sizes that a configuration and the widths of its layer fix: "D", "d", "k" and "p"."""
+    sizes = dict(zip("Dd", widths))
+    for letter, name in (("k", "top_k"), ("p", "key_dimensions")):
+        if settings.get(name) is not None:
+            sizes[letter] = settings[name]
+    return sizes
 
 
 def check_tensors(

@@ -39,6 +39,8 @@ class DecidingMethod(Protocol):
 
     def read_as(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[list[int]]: ...
 
+    def located(self, route: Tensor) -> Tensor: ...
+
 
 class GenerateProvider:
     """Fills the routing context before every forward that `generate` makes.
@@ -218,7 +220,8 @@ class Session:
                 part.repeat_interleave(copies, 0) for part in (self._last, self._weight, self.prompt_mask)
             )
             unknown = torch.full((rows,), -1, dtype=torch.int32, device="cpu")
-            self.context.start(unknown if self._known is None else self._known.route.repeat_interleave(copies))
+            routes = unknown if self._known is None else self.method.located(self._known.route)
+            self.context.start(routes if self._known is None else routes.repeat_interleave(copies))
             self._lasts = [last for last in self._lasts for _ in range(copies)]
             self._follow(copies)
             self._started = True

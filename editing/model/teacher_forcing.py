@@ -44,7 +44,8 @@ def forced(
     real = columns < torch.tensor(lengths, dtype=torch.int64, device=ids.device)[:, None]
     gate = real if method.config.scope == "full" else real & (columns >= last)
     weight = fingerprint_weight(method, rows, columns <= last)
-    context.start(torch.full((len(rows),), -1, dtype=torch.int32, device="cpu") if known is None else known.route)
+    unknown = torch.full((len(rows),), -1, dtype=torch.int32, device="cpu")
+    context.start(unknown if known is None else method.located(known.route))
     context.fill(gate, columns == last, weight, deciding=known is None)
     if known is not None:
         context.decision = known
@@ -53,6 +54,6 @@ def forced(
         slots: np.ndarray = np.arange(1, len(rows) + 1)
         context.advance(ids.reshape(-1), slots, np.zeros_like(slots), np.full_like(slots, ids.shape[1]))
     try:
-        yield lambda: context.routes.tolist()
+        yield lambda: (context.routes if known is None else known.route).tolist()
     finally:
         context.stop()

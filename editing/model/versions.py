@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..store.placed import PlacedEdits
+
 if TYPE_CHECKING:
-    from ..edits.edit import Edit
     from ..memories.memory import Memory
     from ..methods.method import Method
     from ..routers.router import EditRouter
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Version(NamedTuple):
     """The edits at one moment: what a reader's passes use while it holds on to it."""
 
-    edits: list[Edit]
+    edits: PlacedEdits
     memory: Memory
     router: EditRouter
 
@@ -32,13 +33,13 @@ class Versions:
 
     def __init__(self, method: Method, layers: Sequence[EditedOutput]) -> None:
         self.lock = threading.RLock()
-        self.current: list[Edit] = []
+        self.current = PlacedEdits()
         self._method = method
         self._layers = layers
         self._pinned = threading.local()
 
     @property
-    def edits(self) -> list[Edit]:
+    def edits(self) -> PlacedEdits:
         """The edits that passes of this thread answer by."""
         version = getattr(self._pinned, "version", None)
         return self.current if version is None else version.edits
@@ -48,7 +49,7 @@ class Versions:
         """Within, on this thread: every pass answers by the edits as they are at the start."""
         before = getattr(self._pinned, "version", None)
         with self.lock:
-            version = before or Version(list(self.current), self._method.memory.view(), self._method.router.view())
+            version = before or Version(self.current, self._method.memory.view(), self._method.router.view())
         self._pinned.version = version
         try:
             yield version
@@ -56,7 +57,7 @@ class Versions:
             self._pinned.version = before
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[list[Edit]]:
+    def reading(self) -> Iterator[PlacedEdits]:
         """Within: no batch is written, and this thread's version is the one in use. Yields its edits, by place."""
         with self.lock:
             version = getattr(self._pinned, "version", None)

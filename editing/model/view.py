@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..collecting import uncollected
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..methods.method import Method
 from ..methods.record import Record, Solved, Written, check_values
-from ..store.codec import fingerprint_text, packed, record_of, unpacked, withdrawn_of
+from ..store.codec import fingerprint_of, fingerprint_text, packed, record_of, unpacked, withdrawn_of
 from ..store.conflicts import SameFact, left_out, same_facts, superseding
 from ..store.history import UNSOLVED, History, StoredEdit
 from ..store.ledger import New
+from ..store.placed import PlacedEdits
 from ..store.store import CONFLICT_POLICIES, EditStore, OnConflict
 from .answers import Declined
 
@@ -37,8 +39,14 @@ class Outcome(NamedTuple):
 
     def and_then(self, other: Outcome) -> Outcome:
         """Of both, one after the other; what was left out first and written then is not declined."""
-        both = Outcome(*(mine + its for mine, its in zip(self, other)))
-        return both._replace(declined=[one for one in both.declined if one.edit not in other.edits])
+        declined = [one for one in self.declined + other.declined if one.edit not in other.edits]
+        return Outcome(
+            self.edits + other.edits,
+            self.written + other.written,
+            self.unsolved + other.unsolved,
+            self.failing + other.failing,
+            declined,
+        )
 
 
 class MemoryView:
@@ -53,9 +61,11 @@ class MemoryView:
         self.method = method
         self.store: EditStore | None = None
         self.order: list[int] = []
-        self.edits: list[Edit] = []
+        self.edits = PlacedEdits()
         """The edits in the memory, by their places; `order` has their numbers in the store."""
         self._make_store = make_store
+        if method.reads_when_asked:
+            method.read_by(self._record)
 
     @property
     def history(self) -> History:
@@ -77,7 +87,10 @@ class MemoryView:
         self.method.reset()
         if store.history.ground is not None:
             self._load_ground(store)
-        self.become(store.history.applied())
+        applied = store.history.applied()
+        if self.method.reads_when_asked:
+            store.ledger.check_sizes({seq: store.history.edits[seq].bytes for seq in applied})
+        self.become(applied)
 
     def _load_ground(self, store: EditStore) -> None:
         ground = store.history.ground
@@ -112,18 +125,31 @@ class MemoryView:
 
     def _place(self, order: Sequence[int]) -> None:
         self.order = list(order)
-        self.edits = [self.history.edits[seq].edit for seq in order]
+        self.edits = PlacedEdits(self.history.edits[seq] for seq in order)
 
     def _apply(self, added: Sequence[int]) -> None:
         if not added:
             return
         edits = self.history.edits
-        self.method.reserve(len(self.order) + len(added), 1, 1)
-        for _, batch in itertools.groupby(added, key=lambda seq: edits[seq].batch):
-            numbers = list(batch)
-            self.method.apply([self._record(seq) for seq in numbers])
-            self.order += numbers
-            self.edits += [edits[seq].edit for seq in numbers]
+        if self.method.reads_when_asked:
+            self._place_rows(added)
+        else:
+            self.method.reserve(len(self.order) + len(added), 1, 1)
+            for _, batch in itertools.groupby(added, key=lambda seq: edits[seq].batch):
+                self.method.apply([self._record(seq) for seq in batch])
+        self._place([*self.order, *added])
+
+    def _place_rows(self, added: Sequence[int]) -> None:
+        """Let the method know of stored edits whose records it reads when it is asked for them."""
+        stored = [self.history.edits[seq] for seq in added]
+        fingerprints = [fingerprint_of(one) for one in stored]
+        try:
+            with uncollected():
+                self.method.place(added, fingerprints)
+        except CorrigendaError as error:
+            unfit = (one for one, known in zip(stored, fingerprints) if not self.method.router.fits(known))
+            named = next(unfit, stored[0])
+            raise self._unusable(named, error) from None
 
     def _record(self, seq: int) -> Record:
         stored = self.history.edits[seq]
@@ -131,8 +157,18 @@ class MemoryView:
         try:
             self.method.check(record)
         except CorrigendaError as error:
-            raise CorrigendaError(f'Edit "{stored.id}" of {self.store.ledger.name} cannot be used: {error}.') from None
+            raise self._unusable(stored, error) from None
         return record
+
+    def _unusable(self, stored: StoredEdit, error: CorrigendaError) -> CorrigendaError:
+        return CorrigendaError(f'Edit "{stored.id}" of {self.store.ledger.name} cannot be used: {error}.')
+
+    def read_all(self) -> None:
+        """Read all edits and rows that were not asked for yet: the store is about to be closed."""
+        for _ in self.edits:  # each keeps what it has read
+            pass
+        if self.method.reads_when_asked:
+            self.method.bring_all()
 
     # Writing
 
@@ -172,9 +208,7 @@ class MemoryView:
         if replaced <= superseded:
             inside = [one for one in wanted if one.seq not in superseded]
             records = {seq: one.record for seq, one in zip(new, solved)}
-            self.method.apply([records[one.seq] for one in inside])
-            self.order += [one.seq for one in inside]
-            self.edits += [one.edit for one in inside]
+            self._write_in([one.seq for one in inside], records)
             # Else no mark can have come or gone: each undone edit costs 50 us here.
             if unsolved or any(one.supersedes for one in stored):
                 self._withdraw()
@@ -195,10 +229,34 @@ class MemoryView:
         for place, rival in declined.items():
             stands = "stays" if later[place] is None else "comes later in the stream"
             self.store.notices.append(left_out(batch[place].id, rival, stands))
+        self._say_what_is_not_found([one for one in wanted if one.seq not in superseded])
         missing = [Declined(batch[place], rival) for place, rival in declined.items()]
         edits, written = [batch[place] for place in taken], [one.written for one in solved]
         failing = [edit for edit, one in zip(edits, written) if one.held is False]
         return Outcome(edits, written, *(([], failing) if keep_unsolved else (failing, [])), missing)
+
+    def _say_what_is_not_found(self, written: Sequence[StoredEdit]) -> None:
+        """A notice on each edit that its own prompt does not lead to, of a router by text: 1 ms an edit."""
+        if not written or not self.method.names_edits or self.method.router.needs_features:
+            return
+        places = {seq: place for place, seq in enumerate(self.order)}
+        found = self.method.routes([one.prompt for one in written]).route.tolist()
+        for one, route in zip(written, found):
+            if not self.method.holds(route, places[one.seq]):
+                by = "the base model answers" if route < 0 else f'"{self.edits[route].id}" answers'
+                self.store.notices.append(
+                    f'Edit "{one.id}" is written, but its own prompt does not find it: {by} that.'
+                )
+
+    def _write_in(self, numbers: Sequence[int], records: dict[int, Record]) -> None:
+        """Write edits that were stored just now into the memory, whose records are at hand."""
+        if self.method.reads_when_asked:
+            self.method.place(numbers, [records[seq].fingerprint for seq in numbers])
+            for seq in numbers:
+                self.method.hold(seq, records[seq])
+        else:
+            self.method.apply([records[seq] for seq in numbers])
+        self._place([*self.order, *numbers])
 
     def _chosen(
         self,

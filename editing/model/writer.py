@@ -106,23 +106,28 @@ class EditWriter:
             if store is not None and store.directory is not None and store.directory.absolute() == path:
                 if not store.ledger.writable:
                     self.attach(saving.read(path, write=True).store)
-                    store.close()
+                    self._leave(store)
             elif is_store(path):
                 raise CorrigendaError(
                     f"{directory} already holds edits: load them with from_pretrained(..., edits=...) to write on."
                 )
             elif store is not None:
                 self._view.store = store.copy(path)
-                store.close()
+                self._leave(store)
             else:
                 saving.refuse_non_empty(path)
                 self._directory = path
+
+    def _leave(self, before: EditStore) -> None:
+        """Close a store that was copied or opened anew; what readers still hold of it is read in the one that came."""
+        before.history.read_from(self.store.ledger)
+        before.close()
 
     def attach(self, store: EditStore) -> None:
         """Make the memory the view of another store."""
         with self._exclusively(False):
             self._view.attach(store)
-        self._versions.current = list(self._view.edits)
+        self._versions.current = self._view.edits
 
     def refresh(self) -> bool:
         """Take in what another process has written into the store; whether there was anything."""
@@ -138,7 +143,7 @@ class EditWriter:
         """Make the memory what the store says it is."""
         with self._exclusively(False):
             self._view.become(self._view.history.applied())
-        self._versions.current = list(self._view.edits)
+        self._versions.current = self._view.edits
 
     def _new_store(self) -> EditStore:
         if self._directory is None:
@@ -153,7 +158,7 @@ class EditWriter:
         store = self.store
         if store is not None and not store.ledger.writable:
             self._view.store = store.copy(None)
-            store.close()
+            self._leave(store)
             notice = (
                 f"Nothing is written into {store.directory}, which was only loaded: `write_into` writes there, "
                 "`save_pretrained` a new folder."
@@ -206,7 +211,7 @@ class EditWriter:
                     declined = [one for one in results.declined if one.edit not in fallen.edits]
                     results.declined[:] = declined
                     outcome = outcome.and_then(fallen)
-                self._versions.current = list(self._view.edits)
+                self._versions.current = self._view.edits
             results += outcome.written
             results.unsolved += outcome.unsolved
             results.failing += outcome.failing
@@ -315,10 +320,12 @@ class EditWriter:
         with self._exclusively(False):
             self._method.reserve(edits, rows, prompt_tokens)
 
-    def close(self) -> None:
-        """Give the store's folder back to other writers; reading goes on."""
+    def close(self, *, reading: bool) -> None:
+        """Give the store's folder back to other writers; where `reading` goes on, what answers need is read first."""
         with self._versions.lock:
             if self.store is not None and self.store.directory is not None:
+                if reading:
+                    self._view.read_all()
                 self.store.close()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,8 +86,10 @@ class TokenRouter(EditRouter):
         return tuple(token_row(fingerprint))
 
     def fits(self, fingerprint: Tensor) -> bool:
-        ids = token_row(fingerprint)
-        return ids == sorted(set(ids)) and (not ids or 0 <= ids[0] <= ids[-1] < self.vocabulary)
+        return self._are_ids(token_row(fingerprint))
+
+    def _are_ids(self, row: list[int]) -> bool:
+        return row == sorted(set(row)) and (not row or 0 <= row[0] <= row[-1] < self.vocabulary)
 
     def rows_of(self, fingerprints: Sequence[Tensor]) -> Tensor:
         return _padded([token_row(fingerprint) for fingerprint in fingerprints], self.device)
@@ -94,16 +98,26 @@ class TokenRouter(EditRouter):
         return [torch.tensor(self.known_by(prompt), dtype=torch.int32, device="cpu") for prompt in prompts]
 
     def add_fingerprints(self, fingerprints: Sequence[Tensor]) -> None:
-        for fingerprint in fingerprints:
-            self._append(token_row(fingerprint))
+        rows = [token_row(fingerprint) for fingerprint in fingerprints]
+        if not all(map(self._are_ids, rows)):
+            raise CorrigendaError("its fingerprint is not one of this router's")
+        self.add_rows(rows)
+
+    def add_rows(self, rows: Sequence[list[int]]) -> None:
+        """Store edits of these distinct token ids, ascending, in order: all at once, for one takes 20 us by itself."""
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        if not len(lengths):
+            return
+        ids = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
+        self.reserve(self.size + len(rows), int(lengths.max()))
+        width = self._stored.shape[1]
+        padded: np.ndarray = np.full((len(rows), width), -1, dtype=np.int32)
+        padded[np.arange(width) < lengths[:, None]] = ids
+        self._stored[self.size : self.size + len(rows)] = torch.from_numpy(padded)
+        self._frequency += torch.from_numpy(np.bincount(ids, minlength=self.vocabulary).astype(np.int32))
+        self.size += len(rows)
         self._count.fill_(self.size)
         self._stale = True
-
-    def _append(self, row: list[int]) -> None:
-        self.reserve(self.size + 1, len(row))
-        self._stored[self.size, : len(row)] = torch.tensor(row, dtype=torch.int32, device="cpu")
-        self._frequency[row] += 1
-        self.size += 1
 
     def reserve(self, edits: int, tokens: int) -> None:
         rows, width = self._stored.shape

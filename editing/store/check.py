@@ -100,15 +100,14 @@ def _tensors(ledger: Ledger, history: History) -> Iterator[str]:
 def check_record(ledger: Ledger, history: History, stored: StoredEdit) -> None:
     """Raise unless an edit's record is whole and of the shape that its method writes for this model."""
     from ..methods.config import CONFIGS
+    from ..methods.record import sizes_of
     from ..methods.registry import method_class
     from .codec import fingerprint_of, record_of
 
     config, base = history.store.body["config"], history.store.body["base"]
     if config["method"] not in CONFIGS:
         raise CorrigendaError(f"{ledger.name} is of an unknown method, {config.get('method')!r}.")
-    sizes = dict(zip("Dd", base["widths"]))
-    if config.get("top_k") is not None:
-        sizes["k"] = config["top_k"]
+    sizes = sizes_of(config, base["widths"])
     try:
         _check_fingerprint(fingerprint_of(stored), config, base)
         if not stored.dropped:  # an undone one is still known by its fingerprint

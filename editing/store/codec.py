@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..methods.record import Record
 from .history import History, StoredEdit
 from .ledger import Ledger
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64, torch.int8)
 
 
 def packed(tensors: dict[str, Tensor]) -> bytes:
@@ -51,13 +50,9 @@ def fingerprint_text(fingerprint: Tensor) -> str:
 
 def fingerprint_of(stored: StoredEdit) -> Tensor:
     """int32 `[n]`: what the router knows a stored edit by."""
-    try:
-        data = bytearray(base64.b64decode(stored.fingerprint, validate=True))
-        if not data:
-            return torch.zeros(0, dtype=torch.int32, device="cpu")
-        return torch.frombuffer(data, dtype=torch.int32).clone()
-    except (binascii.Error, ValueError):
-        raise CorrigendaError(f'The fingerprint of edit "{stored.id}" cannot be read.') from None
+    if not stored.fingerprint:
+        return torch.zeros(0, dtype=torch.int32, device="cpu")
+    return torch.frombuffer(bytearray(stored.fingerprint), dtype=torch.int32)
 
 
 def withdrawn_of(history: History, applied: Sequence[int]) -> tuple[list[str], list[Tensor], list[int]]:

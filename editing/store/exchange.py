@@ -143,7 +143,7 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
 def _cases(into: EditStore, other: EditStore, on_conflict: str) -> Iterator[_Case]:
     """Of each edit in effect in the other store, what a merge does with it; raises for one that cannot be merged."""
     history, applied, statuses = into.history, set(into.history.applied()), into.history.statuses()
-    by_fingerprint: dict[str, list[StoredEdit]] = {}
+    by_fingerprint: dict[bytes, list[StoredEdit]] = {}
     for mine in in_effect(history):
         if mine.fingerprint:  # WISE without replay knows no edit by one
             by_fingerprint.setdefault(mine.fingerprint, []).append(mine)

@@ -73,6 +73,10 @@ class History:
             self._held = self._ledger.entry(seq)
         return self._held
 
+    def read_from(self, ledger: Ledger) -> None:
+        """Read entries again in a copy from now on: the ledger that they were read in is about to be closed."""
+        self._ledger = ledger
+
     def _fold(self, entry: Entry) -> None:
         body = entry.body
         check_stamp(body)

@@ -201,6 +201,7 @@ class Ledger(LedgerReader):
 
     def close(self) -> None:
         """Give the folder back: its write-ahead log is folded into the ledger."""
+        self.closed = True
         self._connection.close()
         self.writable = self.writable and self.folder is None
         if self.folder is not None and self._gives_back:

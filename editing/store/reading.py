@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ class LedgerReader:
         self.folder = folder
         self.count = 0
         self.chain = START
+        self.closed = False
         self._connection = connection
         self._steps = Steps()
         connection.set_progress_handler(self._steps, STEP)
@@ -113,6 +114,16 @@ class LedgerReader:
             raise self._damaged(f"the tensors of entry {entry} do not match their checksum")
         return data
 
+    def check_sizes(self, expected: Mapping[int, int]) -> None:
+        """Raise unless each of these entries has tensors of that many bytes, which are not read."""
+        missing = dict(expected)
+        # As many as there may be: the pages of a damaged table can lead in a circle.
+        for seq, size in self._rows("SELECT seq, length(data) FROM tensors ORDER BY seq LIMIT ?", (self.count,)):
+            if missing.get(seq) == size:
+                del missing[seq]
+        if missing:
+            raise self._damaged(f"the tensors of entry {min(missing)} are missing or cut")
+
     def owners(self) -> list[int]:
         """The entries that have tensors."""
         found: list[int] = []
@@ -177,6 +188,8 @@ class LedgerReader:
     @contextlib.contextmanager
     def _sentences(self, writing: bool = False) -> Iterator[None]:
         """Within: an error of SQLite becomes one that a user can read."""
+        if self.closed:
+            raise CorrigendaError(f"{self.name} was closed, with edits that were not read: open them again.")
         try:
             self._steps.begin(self.size)
             yield

@@ -10,6 +10,7 @@ import binascii
 import re
 import sys
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from ..edits.template import Template
@@ -21,12 +22,19 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", re.ASCII)
 def check_stamp(body: dict[str, Any]) -> None:
     """Who and when, where an entry says so."""
     if "time" in body:
-        if not isinstance(body["time"], str) or not _TIME.fullmatch(body["time"]):
-            raise ValueError("its time is not one that is written")
-        datetime.fromisoformat(body["time"])
+        if not isinstance(body["time"], str):
+            raise ValueError("its time is not text")
+        _check_time(body["time"])
     for name in ("author", "note"):
         if not isinstance(body.get(name), (str, type(None))):
             raise ValueError(f"its {name} is not text")
+
+
+@lru_cache(maxsize=64)  # the entries of a batch have one time
+def _check_time(text: str) -> None:
+    if not _TIME.fullmatch(text):
+        raise ValueError("its time is not one that is written")
+    datetime.fromisoformat(text)
 
 
 def check_header(body: dict[str, Any]) -> None:
@@ -69,11 +77,17 @@ def check_edit(seq: int, body: dict[str, Any]) -> None:
     if not _is_whole(body["batch"], 1) or body["batch"] > seq:
         raise ValueError("its batch is not one of the entries before")
     check_numbers(body.get("supersedes", []))
+
+
+def fingerprint_bytes(text: str) -> bytes:
+    """int32 words, the lowest byte first, of a fingerprint as an entry has it."""
     try:
-        if len(base64.b64decode(body["fingerprint"], validate=True)) % 4:
-            raise ValueError("its fingerprint is not one of whole numbers")
+        found = base64.b64decode(text, validate=True)
     except binascii.Error:
         raise ValueError("its fingerprint cannot be read") from None
+    if len(found) % 4:
+        raise ValueError("its fingerprint is not one of whole numbers")
+    return found
 
 
 def check_texts(body: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..collecting import uncollected
 from ..edits.edit import Edit
 from ..errors import CorrigendaError, FieldError
 from ..shown import name, shown
@@ -57,7 +58,7 @@ class EditStore:
         """The store in a folder; with `write`, as its only writer (`Ledger.open`)."""
         ledger = Ledger.open(directory, write=write, head=head)
         try:
-            with ledger.snapshot():
+            with ledger.snapshot(), uncollected():
                 ledger.check_structure()
                 history = History.read(ledger)
                 ledger.check_claim(history.claimed)

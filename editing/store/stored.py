@@ -9,6 +9,7 @@ from typing import Any
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from .reading import Entry
+from .sense import fingerprint_bytes
 
 _RENAMED = {"routed_loc": "misfires"}
 """What scores were called in ledgers of earlier versions, and are called now."""
@@ -32,7 +33,7 @@ class StoredEdit:
     def __init__(
         self, seq: int, body: dict[str, Any], read: Callable[[int], Entry] | None = None, unsolved: bool = False
     ) -> None:
-        """Of the body of entry `seq`, which `read` can read again. Raises KeyError or TypeError where it is none."""
+        """Of the body of entry `seq`, which `read` can read again. Raises KeyError, TypeError, ValueError of others."""
         self.seq = seq
         self.id: str = body["id"]
         self.prompt: str = body["edit"]["prompt"]
@@ -42,7 +43,8 @@ class StoredEdit:
         self.batch: int = body["batch"]
         """The number of the first edit that was written together with this one."""
         self.supersedes = array("q", body.get("supersedes", ()))
-        self.fingerprint: str = body["fingerprint"]
+        self.fingerprint = fingerprint_bytes(body["fingerprint"])
+        """int32 words."""
         self.bytes: int = body["tensors"]["bytes"]
         self.inherited = bool(body.get("inherited"))
         """Whether it came in a matrix that held several edits, from which it cannot be told apart."""

@@ -60,8 +60,10 @@ def test_a_folder_with_poison_is_refused_by_whatever_would_answer_from_it(health
     bad = poisoned(healthy, tmp_path / "bad", POISON[value], name)
     found = problems(bad)
     assert len(found) == 1 and "not finite" in found[0]
+    edited = EditedModel.from_pretrained(tiny_model(), bad, tokenizer=tiny_tokenizer())
     with pytest.raises(CorrigendaError, match="not finite"):
-        EditedModel.from_pretrained(tiny_model(), bad, tokenizer=tiny_tokenizer())
+        edited.answer([SHARED[0].prompt], 2)
+    edited.detach()
     into, other = EditStore.open(healthy).copy(tmp_path / "into"), EditStore.open(bad)
     into.undo(into.selected(["a"]))
     into.append([New("dropped", {"edits": [into.history.find("a").seq], **into.stamp()})])
@@ -243,8 +245,9 @@ def test_an_answer_without_its_edits_values_bears_no_name(wrap):
     asked = [edit.prompt for edit in SHARED[:2]]
     base = edited.answer(["Tell me about the weather"])
     assert [answer.edit.id for answer in edited.answer(asked)] == [edit.id for edit in SHARED[:2]]
-    page = int(edited.method.memory._pages[0, 0])
-    edited.method.memory._values[page] = torch.nan
+    banks = edited.method.memory.banks
+    (slot,) = edited.method.memory.locate(torch.tensor([0])).tolist()
+    banks._values[int(banks._pages[slot, 0])] = torch.nan
     with pytest.warns(UserWarning, match="answers are the base model's"):
         poisoned, whole = edited.answer(asked)
     assert poisoned.edit is None and not poisoned.provenance.applied and whole.edit.id == SHARED[1].id

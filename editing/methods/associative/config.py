@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ...memories.row_form import RowForm
 from ...routers.meaning.subject import holds_stand_in
 from ..config import EditingConfig, is_number, is_whole
 from ..documented import documented
@@ -36,6 +37,11 @@ class AssociativeConfig(EditingConfig):
     """For "mask": how many features a fingerprint keeps."""
     beta: float = 10.0
     """Sharpness of the read: `softmax(beta * keys . x)`."""
+    key_dimensions: int | None = None
+    """To how many dimensions keys are projected, by random signs of `seed`, and kept in bfloat16; by default they are
+    as wide as the layer. Keys are read where no token tells which row comes next: with "mask" alone."""
+    value_dtype: Literal["model", "bfloat16", "int8"] = "model"
+    """Of which type values are kept: the "model"'s, "bfloat16", or "int8" with a scale for each row."""
     contexts: int = 1
     formats: Literal["common", "own"] = "common"
     """In which formats beside its own an edit is learnt: the "common" ones (the question alone, `Question: ...
@@ -77,10 +83,15 @@ class AssociativeConfig(EditingConfig):
         for name in ("start_norm", "relative_rate", *(() if self.learning_rate is None else ("learning_rate",))):
             value = getattr(self, name)
             self._require(is_number(value) and 0 < value < math.inf, name, "a number above 0")
-        for name in ("contexts", "steps"):
+        for name in ("contexts", "steps", *(() if self.key_dimensions is None else ("key_dimensions",))):
             self._require_positive(name)
         self._require(is_whole(self.retries) and self.retries >= 0, "retries", "a whole number from 0 on")
 
     @property
     def routed_by_text(self) -> bool:
         return self.router != "mask"
+
+
+def row_form(config: AssociativeConfig) -> RowForm:
+    """In what form the rows of these edits are kept."""
+    return RowForm(config.key_dimensions, config.value_dtype, config.seed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -17,14 +17,16 @@ from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
 from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
+from ...memories.paged_rows import PagedRows
 from ...memories.row_banks import RowBanks
+from ...memories.row_form import RowForm, Rows, rows_in
 from ...routers.masks import MaskRouter
 from ...routers.router import EditRouter
 from ..config import EditingConfig
 from ..method import Method
-from ..record import Record, Solved, Written
+from ..record import Record, Solved, Written, check_tensors, check_values, sizes_of
 from ..text_routers import text_router
-from .config import AssociativeConfig
+from .config import AssociativeConfig, row_form
 from .defaults import resolved
 from .descent import Descent
 from .head_start import HeadStart, readable_head
@@ -50,14 +52,15 @@ class Associative(Method):
     follows_answers: ClassVar = True
     record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
     config: AssociativeConfig
-    memory: RowBanks
+    memory: PagedRows | RowBanks
 
     resolved = staticmethod(resolved)
 
     def __init__(self, decoder: Decoder, prompts: PromptFormat, config: AssociativeConfig) -> None:
         super().__init__(decoder, prompts, config)
         dtype = decoder.model.get_input_embeddings().weight.dtype
-        self.memory = RowBanks(self.width, self.out_width, config.beta, self.device, dtype)
+        self.form = row_form(config)
+        self.banks = RowBanks(self.width, self.out_width, config.beta, self.device, dtype, self.form)
         self._head: HeadStart | None = None
         self._frames = prompts.other_frames(config.formats == "common")
         if config.routed_by_text:
@@ -66,6 +69,8 @@ class Associative(Method):
             device = decoder.device(config.router_layer)
             width = decoder.widths(config.router_layer)[0]
             self.router = MaskRouter(width, config.top_k, seed=config.seed, threshold=config.threshold, device=device)
+        # What decides in a pass names places there, on the device: rows must be at these places.
+        self.memory = self.banks if self.router.needs_features else PagedRows(self.banks)
 
     @staticmethod
     def text_router(
@@ -107,11 +112,8 @@ class Associative(Method):
                 problems[e] = again
         solved = []
         for problem, known in zip(problems, self.fingerprints(edits)):
-            tensors = {
-                "keys": problem.keys.to(self.memory.dtype),
-                "values": problem.values.detach().to(self.memory.dtype),
-            }
-            record = Record(tensors, {}, torch.as_tensor(known, dtype=torch.int32, device="cpu"))
+            rows = self.form.kept(problem.keys, problem.values.detach(), self.banks.dtype)
+            record = Record(rows.tensors, {}, torch.as_tensor(known, dtype=torch.int32, device="cpu"))
             solved.append(Solved(Written(problem.loss, problem.steps, problem.held), record))
         return solved
 
@@ -122,8 +124,7 @@ class Associative(Method):
         count = len(rows[0])
         features = self.features([row.tokens for of_edit in rows for row in of_edit])
         problems = [
-            Problem(own, features[e * count : (e + 1) * count], self.memory.background, config)
-            for e, own in enumerate(rows)
+            Problem(own, features[e * count : (e + 1) * count], self.banks, config) for e, own in enumerate(rows)
         ]
         if self._head is not None:
             for problem in problems:
@@ -134,12 +135,36 @@ class Associative(Method):
 
     def apply(self, records: Sequence[Record]) -> None:
         for record in records:
-            self.memory.append(record.tensors["keys"], record.tensors["values"])
+            self.memory.append(*rows_in(record.tensors))
         self.make_known(records)
+
+    @property
+    def reads_when_asked(self) -> bool:
+        return isinstance(self.memory, PagedRows)
+
+    @property
+    def _paged(self) -> PagedRows:
+        return cast(PagedRows, self.memory)
+
+    def place(self, numbers: Sequence[int], fingerprints: Sequence[Tensor]) -> None:
+        self.router.add_fingerprints(fingerprints)
+        self._paged.place(numbers)
+
+    def hold(self, number: int, record: Record) -> None:
+        self._paged.hold(number, rows_in(record.tensors))
+
+    def read_by(self, read: Callable[[int], Record]) -> None:
+        self._paged.read = lambda number: rows_in(read(number).tensors)
+
+    def located(self, route: Tensor) -> Tensor:
+        return self._paged.locate(route) if self.reads_when_asked else route
+
+    def bring_all(self) -> None:
+        self._paged.bring_all()
 
     def learn_background(self) -> None:
         background = self.prompt_features(self.layer, background_prompts()[: self.config.background_prompts])
-        self.memory.background.copy_(torch.cat([prompt.inputs for prompt in background]).float().mean(0))
+        self.banks.background.copy_(torch.cat([prompt.inputs for prompt in background]).float().mean(0))
         if self.router.needs_features:
             texts = background_prompts()
             pooled = [prompt.pooled for prompt in self.prompt_features(self.router_layer, texts)]
@@ -187,7 +212,15 @@ class Associative(Method):
         if weak:
             part = whole.select(weak)
             self._strengthen(part, [math.inf if config.gain == 1 else problem.loss for problem in part.problems])
+        self._round(whole)
         self._see_what_holds(whole)
+
+    @torch.no_grad()
+    def _round(self, whole: SideBySide) -> None:
+        """Make values what will be kept of them. How far that moves a loss is within what `_SURE` leaves."""
+        if self.form.value_dtype != "model":
+            for problem in whole.problems:
+                problem.scaled.copy_(self.form.rounded(problem.values) / problem.scales)
 
     @torch.no_grad()
     def _strengthen(self, part: SideBySide, limits: Sequence[float]) -> list[int]:
@@ -217,8 +250,24 @@ class Associative(Method):
             for problem, answered in zip(part.problems, part.answered()):
                 problem.held = answered
 
+    @classmethod
+    def check_shapes(cls, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+        values = tensors.get("values")
+        form = RowForm(sizes.get("p"), "int8" if values is not None and values.dtype == torch.int8 else "model")
+        check_tensors({**tensors, "values": values.float()} if form.has_scales else tensors, form.shapes(), sizes)
+        if form.has_scales:
+            check_values({"values": rows_in(tensors).read_values})
+
+    @classmethod
+    def check_rows(cls, tensors: Mapping[str, Tensor], config: AssociativeConfig, widths: Sequence[int]) -> Rows:
+        """The rows that a record holds; raises where they are none of this configuration and these widths."""
+        cls.check_shapes(tensors, sizes_of(vars(config), widths))
+        _check_form(tensors, config)
+        return rows_in(tensors)
+
     def check(self, record: Record) -> None:
         super().check(record)
+        _check_form(record.tensors, self.config)
         # The table of pages is as wide as the longest edit: one of a million rows would be paid for by every other. As
         # the record does, the setting comes from the folder: beyond the model's context no target goes in any case.
         limit = getattr(self.decoder.model.config, "max_position_embeddings", None) or 1 << 30
@@ -239,9 +288,14 @@ class Associative(Method):
         self.memory.reserve(edits, rows)
 
     def ground(self) -> dict[str, Tensor]:
-        return {"memory.background": self.memory.background, **self.router.ground()}
+        return {"memory.background": self.banks.background, **self.router.ground()}
 
     def load_ground(self, tensors: dict[str, Tensor]) -> None:
-        self.memory.background = tensors["memory.background"].to(self.memory.background)
+        self.banks.background = tensors["memory.background"].to(self.banks.background)
         self.router.load_ground(tensors)
         self.has_background = True
+
+
+def _check_form(tensors: Mapping[str, Tensor], config: AssociativeConfig) -> None:
+    if ("scales" in tensors) != row_form(config).has_scales:
+        raise CorrigendaError(f'its values are not of the type that its configuration has, "{config.value_dtype}"')

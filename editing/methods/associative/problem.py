@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...backbone.frozen import Features, Row
 from ...backbone.suffix import Suffix
+from ...memories.row_banks import RowBanks
 from .config import AssociativeConfig
 
 
@@ -24,12 +25,12 @@ class Problem:
     """
 
     def __init__(
-        self, rows: Sequence[Row], features: Sequence[Features], background: Tensor, config: AssociativeConfig
+        self, rows: Sequence[Row], features: Sequence[Features], banks: RowBanks, config: AssociativeConfig
     ) -> None:
         self.rows = rows
         self.hidden = [f.hidden for f in features]
         positions = len(rows[0].labels)
-        inputs = torch.stack([f.inputs[-positions:].float() - background for f in features])
+        inputs = torch.stack([banks.projected(f.inputs[-positions:].float() - banks.background) for f in features])
         self.keys = F.normalize(inputs.mean(0), dim=-1)
         reads = torch.eye(positions, dtype=inputs.dtype, device=inputs.device).repeat(len(features), 1, 1)
         if not config.routed_by_text:

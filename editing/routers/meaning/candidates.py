@@ -85,4 +85,6 @@ def _keys(subject: str, weight: Callable[[str], float]) -> list[str]:
         return []
     if len(found) > 1 and all(len(word) == 1 for word in found[:2]):
         return [found[0] + found[1]]
+    if len(found) == 1:
+        return list(found)
     return [max(found, key=lambda word: (weight(word), len(word)))]

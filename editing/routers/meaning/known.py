@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from ...errors import CorrigendaError
 
 _MARK = 0x4D01
 _HEAD = 5
+_DECODER = json.JSONDecoder()
+_HEADER = struct.Struct(f"<{_HEAD}i")
 _SENTENCE_END = re.compile(r"\w[.!?] +\w")
 
 
@@ -59,29 +62,31 @@ def packed(known: Known) -> Tensor:
 
 def unpacked(row: Tensor | Sequence[int], vocabulary: int, width: int) -> Known:
     """What `packed` made; behind it may stand filling. Raises where it is not that, or of another encoder's width."""
-    words = np.asarray(row.cpu() if isinstance(row, Tensor) else row, dtype="<i4")
+    # Plain bytes and integers: of 100,000 edits, numpy's small arrays would take two seconds more.
+    data = row.cpu().numpy().tobytes() if isinstance(row, Tensor) else np.asarray(row, dtype="<i4").tobytes()
     fault = CorrigendaError("its fingerprint is not one of this router's")
-    if len(words) < _HEAD or words[0] != _MARK:
+    if len(data) < 4 * _HEAD:
         raise fault
-    tokens, size, count, found = (int(word) for word in words[1:_HEAD])
-    text_end = _HEAD + tokens + -(-size // 4)
-    end = text_end + -(-count * found // 4)
-    if min(tokens, size, count) < 0 or found != width or count == 1 or end > len(words):
+    mark, tokens, size, count, found = _HEADER.unpack_from(data)
+    text = 4 * (_HEAD + tokens)
+    vectors = text + size + -size % 4
+    if mark != _MARK or min(tokens, size, count) < 0 or found != width or count == 1:
         raise fault
-    ids = words[_HEAD : _HEAD + tokens].tolist()
-    if ids != sorted(set(ids)) or (ids and not 0 <= ids[0] <= ids[-1] < vocabulary):
+    if vectors + count * found > len(data):
+        raise fault
+    ids = list(struct.unpack_from(f"<{tokens}i", data, 4 * _HEAD))
+    if ids and not (ids[0] >= 0 and ids[-1] < vocabulary and ids == sorted(set(ids))):
         raise fault
     try:
-        texts = json.loads(words[_HEAD + tokens : text_end].tobytes()[:size])
+        texts = _DECODER.decode(data[text : text + size].decode())
     except (ValueError, RecursionError):
         raise fault from None
-    if not isinstance(texts, list) or [type(text) for text in texts] != [str, str, str, int]:
+    if not isinstance(texts, list) or [type(one) for one in texts] != [str, str, str, int]:
         raise fault
     subject, masked, whole, about = texts
     if bool(masked) != bool(count) or not 0 <= about <= max(0, count - 2):
         raise fault
-    vectors = np.frombuffer(words[text_end:end].tobytes(), dtype=np.int8)[: count * found].reshape(count, found)
-    return Known(ids, subject, masked, whole, about, vectors)
+    return Known(ids, subject, masked, whole, about, np.ndarray((count, found), np.int8, data, vectors))
 
 
 def token_row(row: Tensor) -> list[int]:

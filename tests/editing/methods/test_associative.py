@@ -167,7 +167,7 @@ def test_keys_are_centred_normalised_means_over_the_contexts(sharp_model, wrap):
         edited.model(torch.tensor([prompt + target]))
         inputs[-1] = inputs[-1][len(prompt) - 1 :]
     handle.remove()
-    expected = F.normalize(torch.stack(inputs).mean(0) - edited.method.memory.background, dim=-1)
+    expected = F.normalize(torch.stack(inputs).mean(0) - edited.method.banks.background, dim=-1)
     torch.testing.assert_close(rows_of(edited)[0][0], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -185,7 +185,7 @@ def test_the_background_is_the_mean_input_over_background_prompts(sharp_model, w
     for prompt in background_prompts()[:7]:
         edited.model(tiny_tokenizer()(f"Q: {prompt}\nA:", return_tensors="pt")["input_ids"])
     handle.remove()
-    torch.testing.assert_close(edited.method.memory.background, torch.cat(inputs).mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(edited.method.banks.background, torch.cat(inputs).mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_row_0_is_read_at_the_last_prompt_token_whatever_its_input(sharp_model, wrap):

@@ -230,9 +230,7 @@ def test_a_lost_edit_is_not_withdrawn_and_a_fingerprint_is_checked(tmp_path):
     assert store.history.statuses()[3] == "lost" and marked(store) == {}
     undo(store, "b")
     compact(store, forget_undone=True)
-    store.history.edits[4].fingerprint = "?"
-    with pytest.raises(CorrigendaError, match='fingerprint of edit "b" cannot be read'):
-        marked(store)
+    store.history.edits[4].fingerprint = b"\xff" * 4
     assert any("fingerprint" in problem for problem in check._tensors(store.ledger, store.history))
     store.close()
 

@@ -307,7 +307,7 @@ def test_buffers_keep_their_addresses(edited):
 
     def addresses():
         memory, router = model.method.memory, model.method.router
-        return [t.data_ptr() for t in (memory._keys, memory._values, memory._pages, memory._rows, router._stored)]
+        return [t.data_ptr() for t in (*memory.banks.buffers(), router._stored)]
 
     before = addresses()
     model.edit(EDITS[1:])
