@@ -41,6 +41,7 @@ def arguments():
     parser.add_argument("--contexts", type=int, default=21, help="rows of an edit: 21 are ROME's, 6 MEMIT's")
     parser.add_argument("--layer", type=int, default=12, help="where values are found: 12 is MEMIT's on SmolLM2")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only-values", action="store_true", help="without the solves; a result file of its own")
     parser.add_argument("--widest", action="store_true", help="the solve at 14,336 too: 2 GB and minutes")
     return parser.parse_args()
 
@@ -180,10 +181,11 @@ def main():
     args = arguments()
     torch.set_num_threads(1)
     result = {**provenance(), "model": args.model, "edits": args.edits.name}
-    result["ridge"] = solves(args.widest)
+    if not args.only_values:
+        result["ridge"] = solves(args.widest)
     result["values"] = values(args)
     print(result["values"], flush=True)
-    write_json(results_folder() / "changed-weights.json", result)
+    write_json(results_folder() / f"changed-weights{'-values' if args.only_values else ''}.json", result)
 
 
 if __name__ == "__main__":

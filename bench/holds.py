@@ -1,6 +1,6 @@
 """How many edits hold: greedy decoding of their own prompt gives their target and its end, file by file.
 
-    OMP_NUM_THREADS=1 python bench/holds.py --data FOLDER --count 10
+    OMP_NUM_THREADS=1 python bench/holds.py --data FOLDER --count 100 --before 20 --long 5 --kinds before defaults
 
 Each file's first edits of a subject, and made-up facts in Chinese, are written with the settings of before (values from
 zero, a learning rate of .5, four contexts, no second attempt), with the defaults without a second attempt, and with the
@@ -54,6 +54,10 @@ def arguments():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--count", type=int, default=10, help="edits of each file")
+    parser.add_argument(
+        "--before", type=int, help="of these, with the settings of before, which take five times as long"
+    )
+    parser.add_argument("--kinds", nargs="*", default=[*SETTINGS], choices=[*SETTINGS])
     parser.add_argument("--long", type=int, default=10, help="of the files whose targets are sentences or paragraphs")
     parser.add_argument("--files", nargs="*", default=[*FILES, "chinese"])
     parser.add_argument("--results", type=Path, default=results_folder() / "holds.json")
@@ -102,15 +106,27 @@ def main():
     for name in args.files:
         edits, template = edits_of(name, args), FILES.get(name, "{prompt}")
         found[name] = {
-            kind: measured(model, tokenizer, edits, template, kept, grounds) for kind, kept in SETTINGS.items()
+            kind: measured(
+                model, tokenizer, edits[: args.before] if kind == "before" else edits, template, SETTINGS[kind], grounds
+            )
+            for kind in args.kinds
         }
         for kind, row in found[name].items():
             print(name, kind, row, flush=True)
         totals = {
             kind: {part: sum(of_file[kind][part] for of_file in found.values()) for part in ("edits", "hold")}
-            for kind in SETTINGS
+            for kind in args.kinds
         }
-        write_json(args.results, {**provenance(), "threads": 1, "settings": SETTINGS, "files": found, "all": totals})
+        write_json(
+            args.results,
+            {
+                **provenance(),
+                "threads": 1,
+                "settings": {kind: SETTINGS[kind] for kind in args.kinds},
+                "files": found,
+                "all": totals,
+            },
+        )
 
 
 if __name__ == "__main__":

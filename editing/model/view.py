@@ -37,6 +37,17 @@ class Outcome(NamedTuple):
     failing: list[Edit]
     declined: list[Declined]
 
+    def and_then(self, other: Outcome) -> Outcome:
+        """Of both, one after the other; what was left out first and written then is not declined."""
+        declined = [one for one in self.declined + other.declined if one.edit not in other.edits]
+        return Outcome(
+            self.edits + other.edits,
+            self.written + other.written,
+            self.unsolved + other.unsolved,
+            self.failing + other.failing,
+            declined,
+        )
+
 
 class MemoryView:
     """Keeps a method's memory what the store's history says it is.

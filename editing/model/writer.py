@@ -25,7 +25,7 @@ from .parallel import solved_by_all
 from .resume import Recorded
 from .stream import named, superseded
 from .versions import Versions
-from .view import MemoryView
+from .view import MemoryView, Outcome
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -192,6 +192,7 @@ class EditWriter:
         on_progress, score_each = options.on_progress, options.score_each
         keep = self._method.keeps_unsolved if options.keep_unsolved is None else options.keep_unsolved
         seconds, told = 0.0, 0
+        earlier: dict[str, list[Edit]] = {}
         for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
@@ -202,6 +203,14 @@ class EditWriter:
                     batch, known, on_conflict=options.on_conflict, author=options.author, keep_unsolved=keep
                 )
                 self.store.notices += sentences + taken
+                for edit, coming in zip(batch, known):
+                    if coming is not None:
+                        earlier.setdefault(coming, []).append(edit)
+                for edit in outcome.unsolved:
+                    fallen = self._write_earlier(edit, earlier.pop(edit.id, []), options)
+                    declined = [one for one in results.declined if one.edit not in fallen.edits]
+                    results.declined[:] = declined
+                    outcome = outcome.and_then(fallen)
                 self._versions.current = self._view.edits
             results += outcome.written
             results.unsolved += outcome.unsolved
@@ -219,6 +228,19 @@ class EditWriter:
         if on_progress is not None and recorded.passed > told:  # the last ones were recorded before
             on_progress(Progress(len(results), seconds, (), (), recorded.passed))
         return results
+
+    def _write_earlier(self, unsolved: Edit, earlier: list[Edit], options: StreamOptions) -> Outcome:
+        """Write the last that holds of the edits that an unsolved one of the stream was to stand for."""
+        outcome = Outcome([], [], [], [], [])
+        while earlier and not set(outcome.edits).difference(outcome.unsolved):
+            edit = earlier.pop()
+            found = self._view.write(
+                [edit], [None], on_conflict="supersede", author=options.author, keep_unsolved=False
+            )
+            if not found.unsolved:
+                self.store.notices.append(f'Edit "{edit.id}" is written after all, for "{unsolved.id}" does not hold.')
+            outcome = outcome.and_then(found)
+        return outcome
 
     def _check_router(self) -> None:
         """Raise where the edits are found by another router than the one that their store is for."""

@@ -32,8 +32,8 @@ class CoachHookConfig(SpreadConfig):
     """Against what a change stands out: "serving", the tokens of the prompt, whose mean and deviation stay with the
     sequence; "published", all tokens of the row that passes, padding too, where a single generated token never does."""
     batch_size: int = 30
-    covariance_weight: float = 15000.0
-    """What is known already counts this many keys."""
+    covariance_weight: float | None = None
+    """What is known already counts this many keys: 15,000 as published."""
     alpha: float = 2.2
     """From how many deviations above the mean of its sequence a change answers, to begin with."""
     falls: bool = True
@@ -41,7 +41,7 @@ class CoachHookConfig(SpreadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("covariance_weight", "alpha"):
+        for name in ("alpha", *(() if self.covariance_weight is None else ("covariance_weight",))):
             value = getattr(self, name)
             self._require(is_number(value) and 0 < value < math.inf, name, "a number above 0")
         self._require(self.router == "none", "router", '"none" (hooks decide themselves)')

@@ -169,6 +169,36 @@ def test_an_unsolved_edit_supersedes_nothing(sharp_model, wrap, too_few_steps):
     assert [edit.id for edit in edited.edits] == ["zubrowka", "road"]
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_what_an_unsolved_edit_of_a_stream_was_to_supersede_is_written(
+    sharp_model, wrap, too_few_steps, size, tmp_path
+):
+    """As it would stay, had it come in a stream before."""
+    first, second = (Edit(HARD.prompt, target, id=target) for target in ("south", "north"))
+    far = Edit(HARD.prompt, HARD.target + " and back", id="far")
+    edited = wrap(sharp_model(), tiny_tokenizer(), replace(QUICK, batch_size=size))
+    told = []
+    written = edited.edit([first, EASY, second, far, HARD, OTHER], store=tmp_path / "edits", on_progress=told.append)
+    assert {edit.id for edit in edited.edits} == {"zubrowka", "north", "grebz"}
+    assert edited.generate_text([HARD.prompt], 4) == ["north"]
+    assert written.unsolved == [HARD, far] and written.declined == [(first, "road")]
+    assert 'Edit "north" is written after all, for "road" does not hold.' in edited.store.notices
+    assert told[-1].passed == 6 and sum(len(one.edits) for one in told) == len(written) == 5
+    statuses = edited.store.history.statuses()
+    kept = {stored.id: statuses[seq] for seq, stored in edited.store.history.edits.items()}
+    assert kept == {
+        "zubrowka": "applied",
+        "road": "unsolved",
+        "far": "unsolved",
+        "north": "applied",
+        "grebz": "applied",
+    }
+    assert problems(tmp_path / "edits") == []
+    again = EditedModel.from_pretrained(sharp_model(), tmp_path / "edits", tokenizer=tiny_tokenizer())
+    assert {edit.id for edit in again.edits} == {"zubrowka", "north", "grebz"}
+    assert edited.edit([first, EASY, second, far, HARD, OTHER], resume=True) == []
+
+
 def test_no_neighbour_answers_for_an_unsolved_edit(sharp_model, wrap, too_few_steps):
     edited = wrap(sharp_model(), tiny_tokenizer(), QUICK)
     edited.edit(Edit("The road from Ostania to Grebz leads", "west", id="neighbour"))
