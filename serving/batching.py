@@ -23,6 +23,7 @@ from ..editing.edits.spelling import Vocabulary
 from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.memories.paged_banks import PagingCounts
+from ..editing.memories.row_form import Rows
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
@@ -122,7 +123,9 @@ class ServedModel:
         @functools.wraps(original)
         def init(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
-            bound.arguments["continuous_batching_config"] = batching_config(bound.arguments, self.idle.device)
+            bound.arguments["continuous_batching_config"] = batching_config(
+                bound.arguments, self.idle.device, self.settings.resident
+            )
             manager = original(*bound.args, **bound.kwargs)
             if getattr(manager, "_corrigenda", None) is None:
                 manager._corrigenda = BatchedRequests(manager, self)
@@ -241,7 +244,7 @@ class ServedModel:
             return admission, self.memory.place(admission.key)
         self._of_call.add(admission.key)
         kept = self._of_call.union(*(requests.reading() for requests in list(self._managers)))
-        return admission, self.memory.bring(admission.key, self.memory.rows_of(admission.key), kept)
+        return admission, self._bring(self.memory, admission.key, self.memory.rows_of(admission.key), kept)
 
     def place_of(self, served: ServedRequest, in_pass: Callable[[], set[str | None]]) -> int:
         """Where the rows of a request's edit are, before its first pass."""
@@ -249,14 +252,17 @@ class ServedModel:
         if not isinstance(self.memory, PagedServedMemory) or key is None or served.rows is None:
             return served.place
         with self._lock:
-            return self.memory.bring(key, served.rows, in_pass())
+            return self._bring(self.memory, key, served.rows, in_pass())
 
-    def check_requests(self, requests: int) -> None:
-        """Raise where there is no room for the edits of so many requests at once."""
-        if isinstance(self.memory, PagedServedMemory):
-            self.memory.check_requests(requests)
-            if sum(requests.running for requests in list(self._managers)) > 1:
-                raise CorrigendaError('With "resident" one continuous batch runs at a time: stop the other one first.')
+    def _bring(self, memory: PagedServedMemory, key: str, rows: Rows, kept: set[str] | set[str | None]) -> int:
+        place = memory.bring(key, rows, kept)
+        self.metrics.paged(memory.paged.counts)
+        return place
+
+    def check_alone(self) -> None:
+        """Raise where another batch runs, and edits make room for others: each knows its own requests alone."""
+        if self.settings.resident is not None and sum(one.running for one in list(self._managers)) > 1:
+            raise CorrigendaError('With "resident" one continuous batch runs at a time: stop the other one first.')
 
     @property
     def paging(self) -> PagingCounts:

@@ -162,7 +162,7 @@ class BatchedRequests:
                 "With use_async_batching a pass is described while another reads the description: set it to False."
             )
         device, requests = processor.model_device, processor.scheduler.max_requests_per_batch
-        self.host.check_requests(requests)
+        self.host.check_alone()
         tokens = max(processor.cache.max_batch_tokens, requests)
         self.context = RoutingContext(torch.device(device), tokens, requests)
         self._slots = Slots(self.context, requests, tokens, vocabulary=self.host.vocabulary())

@@ -101,11 +101,3 @@ class PagedServedMemory(ServedMemory):
     def bring(self, key: str, rows: Rows, kept: Container[str]) -> int:
         """Where the layer reads an edit, whose rows are put there unless they are; those `kept` make no room."""
         return self.paged.bring(key, lambda: rows, kept)
-
-    def check_requests(self, requests: int) -> None:
-        """Raise where so many requests at once could be about more edits than there is room for."""
-        if requests > self.resident:
-            raise CorrigendaError(
-                f"There is room for the rows of {self.resident} edits, and a batch may hold {requests} requests, each "
-                'about another: start the server with a larger "resident", or with a smaller max_requests_per_batch.'
-            )

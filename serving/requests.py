@@ -62,8 +62,8 @@ class RequestHost(Protocol):
     def place_of(self, served: ServedRequest, in_pass: Callable[[], set[str | None]]) -> int:
         """Where the rows of a request's edit are, before its first pass; `in_pass`: keys of edits that must stay."""
 
-    def check_requests(self, requests: int) -> None:
-        """Raise where there is no room for the edits of so many requests at once."""
+    def check_alone(self) -> None:
+        """Raise where another manager runs that may not run beside this one."""
 
     def vocabulary(self) -> Vocabulary:
         """The texts of the tokenizer's tokens."""
