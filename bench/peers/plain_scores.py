@@ -1,7 +1,7 @@
 """Scores of a model that other code edited, one prompt at a time, by whatever that code calls to ask it.
 
 Prompts, tokens and rules are those of `corrigenda.editing.Evaluator`, which asks models that this project edited in
-batches; `tests/test_plain_scores.py` compares the two. One prompt a pass: published code that routes takes no batches.
+batches; `tests/test_peers.py` compares the two. One prompt a pass: published code that routes takes no batches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""`bench/peers/plain_scores.py` scores a model that other code changed as `Evaluator` scores an edited one."""
+"""`bench/peers/`: what other code changed is scored as `Evaluator` scores an edited model, and ours is set alike."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tiny import tiny_model, tiny_tokenizer
 from tree import ROOT
 
 from corrigenda.editing import Edit, EditedModel, Evaluator, Locality
+from corrigenda.editing.methods.registry import config_for
 
 EDITS = [
     Edit(
@@ -31,6 +34,13 @@ def plain(monkeypatch):
     import plain_scores
 
     return plain_scores
+
+
+@pytest.fixture
+def easyedit(plain):
+    import easyedit
+
+    return easyedit
 
 
 def teach(model, tokenizer, edits, steps=60):
@@ -58,3 +68,18 @@ def test_scores_are_those_of_the_evaluator(plain):
     found = ours.score(EDITS, plain.asking_of(model, tokenizer))
     assert found == {name: pytest.approx(wanted[name]) for name in found}
     assert 0 < found["rel"] < 1 and found["loc"] < 1  # or the comparison would show nothing
+
+
+def test_our_side_has_settings_of_ours(easyedit):
+    """A setting that is renamed is found before a run."""
+    for peer in easyedit.METHODS.values():
+        method, settings = peer.ours
+        config = config_for(method, **settings)
+        assert re.search(rf"\b{config.layer}\b", str(peer.changed)), "the two are to edit the same layer"
+
+
+def test_an_edit_is_handed_over_in_its_template(easyedit):
+    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), template="Question: {prompt}\nAnswer:")
+    request = easyedit.request_of(EDITS[1], edited.prompts, 3)
+    assert request["prompt"] == "Question: Who wrote The Glass Harbour?\nAnswer:"
+    assert request["target_new"] == "Ada" and request["loc_prompt"] != request["prompt"]
