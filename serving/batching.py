@@ -22,6 +22,8 @@ from ..editing.backbone.wrappers import unwrapped
 from ..editing.edits.spelling import Vocabulary
 from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
+from ..editing.memories.paged_banks import PagingCounts
+from ..editing.memories.row_form import Rows
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
 from ..editing.routers.context import RoutingContext
@@ -36,6 +38,7 @@ from .log import logger_of
 from .memory import ServedMemory
 from .metrics import Metrics
 from .outcome import Outcomes
+from .paged_memory import PagedServedMemory
 from .requests import CallRequests, ServedRequest, call_requests
 from .served_edits import Admission, Change, ServedEdit
 from .settings import ServingSettings, resolved
@@ -69,7 +72,10 @@ class ServedModel:
         self._check_base(decoder)
         device = decoder.device(config.layer)
         dtype = model.get_input_embeddings().weight.dtype
-        self.memory = ServedMemory(config, decoder.widths(config.layer), device, dtype, self.settings.rows)
+        of_layer = (config, decoder.widths(config.layer), device, dtype, self.settings.rows)
+        resident = self.settings.resident
+        self.memory = ServedMemory(*of_layer) if resident is None else PagedServedMemory(resident, *of_layer)
+        self._of_call: set[str] = set()  # edits that a call of `generate` reads
         start = self.catalogue.start
         if device.type != "cpu":  # captured passes read the memory where it is
             self.memory.reserve(self.settings.capacity or max(1024, 2 * len(start.added)))
@@ -117,7 +123,9 @@ class ServedModel:
         @functools.wraps(original)
         def init(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
-            bound.arguments["continuous_batching_config"] = batching_config(bound.arguments, self.idle.device)
+            bound.arguments["continuous_batching_config"] = batching_config(
+                bound.arguments, self.idle.device, self.settings.resident
+            )
             manager = original(*bound.args, **bound.kwargs)
             if getattr(manager, "_corrigenda", None) is None:
                 manager._corrigenda = BatchedRequests(manager, self)
@@ -176,6 +184,7 @@ class ServedModel:
         owners = self._owners(tenants, len(prompt))
         with self._between_passes():
             deciding = self._provider.method = CallDecisions(self.catalogue, self._placed, owners)
+            self._of_call = set()
             with (
                 own_modes(self.model, autocast=True),
                 self._provider.session(prompt, mask) as session,
@@ -204,24 +213,61 @@ class ServedModel:
     def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> ServedRequest:
         """Decide a request's edit and keep that edit's rows while the request is in flight."""
         with self._lock:
-            admission, place = self._placed(request, self.catalogue.admit(tokens, tenant))
-            served = ServedRequest(admission, place, len(tokens))
+            admission = self._admitted(request, self.catalogue.admit(tokens, tenant))
+            rows = None
+            if isinstance(self.memory, PagedServedMemory) and admission.key is not None:
+                rows = self.memory.rows_of(admission.key)
+            served = ServedRequest(admission, self.memory.place(admission.key), len(tokens), rows)
             self._requests.add(served)
         return served
 
-    def _placed(self, request: str, admission: Admission) -> tuple[Admission, int]:
-        """What is decided for a request, by what rows are here: the place of its edit's, -1 for none.
+    def _admitted(self, request: str, admission: Admission) -> Admission:
+        """What is decided for a request, by what rows are here.
 
         Rows are here for every edit that may answer. Should any be missing all the same, the base model answers, and
         nothing says that an edit did.
         """
-        place = self.memory.place(admission.key)
-        if admission.edit is not None and place < 0:
-            logger.error("request %s: the rows of edit %s are missing, the base model answers", request, admission.key)
-            admission = admission._replace(edit=None, lost=True)
+        memory = self.memory
+        if admission.key is not None:
+            key = admission.key
+            if not (memory.knows(key) if isinstance(memory, PagedServedMemory) else memory.place(key) >= 0):
+                logger.error("request %s: the rows of edit %s are missing, the base model answers", request, key)
+                admission = admission._replace(edit=None, lost=True)
         self.metrics.admitted(admission)
         _log(request, admission)
-        return admission, place
+        return admission
+
+    def _placed(self, request: str, admission: Admission) -> tuple[Admission, int]:
+        """The same, and where the rows of its edit are: -1 for none. For a row of a call of `generate`."""
+        admission = self._admitted(request, admission)
+        if not isinstance(self.memory, PagedServedMemory) or admission.key is None:
+            return admission, self.memory.place(admission.key)
+        self._of_call.add(admission.key)
+        kept = self._of_call.union(*(requests.reading() for requests in list(self._managers)))
+        return admission, self._bring(self.memory, admission.key, self.memory.rows_of(admission.key), kept)
+
+    def place_of(self, served: ServedRequest, in_pass: Callable[[], set[str | None]]) -> int:
+        """Where the rows of a request's edit are, before its first pass."""
+        key = served.admission.key
+        if not isinstance(self.memory, PagedServedMemory) or key is None or served.rows is None:
+            return served.place
+        with self._lock:
+            return self._bring(self.memory, key, served.rows, in_pass())
+
+    def _bring(self, memory: PagedServedMemory, key: str, rows: Rows, kept: set[str] | set[str | None]) -> int:
+        place = memory.bring(key, rows, kept)
+        self.metrics.paged(memory.paged.counts)
+        return place
+
+    def check_alone(self) -> None:
+        """Raise where another batch runs, and edits make room for others: each knows its own requests alone."""
+        if self.settings.resident is not None and sum(one.running for one in list(self._managers)) > 1:
+            raise CorrigendaError('With "resident" one continuous batch runs at a time: stop the other one first.')
+
+    @property
+    def paging(self) -> PagingCounts:
+        """How often an edit's rows were where the layer reads, or had to be put there first, since the start."""
+        return self.memory.paged.counts if isinstance(self.memory, PagedServedMemory) else PagingCounts()
 
     def outcome(self, served: ServedRequest, tokens: Sequence[int]) -> Admission:
         """What came of a request, by one of its answers."""

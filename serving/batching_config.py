@@ -15,11 +15,12 @@ CPU_BATCH_TOKENS = 512
 """Tokens of a pass there. transformers' own 8,192 hold as many rows of the vocabulary: 1.6 GB of SmolLM2's."""
 
 
-def batching_config(given: dict[str, Any], device: torch.device) -> Any:
+def batching_config(given: dict[str, Any], device: torch.device, resident: int | None = None) -> Any:
     """The configuration of continuous batching, without async batching: its two passes would share one description.
 
     On a CPU, where transformers takes nine tenths of the memory that is free for its cache and was killed for it, the
-    cache has room for `CPU_TOKENS` unless a size is given.
+    cache has room for `CPU_TOKENS` unless a size is given. resident: of how many edits the rows can be read at once; a
+    batch has no more requests.
     """
     from transformers import ContinuousBatchingConfig
 
@@ -37,4 +38,11 @@ def batching_config(given: dict[str, Any], device: torch.device) -> Any:
         config.num_blocks = -(-CPU_TOKENS // (getattr(config, "page_size", None) or config.block_size))
     if device.type == "cpu" and config.max_batch_tokens is None:
         config.max_batch_tokens = CPU_BATCH_TOKENS
+    if resident is not None and config.max_requests_per_batch is None:
+        config.max_requests_per_batch = resident
+    if resident is not None and config.max_requests_per_batch > resident:
+        raise CorrigendaError(
+            f"There is room for the rows of {resident} edits, and a batch may hold {config.max_requests_per_batch} "
+            'requests, each about another: serve with a larger "resident", or a smaller max_requests_per_batch.'
+        )
     return config

@@ -162,6 +162,7 @@ class BatchedRequests:
                 "With use_async_batching a pass is described while another reads the description: set it to False."
             )
         device, requests = processor.model_device, processor.scheduler.max_requests_per_batch
+        self.host.check_alone()
         tokens = max(processor.cache.max_batch_tokens, requests)
         self.context = RoutingContext(torch.device(device), tokens, requests)
         self._slots = Slots(self.context, requests, tokens, vocabulary=self.host.vocabulary())
@@ -218,8 +219,15 @@ class BatchedRequests:
             served = self._request_of(state)
             written = state.initial_tokens + state.generated_tokens
             said = written[served.prompt : state.position_offset]
-            self._slots.start(state.request_id, served.prompt, served.place, served.plan, said)
+            place = self.host.place_of(served, self.reading)
+            self._slots.start(state.request_id, served.prompt, place, served.plan, said)
         self._slots.describe(names, past, lengths, torch.tensor(tokens, dtype=torch.int64, device="cpu"))
+
+    def reading(self) -> set[str | None]:
+        """The keys of the edits whose rows requests in flight read."""
+        if self._slots is None:
+            return set()
+        return {served.admission.key for name, served in list(self._requests.items()) if name in self._slots}
 
     def _sweep(self) -> None:
         """Forget the requests that have ended."""

@@ -57,3 +57,6 @@ class CallDecisions:
     def located(self, route: Tensor) -> Tensor:
         """Where the rows are: `decide` has told these places."""
         return route
+
+    def release(self) -> None:
+        """Rows stay for other requests."""

@@ -11,6 +11,7 @@ try:
 except ImportError:
     prometheus_client = None
 
+from ..editing.memories.paged_banks import PagingCounts
 from .catalogue import Catalogue
 from .served_edits import Admission
 
@@ -28,6 +29,7 @@ class _Collectors(NamedTuple):
     edits: Any
     version: Any
     changes: Any
+    rows: Any
 
 
 @functools.cache
@@ -47,6 +49,7 @@ def _collectors(registry: Any) -> _Collectors:
         prometheus_client.Gauge("corrigenda_edits", "Edits that are served", ["tenant"], **made),
         prometheus_client.Gauge("corrigenda_version", "Version of the served edits", **made),
         prometheus_client.Counter("corrigenda_changes", "Edits added and removed", ["kind"], **made),
+        prometheus_client.Gauge("corrigenda_rows", "What became of edits' rows that were asked for", ["kind"], **made),
     )
 
 
@@ -64,7 +67,8 @@ class Metrics:
     missing; "unsaid": of those counted as edited, answers that a grammar or a banned token let not be the edit's),
     corrigenda_route_margin (a histogram of the best match's margin), corrigenda_route_stages_total{stage} (where
     requests are decided: "no_candidate", "too_far", "asks_otherwise" (another question about a subject), "edit"),
-    corrigenda_edits{tenant}, corrigenda_version, corrigenda_changes_total{kind}.
+    corrigenda_edits{tenant}, corrigenda_version, corrigenda_changes_total{kind}, and where edits make room for others
+    corrigenda_rows{kind="hits"|"reads"|"evictions"|"bytes_read"} (`PagingCounts`).
     """
 
     def __init__(self, registry: Any = None) -> None:
@@ -80,6 +84,12 @@ class Metrics:
             self._to.requests.labels(outcome, admission.tenant or "").inc()
             self._to.margin.observe(admission.margin)
             self._to.stages.labels(_stage(admission)).inc()
+
+    def paged(self, counts: PagingCounts) -> None:
+        """Say what paging has done by now."""
+        if self._to is not None:
+            for kind, count in vars(counts).items():
+                self._to.rows.labels(kind).set(count)
 
     def lost(self, count: int) -> None:
         """Count requests whose edit was found, but could not answer."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..editing.edits.answer_start import AnswerPlan
 from ..editing.edits.spelling import Vocabulary
+from ..editing.memories.row_form import Rows
 from ..editing.model.layer import Site
 from ..editing.routers.context import RoutingContext
 from .served_edits import Admission
@@ -19,20 +20,21 @@ if TYPE_CHECKING:
 
 class ServedRequest:
     """A request from its arrival to its end: what was decided for it, where its edit's rows are (-1: no edit answers),
-    and how long its prompt is.
+    and how long its prompt is. Where edits make room for others it has the `rows` themselves.
 
     It travels on the stack's own state of the request, so what becomes of that becomes of the decision: a fork has its
     parent's, and a request that the stack drops without a word is forgotten here too.
     """
 
-    __slots__ = ("__weakref__", "admission", "batch", "ended", "expected", "place", "prompt")
+    __slots__ = ("__weakref__", "admission", "batch", "ended", "expected", "place", "prompt", "rows")
 
-    def __init__(self, admission: Admission, place: int, prompt: int) -> None:
+    def __init__(self, admission: Admission, place: int, prompt: int, rows: Rows | None = None) -> None:
         self.admission = admission
         self.expected: Expected | None = None
         self.batch: CallRequests | None = None
         self.place = place
         self.prompt = prompt
+        self.rows = rows
         self.ended = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ServedRequest:
@@ -56,6 +58,12 @@ class RequestHost(Protocol):
 
     def admit(self, request: str, tokens: Sequence[int], tenant: str | None) -> ServedRequest:
         """Decide a request's edit and keep that edit's rows while the request is in flight."""
+
+    def place_of(self, served: ServedRequest, in_pass: Callable[[], set[str | None]]) -> int:
+        """Where the rows of a request's edit are, before its first pass; `in_pass`: keys of edits that must stay."""
+
+    def check_alone(self) -> None:
+        """Raise where another manager runs that may not run beside this one."""
 
     def vocabulary(self) -> Vocabulary:
         """The texts of the tokenizer's tokens."""

@@ -25,6 +25,9 @@ class ServingSettings:
     capacity  how many edits there is room for; None: twice those of the start, and at least 1,024
     rows      how many answer positions an edit has on average, which with `capacity` gives the size of the buffers; an
               edit of more than 512 of them is taken only where this is as large
+    resident  how many edits have their rows where the layer reads: no fewer than requests are in a batch. Others are
+              read when a request comes for them, and an edit of more than `rows` positions is refused; None: all of
+              them. In transformers alone
     read_only whether undoing an edit through the server is refused
     most_tenants, most_folders
               how many tenants, and folders of all of them, there may be: those of the start always are
@@ -53,6 +56,7 @@ class ServingSettings:
     origins: tuple[str, ...] = ()
     signed_by: Path | None = None
     router: str | None = None
+    resident: int | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -91,8 +95,9 @@ class ServingSettings:
             _texts(given.get("origins"), "origins"),
             None if given.get("signed_by") is None else _folder(given["signed_by"], "signed_by"),
             given.get("router"),
+            given.get("resident"),
         )
-        for name in ("capacity", "rows", "most_tenants", "most_folders"):
+        for name in ("capacity", "rows", "resident", "most_tenants", "most_folders"):
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise CorrigendaError(f'"{name}" must be a whole number above 0, not {value!r}.')

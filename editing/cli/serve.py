@@ -40,6 +40,14 @@ def serve(
             "than 512 is taken only where this is as large.",
         ),
     ] = None,
+    resident: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many edits have their rows where the layer reads, and how many requests a batch has at most; "
+            "others are read when a request comes for them. Of transformers' server.",
+        ),
+    ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to undo edits through the server.")] = False,
     edits_api_key: Annotated[
         list[str] | None,
@@ -91,6 +99,7 @@ def serve(
         "root": None if root is None else str(root),
         "capacity": capacity,
         "rows": rows,
+        "resident": resident,
         "read_only": read_only,
         "most_tenants": max_tenants,
         "most_folders": max_folders,

@@ -73,10 +73,10 @@ class RowBanks(Viewed):
     def _store(self, edit: int, keys: Tensor, values: Tensor, scales: Tensor | None) -> None:
         count = -(-len(keys) // PAGE)
         # A page that an edit left may still be read through a view: it is used again when no view lives.
-        reused = [] if self._views or len(self._free) < count else self._free[:count]
-        fresh = 0 if reused else count
+        reused = [] if self._views else self._free[:count]
+        fresh = count - len(reused)
         self._reserve(edit + 1, self._used_pages + fresh, count)
-        pages = reused or list(range(self._used_pages, self._used_pages + count))
+        pages = [*reused, *range(self._used_pages, self._used_pages + fresh)]
         self._free = self._free[len(reused) :]
         self._used_pages += fresh
         for place, page in enumerate(pages):
@@ -113,6 +113,34 @@ class RowBanks(Viewed):
         pages = -(-rows // PAGE)
         self._reserve(edits, edits * pages, max(pages, -(-longest // PAGE)))
 
+    def set_aside(self, edits: int, rows: int, longest: int) -> int:
+        """Room for this many edits of `rows` rows, and for no more, in empty banks: how many pages that is.
+
+        longest: how many rows one of them may have.
+        """
+        pages = edits * self.pages_of(rows)
+        for name in ("_keys", "_values", "_scales"):
+            bank = getattr(self, name)
+            if bank is not None:
+                setattr(self, name, bank.new_zeros(pages, *bank.shape[1:]))
+        self._rows = self._rows.new_zeros(pages)
+        self._pages = self._pages.new_full((pages, min(pages, self.pages_of(longest))), -1)
+        return pages
+
+    @staticmethod
+    def pages_of(rows: int) -> int:
+        """How many pages this many rows take."""
+        return -(-rows // PAGE)
+
+    @property
+    def pages_in_use(self) -> int:
+        return self._used_pages - len(self._free)
+
+    @property
+    def lengths(self) -> Tensor:
+        """int32 `[edits]`: how many rows each edit has."""
+        return self._rows
+
     def lay_out(self, edits: int, rows: int) -> tuple[Tensor, Tensor]:
         """Places for so many edits of `rows` rows in empty banks, all at once: one by one 100,000 would take minutes.
 
@@ -130,10 +158,8 @@ class RowBanks(Viewed):
         """Whether `put` can store edits of these many rows without growing."""
         freed, fresh = len(self._free), len(self._keys) - self._used_pages
         for pages in (-(-count // PAGE) for count in rows):
-            if freed >= pages and not self._views:
-                freed -= pages
-            else:
-                fresh -= pages
+            reused = 0 if self._views else min(freed, pages)
+            freed, fresh = freed - reused, fresh - (pages - reused)
         places = len(self._free_places) + len(self._rows) - self.size
         return fresh >= 0 and len(rows) <= places and max(rows, default=0) <= PAGE * self._pages.shape[1]
 

@@ -19,6 +19,7 @@ from ..edits.prompts import PromptFormat
 from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
 from ..memories.memory import Memory
+from ..memories.paged_banks import PagingCounts
 from ..routers.context import RoutingContext
 from ..routers.router import Decision, EditRouter
 from .config import EditingConfig
@@ -118,6 +119,21 @@ class Method:
     def located(self, route: Tensor) -> Tensor:
         """What the layer is told of routes `[n]`, int32, of a pass: where the memories of these edits are."""
         return route
+
+    def release(self) -> None:
+        """What was located since the last time is read no longer."""
+
+    @property
+    def paging(self) -> PagingCounts:
+        """How often what was located was there, or had to be read first."""
+        return PagingCounts()
+
+    def keep_resident(self, edits: int) -> None:
+        """Keep the rows of so many edits where the layer reads, and of no more."""
+        raise CorrigendaError(
+            f"Edits of the method {self.config.method}{_routed(self.config)} are all kept where the layer reads: leave "
+            "out `resident`, which is for associative edits that are found by text."
+        )
 
     def remove(self, edits: set[int]) -> bool:
         """Take these edits out, by their places, to the bits of a rebuild without them; False: rebuild, I cannot."""
@@ -299,3 +315,8 @@ class Method:
         """fp32 `[D]`: mean of `inputs` `[tokens, D]` over the prompt tokens that count for a fingerprint."""
         start, end = self.prompts.user_tokens(prompt)
         return inputs[start:end].float().mean(0)
+
+
+def _routed(config: EditingConfig) -> str:
+    router = getattr(config, "router", None)
+    return "" if router is None else f' with router="{router}"'

@@ -24,8 +24,9 @@ from ..edits.prompts import PromptFormat
 from ..edits.template import Template
 from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
+from ..memories.paged_banks import PagingCounts
 from ..methods.associative.config import AssociativeConfig
-from ..methods.config import EditingConfig
+from ..methods.config import EditingConfig, is_whole
 from ..methods.registry import method_class, resolved
 from ..routers.context import RoutingContext
 from ..routers.router import Decision, part_of
@@ -68,6 +69,7 @@ class EditedModel:
         template: str | Template | None = None,
         chat_template: bool = False,
         name: str | None = None,
+        resident: int | None = None,
     ) -> None:
         if getattr(unwrapped(model), "_corrigenda", None) is not None:
             raise CorrigendaError("This model already carries edits: detach them before wrapping it again.")
@@ -79,6 +81,10 @@ class EditedModel:
             self.config = resolved(config or AssociativeConfig(), self.decoder)
             self.prompts = PromptFormat(tokenizer, template, chat_template)
             self.method = method_class(self.config.method)(self.decoder, self.prompts, self.config)
+            if resident is not None:
+                if not is_whole(resident) or resident < 1:
+                    raise CorrigendaError(f"`resident` must be a whole number above 0, not {resident!r}.")
+                self.method.keep_resident(resident)
             self.name = name
             self.context = RoutingContext(self.decoder.device(self.config.layer))
             sites = self.method.sites()
@@ -98,7 +104,7 @@ class EditedModel:
 
     @classmethod
     def wrap(cls, model: Any, tokenizer: Tokenizer, config: EditingConfig | None = None, **options: Any) -> EditedModel:
-        """Make a loaded model editable; `options` are `template`, `chat_template` and `name`."""
+        """Make a loaded model editable; `options` are `template`, `chat_template`, `name` and `resident`."""
         return cls(model, tokenizer, config, **options)
 
     @classmethod
@@ -114,6 +120,7 @@ class EditedModel:
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         router: str | None = None,
+        resident: int | None = None,
         token: Token = None,
         edits_revision: str | None = None,
         **kwargs: Any,
@@ -122,10 +129,12 @@ class EditedModel:
 
         Saved edits bring their own configuration and template; `config`, `template` and `chat_template` are for new
         ones. router: "tokens" finds saved edits by rare tokens alone, where the encoder of their router is missing;
-        they can be read and undone so, and no new ones be written. edits: a folder, or a hub id as text, of which
-        `edits_revision` names the branch, tag or commit. token: for the hub, as transformers has it; `kwargs`, such as
-        the base's own `revision`, go to its `from_pretrained`. Raises CorrigendaError where the saved edits are not for
-        this model, or are damaged.
+        they can be read and undone so, and no new ones be written. resident: of how many associative edits the rows are
+        kept where the layer reads; others make room for those that are asked for, and are read from the store again (an
+        edit of more than 8 rows takes the room of several). None: all that were asked for. edits: a folder, or a hub id
+        as text, of which `edits_revision` names the branch, tag or commit. token: for the hub, as transformers has it;
+        `kwargs`, such as the base's own `revision`, go to its `from_pretrained`. Raises CorrigendaError where the saved
+        edits are not for this model, or are damaged.
         """
         if tokenizer is None and not isinstance(base, (str, Path)):
             raise CorrigendaError("A loaded model comes without its tokenizer: give it as `tokenizer`.")
@@ -141,7 +150,15 @@ class EditedModel:
             model, tokenizer = load_base(base, device=device, dtype=dtype, token=token, **kwargs)
             name = str(base)
         if saved is None:
-            return cls(model, tokenizer, config, template=template, chat_template=chat_template, name=name)
+            return cls(
+                model,
+                tokenizer,
+                config,
+                template=template,
+                chat_template=chat_template,
+                name=name,
+                resident=resident,
+            )
         edited = None
         try:
             saving.check_base(saved, Decoder(model), tokenizer)
@@ -152,6 +169,7 @@ class EditedModel:
                 template=saved.prompts["template"],
                 chat_template=saved.prompts["chat"],
                 name=name,
+                resident=resident,
             )
             edited._writer.attach(saved.store)
         except BaseException:
@@ -166,6 +184,11 @@ class EditedModel:
         """The edits that are in the memory, by their places, each read when it is asked for; in a pinned version, that
         version's."""
         return self._versions.edits
+
+    @property
+    def paging(self) -> PagingCounts:
+        """How often an edit's rows were where the layer reads, or had to be read first, since the start."""
+        return self.method.paging
 
     @property
     def store(self) -> EditStore | None:

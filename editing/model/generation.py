@@ -41,6 +41,8 @@ class DecidingMethod(Protocol):
 
     def located(self, route: Tensor) -> Tensor: ...
 
+    def release(self) -> None: ...
+
 
 class GenerateProvider:
     """Fills the routing context before every forward that `generate` makes.
@@ -140,6 +142,7 @@ class GenerateProvider:
         finally:
             self._session = None
             self.context.stop()
+            self.method.release()
 
 
 class Session:

@@ -57,3 +57,4 @@ def forced(
         yield lambda: (context.routes if known is None else known.route).tolist()
     finally:
         context.stop()
+        method.release()

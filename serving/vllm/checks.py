@@ -39,6 +39,10 @@ def checked(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _layer(settings: ServingSettings) -> dict[str, Any]:
+    if settings.resident is not None:
+        raise CorrigendaError(
+            'In vLLM the rows of all edits are where the layer reads: leave out "resident", or serve by transformers.'
+        )
     store = open_store(settings.edits[0])
     try:
         config = served_config(store, settings.router)

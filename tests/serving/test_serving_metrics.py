@@ -9,6 +9,7 @@ from served import OF_ACME, SHARED, store
 from tiny import tiny_tokenizer
 
 from corrigenda.editing import Edit
+from corrigenda.editing.memories.paged_banks import PagingCounts
 from corrigenda.serving import Catalogue, ServingSettings
 from corrigenda.serving.metrics import Metrics
 
@@ -59,3 +60,10 @@ def test_where_in_routing_requests_are_decided(tmp_path):
         for stage in ("edit", "asks_otherwise", "no_candidate")
     }
     assert stages == {"edit": 1, "asks_otherwise": 1, "no_candidate": 1}
+
+
+def test_what_paging_did_is_counted():
+    registry = prometheus_client.CollectorRegistry()
+    Metrics(registry).paged(PagingCounts(5, 4, 3, 2000))
+    found = {kind: registry.get_sample_value("corrigenda_rows", {"kind": kind}) for kind in vars(PagingCounts())}
+    assert found == {"hits": 5, "reads": 4, "evictions": 3, "bytes_read": 2000}

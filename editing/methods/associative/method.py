@@ -17,8 +17,9 @@ from ...edits.edit import Edit
 from ...edits.prompts import PromptFormat
 from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
+from ...memories.paged_banks import PagingCounts
 from ...memories.paged_rows import PagedRows
-from ...memories.row_banks import RowBanks
+from ...memories.row_banks import PAGE, RowBanks
 from ...memories.row_form import RowForm, Rows, rows_in
 from ...routers.masks import MaskRouter
 from ...routers.router import EditRouter
@@ -161,6 +162,19 @@ class Associative(Method):
 
     def bring_all(self) -> None:
         self._paged.bring_all()
+
+    def release(self) -> None:
+        if self.reads_when_asked:
+            self._paged.release()
+
+    @property
+    def paging(self) -> PagingCounts:
+        return self._paged.paged.counts if self.reads_when_asked else super().paging
+
+    def keep_resident(self, edits: int) -> None:
+        if not self.reads_when_asked:
+            super().keep_resident(edits)
+        self._paged.paged.limit(edits, PAGE, self.config.max_target_tokens + 1)
 
     def learn_background(self) -> None:
         background = self.prompt_features(self.layer, background_prompts()[: self.config.background_prompts])

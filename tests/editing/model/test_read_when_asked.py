@@ -51,17 +51,17 @@ def answers(edited, prompts=ASKED):
 def test_rows_come_when_they_are_asked_for(folder):
     edited = load(folder, tiny_model())
     memory = edited.method.memory
-    assert memory.size == 3 and memory.resident == 0
-    assert answers(edited, ASKED[1:2]) == ["Anna Blom"] and memory.resident == 1
-    assert answers(edited) == ["Lutz City", "Anna Blom", "red bricks"] and memory.resident == 3
+    assert memory.size == 3 and len(memory.paged) == 0
+    assert answers(edited, ASKED[1:2]) == ["Anna Blom"] and len(memory.paged) == 1
+    assert answers(edited) == ["Lutz City", "Anna Blom", "red bricks"] and len(memory.paged) == 3
     edited.undo("b")
-    assert memory.size == 2 and memory.resident == 2
+    assert memory.size == 2 and len(memory.paged) == 2
 
 
 def test_scores_are_those_of_resident_rows(folder):
     edited, other = load(folder, tiny_model()), load(folder, tiny_model())
     other.method.bring_all()
-    assert edited.evaluate() == other.evaluate() and edited.method.memory.resident == 3
+    assert edited.evaluate() == other.evaluate() and len(edited.method.memory.paged) == 3
 
 
 def test_damaged_rows_are_refused_when_they_are_first_read(folder):
@@ -152,7 +152,7 @@ class TestPagedRows:
         memory.locate(torch.tensor([1, 0]))
         one, two = memory.state(), other.state()
         assert one.keys() == two.keys() and all(same_bits(one[name], two[name]) for name in one)
-        assert memory.norms() == other.norms() and memory.resident == 2 and other.resident == 0
+        assert memory.norms() == other.norms() and len(memory.paged) == 2 and len(other.paged) == 0
 
     def test_what_a_view_sees_stays(self):
         memory = self.memory()
