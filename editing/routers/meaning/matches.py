@@ -12,7 +12,7 @@ from .reasons import DENIED, NOTHING, PROTECTED, WHETHER
 from .unread import is_unread, likeness
 from .wording import asks_whether, is_denied, is_negated
 
-_ODDS = 1.5
+_ODDS = 4.0
 """How much surer the rule must be where an edit's subject is not whole in a part: "Joe Pass" is not Joe DiMaggio. Of
 five values, by cross-validation (`bench/fit_meaning.py`): .014 of other subjects with the same relation misfire, not
 .020; .78 instead of .79 of aliases are found, and as many of all else."""
