@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python bench/paging.py --edits 10000 --requests 1000 --room 64
 
-The edits are those of `opening.py`: made up, with random rows, of a small model with SmolLM2's tokenizer. Requests ask for
-edits as a few are asked for often and most seldom (the n-th with a weight of 1/n), some for none; both models get the
-same, `--batch` at a time, and each answer's tokens are compared. Thread seconds.
+The edits are those of `opening.py`: made up, with random rows, of a small model with SmolLM2's tokenizer. Requests
+ask for edits as a few are asked for often and most seldom (the n-th with a weight of 1/n), some for none; both models
+get the same, `--batch` at a time, and each answer's tokens are compared. Thread seconds.
 """
 
 from __future__ import annotations
