@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..editing.backbone.identity import another_model, tokenizer_digest
 from ..editing.edits.answer_start import AnswerStarts
@@ -17,7 +16,6 @@ from ..editing.methods.registry import text_router
 from ..editing.model import saving
 from ..editing.model.why import explained
 from ..editing.profiling import scope
-from ..editing.routers.router import EditRouter
 from ..editing.shown import shown
 from ..editing.store.codec import unpacked
 from ..editing.store.signing import check_signed
@@ -25,20 +23,12 @@ from ..editing.store.snapshots import Snapshot
 from ..editing.store.store import EditStore
 from .errors import ServingError
 from .folders import Folders
+from .seen import Seen, change_known, seen_by
 from .served_edits import Admission, Change, ReadAt, ServedEdit, name_of_all, served_edit, words_of
 from .settings import ServingSettings
 from .stores import OpenStores, active_snapshot, open_store, served_config, write_status
 from .watch import Watch
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
-
-
-class _Seen(NamedTuple):
-    """What one tenant's requests are answered by, in one version: the router, and the edits by its places."""
-
-    router: EditRouter
-    edits: list[ServedEdit]
-    version: int
-    snapshot: str
 
 
 class Catalogue:
@@ -78,8 +68,8 @@ class Catalogue:
         self._at: dict[tuple[str | None, Path], ReadAt] = {}
         self._staged: dict[tuple[str | None, Path], Change] = {}
         # By tenant: what the next version is made of, and what requests are decided by now, all tenants' at once.
-        self._next: dict[str | None, _Seen] = {}
-        self._now: dict[str | None, _Seen] = {}
+        self._next: dict[str | None, Seen] = {}
+        self._now: dict[str | None, Seen] = {}
         self._tenants: dict[str, None] = dict.fromkeys(settings.tenants)
         self._folders = Folders(settings)
         change = self.read([(None, path) for path in settings.edits])
@@ -258,7 +248,7 @@ class Catalogue:
             version = self.version + 1
             tenants: list[str | None] = [None, *self._tenants]
             try:
-                self._next = {tenant: self._become(self._next.get(tenant), tenant, version) for tenant in tenants}
+                self._next = {tenant: self._seen_next(tenant, version) for tenant in tenants}
             except BaseException:
                 self._stores, self._withdrawn, self._tenants, self._at = before
                 self._next = {}  # some are half changed: the next version makes all anew
@@ -274,44 +264,21 @@ class Catalogue:
             self._open.keep({(path, at.snapshot if at.fixed else None) for of in held for (_, path), at in of.items()})
             return version
 
-    def _seen_by(self, tenant: str | None) -> list[ServedEdit]:
-        """A tenant's edits: shared ones, but for those about a fact (the same fingerprint) that it has its own of.
-
-        Among edits of equal fingerprint in several stores, those of the store that is served last are seen: first the
-        shared stores, then the tenant's, each in the order in which they were first loaded. Within a store all are
-        seen: it has superseded what is about the same fact, and what is left are other questions of the same tokens.
-        """
-        owners = dict.fromkeys((None, tenant))
-        order = [(store, edits) for of in owners for store, edits in self._stores.items() if store[0] == of]
-        facts = {edit.key: self._fact_of(words_of(edit.fingerprint)) for _, edits in order for edit in edits}
-        last = {facts[edit.key]: store for store, edits in order for edit in edits}
-        return [edit for store, edits in order for edit in edits if last[facts[edit.key]] == store]
-
-    def _become(self, seen: _Seen | None, tenant: str | None, version: int) -> _Seen:
-        wanted = self._seen_by(tenant)
-        if seen is None or not seen.edits:
-            router, edits = text_router(self.config, self.tokenizer), []
+    def _seen_next(self, tenant: str | None, version: int) -> Seen:
+        """What a tenant's requests are answered by in a version of the stores that are served now."""
+        before, wanted = self._next.get(tenant), seen_by(tenant, self._stores, self._fact_of)
+        if before is None or not before.edits:
+            router, known = text_router(self.config, self.tokenizer), []
             if self._background is not None:
                 router.load_ground(self._background)
         else:
-            router, edits = seen.router, seen.edits
-        # In the order of a server that starts now: of edits that a prompt fits alike the first one answers, so one that
-        # is redone goes back to its old place, and not to the end.
-        keys = {edit.key for edit in wanted}
-        still = [place for place, edit in enumerate(edits) if edit.key in keys]
-        in_place = itertools.takewhile(lambda pair: edits[pair[0]].key == pair[1].key, zip(still, wanted))
-        kept = [place for place, _ in in_place]
-        gone = set(range(len(edits))).difference(kept)
-        if gone:
-            router.remove(gone)
-        router.add_fingerprints([words_of(edit.fingerprint) for edit in wanted[len(kept) :]])
-        edits = wanted
-        undone = [
-            one for (owner, _), of_store in self._withdrawn.items() if owner in (None, tenant) for one in of_store
-        ]
-        withdraw(router, undone, [edit.stored for edit in edits])
-        at = [at.snapshot for (owner, _), at in self._at.items() if owner in (None, tenant)]
-        return _Seen(router, edits, version, name_of_all(at))
+            router, known = before.router, before.edits
+        change_known(router, known, wanted)
+        ours = (None, tenant)
+        undone = [one for (owner, _), of_store in self._withdrawn.items() if owner in ours for one in of_store]
+        withdraw(router, undone, [edit.stored for edit in wanted])
+        at = [at.snapshot for (owner, _), at in self._at.items() if owner in ours]
+        return Seen(router, wanted, version, name_of_all(at))
 
     def _check_signed(self, store: EditStore) -> None:
         """Raise unless a store may be served by the keys that are asked for: none, or one that has signed it."""
@@ -361,7 +328,7 @@ class Catalogue:
         self.watch.saw(question, admission)
         return admission
 
-    def _seen(self, tenant: str | None) -> _Seen:
+    def _seen(self, tenant: str | None) -> Seen:
         try:
             return self._now[tenant]
         except (KeyError, TypeError):

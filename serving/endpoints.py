@@ -166,16 +166,22 @@ def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
 
         return await answered(asked)
 
-    @router.delete("/v1/snapshots")
-    async def drop_staged(request: Request) -> JSONResponse:
+    async def by_store(
+        request: Request, what: str, change: Callable[[str, str | None], Awaitable[dict[str, Any]]]
+    ) -> JSONResponse:
+        """A change of the folder that a query names, and nothing else in it but its tenant."""
+
         async def asked() -> dict[str, Any]:
             query = _query(request, {"store", "tenant"})
             store = _required(query, "store", "The query")
-            what = f"dropping of what was staged of {shown(store)}"
-            tenant = query.get("tenant")
-            return await changed(request, what, tenant, lambda owner, caller: edits.drop_staged(store, owner))
+            told = f"{what} of {shown(store)}"
+            return await changed(request, told, query.get("tenant"), lambda owner, caller: change(store, owner))
 
         return await answered(asked)
+
+    @router.delete("/v1/snapshots")
+    async def drop_staged(request: Request) -> JSONResponse:
+        return await by_store(request, "dropping of what was staged", edits.drop_staged)
 
     @router.get("/v1/edits/why")
     async def why(request: Request) -> JSONResponse:
@@ -212,13 +218,7 @@ def edits_router(edits: ServedEdits, log: str = "corrigenda") -> Any:
 
     @router.delete("/v1/stores")
     async def unload(request: Request) -> JSONResponse:
-        async def asked() -> dict[str, Any]:
-            query = _query(request, {"store", "tenant"})
-            store = _required(query, "store", "The query")
-            what = f"unload of {shown(store)}"
-            return await changed(request, what, query.get("tenant"), lambda owner, caller: edits.unload(store, owner))
-
-        return await answered(asked)
+        return await by_store(request, "unload", edits.unload)
 
     @router.delete("/v1/tenants")
     async def forget(request: Request) -> JSONResponse:

@@ -42,6 +42,17 @@ def answered(served, prompt):
     return admission.edit and admission.edit.id
 
 
+def with_one_staged(folder):
+    """A server of the folder with its first edit undone, and a staged change that puts it in again, rows and all."""
+    before = snapshot_of(folder)
+    changed(folder, "undo", "a")
+    served = Served(folder)
+    change = served.catalogue.read([(None, folder)], snapshot=before)
+    served.catalogue.stage(change)
+    served.take(change, publish=False)
+    return served, change, before
+
+
 def test_a_store_is_served_as_of_a_snapshot(folder):
     before = snapshot_of(folder)
     after = changed(folder, "undo", "a")
@@ -56,12 +67,7 @@ def test_a_store_is_served_as_of_a_snapshot(folder):
 
 
 def test_what_is_staged_changes_no_answer_and_keeps_its_rows(folder):
-    before = snapshot_of(folder)
-    changed(folder, "undo", "a")
-    served = Served(folder)
-    change = served.catalogue.read([(None, folder)], snapshot=before)
-    served.catalogue.stage(change)
-    served.take(change, publish=False)
+    served, change, before = with_one_staged(folder)
     assert answered(served, CAPITAL) is None
     (key,) = (edit.key for edit in change.added)
     served.take(served.catalogue.read([(None, folder)]))  # another change goes by; what was staged of it is gone
@@ -74,12 +80,7 @@ def test_what_is_staged_changes_no_answer_and_keeps_its_rows(folder):
 
 
 def test_what_was_staged_can_be_let_go(folder):
-    before = snapshot_of(folder)
-    changed(folder, "undo", "a")
-    served = Served(folder)
-    change = served.catalogue.read([(None, folder)], snapshot=before)
-    served.catalogue.stage(change)
-    served.take(change, publish=False)
+    served, change, _ = with_one_staged(folder)
     served.catalogue.drop_staged(None, folder)
     served.memory.keep(served.catalogue.keys(), served.slots.places())
     assert served.memory.place(change.added[0].key) == -1 and answered(served, CAPITAL) is None

@@ -16,7 +16,7 @@ from ..memit.method import Spreading
 from ..record import Record
 from ..weights.method import down_proj
 from ..weights.solving import ridge_columns
-from ..weights.values import Asked
+from ..weights.values import ValueProblem
 from .config import AlphaEditConfig
 from .defaults import resolved
 
@@ -68,7 +68,7 @@ class AlphaEdit(Spreading):
         every = torch.cat([torch.cat(before).T.double(), keys], 1) if before else keys
         return ridge_columns(self._bases[layer], every, self.config.ridge)[:, -keys.shape[1] :]
 
-    def _spread(self, memory: WeightChanges, asked: Sequence[Asked], wanted: Tensor) -> list[dict[str, Tensor]]:
+    def _spread(self, memory: WeightChanges, asked: Sequence[ValueProblem], wanted: Tensor) -> list[dict[str, Tensor]]:
         """And the keys as they are after the whole batch, which later ones are held back by."""
         tensors = super()._spread(memory, asked, wanted)
         for layer in self.edited_layers():

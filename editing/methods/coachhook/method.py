@@ -25,7 +25,7 @@ from ...routers.router import Decision
 from ..memit.method import Regularised
 from ..record import Record, Solved
 from ..weights.method import down_proj
-from ..weights.values import Asked
+from ..weights.values import ValueProblem
 from .config import CoachHookConfig
 from .defaults import resolved
 
@@ -85,7 +85,7 @@ class CoachHook(Regularised):
         """All of it, for the same reason."""
         return row.prompt
 
-    def _spread(self, memory: WeightChanges, asked: Sequence[Asked], wanted: Tensor) -> list[dict[str, Tensor]]:
+    def _spread(self, memory: WeightChanges, asked: Sequence[ValueProblem], wanted: Tensor) -> list[dict[str, Tensor]]:
         self._always.update(self.modules)
         self._written_keys: dict[int, Tensor] = {}
         tensors = super()._spread(memory, asked, wanted)
@@ -94,7 +94,7 @@ class CoachHook(Regularised):
                 own[f"{down_proj(layer)}.key"] = key[None]
         return tensors
 
-    def mean_keys(self, asked: Sequence[Asked], layer: int) -> Tensor:
+    def mean_keys(self, asked: Sequence[ValueProblem], layer: int) -> Tensor:
         keys = super().mean_keys(asked, layer)
         self._written_keys[layer] = keys
         return keys

@@ -17,7 +17,7 @@ from ...memories.weight_changes import WeightChanges
 from ..record import Solved, Written
 from ..weights.method import WeightMethod, down_proj
 from ..weights.solving import Cholesky
-from ..weights.values import Asked, optimised_values
+from ..weights.values import ValueProblem, optimised_values
 from .config import MemitConfig
 from .defaults import resolved
 
@@ -66,7 +66,7 @@ class Spreading(WeightMethod):
         """Told of each site when a batch has been written into it."""
 
     @torch.no_grad()
-    def _spread(self, memory: WeightChanges, asked: Sequence[Asked], wanted: Tensor) -> list[dict[str, Tensor]]:
+    def _spread(self, memory: WeightChanges, asked: Sequence[ValueProblem], wanted: Tensor) -> list[dict[str, Tensor]]:
         """The change of every layer, written into `memory` as it is found; each edit's tensors."""
         tensors: list[dict[str, Tensor]] = [{} for _ in asked]
         layers = self.edited_layers()
@@ -82,7 +82,7 @@ class Spreading(WeightMethod):
                 own |= {f"{site}.x": row[None], f"{site}.h": of_edit[None]}
         return tensors
 
-    def _hidden(self, asked: Sequence[Asked], hidden: Sequence[Tensor]) -> Tensor:
+    def _hidden(self, asked: Sequence[ValueProblem], hidden: Sequence[Tensor]) -> Tensor:
         """fp32 `[edits, d]`: at the lookup of each prompt that stands alone."""
         return torch.stack([h[one.lookups[0]] for one, h in zip(asked, hidden)]).float()
 
@@ -91,7 +91,7 @@ class Spreading(WeightMethod):
         return row.prompt[: lookup + 1]
 
     @torch.no_grad()
-    def mean_keys(self, asked: Sequence[Asked], layer: int) -> Tensor:
+    def mean_keys(self, asked: Sequence[ValueProblem], layer: int) -> Tensor:
         """fp32 `[edits, D]`: each edit's key now, half of the prompt's alone and half of the mean after contexts."""
         rows = [self.key_row(row, at) for one in asked for row, at in zip(one.rows, one.lookups)]
         places = [at for one in asked for at in one.lookups]

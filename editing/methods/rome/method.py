@@ -12,7 +12,7 @@ from ...edits.edit import Edit
 from ..record import Solved, Written
 from ..weights.method import WeightMethod, down_proj
 from ..weights.solving import Cholesky
-from ..weights.values import Asked, Found, optimised_values
+from ..weights.values import OptimisedValues, ValueProblem, optimised_values
 from .config import RomeConfig
 from .defaults import resolved
 
@@ -52,7 +52,7 @@ class Rome(WeightMethod):
 
     def found_values(
         self, edits: Sequence[Edit], contexts: Sequence[str], layer: int
-    ) -> tuple[list[Asked], Tensor, Found]:
+    ) -> tuple[list[ValueProblem], Tensor, OptimisedValues]:
         """The edits as asked at a layer, the values `[edits, d]` that its FFN is to give, and how these came."""
         asked = self.asked(edits, contexts, layer)
         with torch.no_grad():
@@ -64,7 +64,7 @@ class Rome(WeightMethod):
         return asked, given + found.delta, found
 
     @torch.no_grad()
-    def update(self, one: Asked, value: Tensor, factor: Cholesky | None, layer: int) -> dict[str, Tensor]:
+    def update(self, one: ValueProblem, value: Tensor, factor: Cholesky | None, layer: int) -> dict[str, Tensor]:
         """The rank-one change, through the weights as they are: an edit before in the batch is in them."""
         module = self.decoder.down_proj(layer)
         keys = torch.stack([f.inputs[at] for f, at in zip(one.features, one.lookups)])

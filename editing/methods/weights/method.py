@@ -21,7 +21,7 @@ from ..gated import GatedMethod
 from ..record import Record, check_tensors
 from .config import WeightsConfig
 from .subject import lookup_tokens, subject_row
-from .values import Asked
+from .values import ValueProblem
 
 
 class WeightMethod(GatedMethod):
@@ -72,7 +72,7 @@ class WeightMethod(GatedMethod):
 
     # Solving
 
-    def asked(self, edits: Sequence[Edit], contexts: Sequence[str], layer: int) -> list[Asked]:
+    def asked(self, edits: Sequence[Edit], contexts: Sequence[str], layer: int) -> list[ValueProblem]:
         """The edits as their values are found at a layer, through the weights as they are in this pass.
 
         The norm is of the layer's hidden state at the lookup; ROME, whose value is the FFN's output, puts its own.
@@ -88,7 +88,7 @@ class WeightMethod(GatedMethod):
             of_rows = features[e * len(contexts) : (e + 1) * len(contexts)]
             of_subject = features[len(edits) * len(contexts) + e].hidden[: last + 1]
             norm = of_rows[0].hidden[at[0]].float().norm()
-            found.append(Asked(own, at, of_rows, subject[: last + 1], of_subject, norm))
+            found.append(ValueProblem(own, at, of_rows, subject[: last + 1], of_subject, norm))
         return found
 
     def features_now(self, layer: int, rows: Sequence[Sequence[int]]) -> list[Features]:

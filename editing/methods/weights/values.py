@@ -24,7 +24,7 @@ _STEP_TOKENS = 320
 """Padded tokens in one pass on a CPU: more only enlarges the activations that are kept for the gradient."""
 
 
-class Asked(NamedTuple):
+class ValueProblem(NamedTuple):
     """One edit as its value is found: its rows after each context, and where each names the subject.
 
     subject         the tokens of "{subject} is a" up to the lookup
@@ -40,7 +40,7 @@ class Asked(NamedTuple):
     norm: Tensor
 
 
-class Found(NamedTuple):
+class OptimisedValues(NamedTuple):
     """The changes `[edits, d]` of what the layer gives at the lookup, fp32; each edit's last loss and its steps."""
 
     delta: Tensor
@@ -69,7 +69,9 @@ class _Rows(NamedTuple):
         return _Rows(self.suffix.select(kept), self.owner[kept], self.scale[kept]) if len(kept) else None
 
 
-def optimised_values(decoder: Decoder, layer: int, asked: Sequence[Asked], config: ValueConfig) -> Found:
+def optimised_values(
+    decoder: Decoder, layer: int, asked: Sequence[ValueProblem], config: ValueConfig
+) -> OptimisedValues:
     """The change of `layer`'s output at the lookup that makes each edit's target likely in all its contexts.
 
     Loss of an edit: mean over its rows of the mean cross-entropy of the target's tokens, + kl_weight * KL(now | before)
@@ -116,7 +118,7 @@ def optimised_values(decoder: Decoder, layer: int, asked: Sequence[Asked], confi
                 for group, before in essences
                 if (kept := group.select(running)) is not None
             ]
-    return Found(delta.detach(), loss, steps)
+    return OptimisedValues(delta.detach(), loss, steps)
 
 
 class _Adam:
@@ -143,7 +145,7 @@ def _take(of_row: Tensor, owner: Tensor, total: Tensor) -> None:
     total.index_add_(0, owner, of_row.detach().to(total))
 
 
-def _rows_of(decoder: Decoder, layer: int, asked: Sequence[Asked]) -> list[_Rows]:
+def _rows_of(decoder: Decoder, layer: int, asked: Sequence[ValueProblem]) -> list[_Rows]:
     rows = [(edit, i) for edit, one in enumerate(asked) for i in range(len(one.rows))]
     lengths = [len(asked[edit].rows[i].tokens) - asked[edit].lookups[i] for edit, i in rows]
     device, groups = decoder.device(layer), []
@@ -162,7 +164,7 @@ def _rows_of(decoder: Decoder, layer: int, asked: Sequence[Asked]) -> list[_Rows
     return groups
 
 
-def _essences(decoder: Decoder, layer: int, asked: Sequence[Asked], weight: float) -> list[_Rows]:
+def _essences(decoder: Decoder, layer: int, asked: Sequence[ValueProblem], weight: float) -> list[_Rows]:
     """The rows by whose drift an edit is held back: "{subject} is a", up to the lookup, of which a token is asked."""
     device, groups = decoder.device(layer), []
     if not weight:

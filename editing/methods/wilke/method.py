@@ -15,7 +15,7 @@ from ..record import Solved, Written
 from ..rome.method import Rome
 from ..weights.method import down_proj
 from ..weights.solving import Cholesky
-from ..weights.values import Asked
+from ..weights.values import ValueProblem
 from .config import WilkeConfig
 from .defaults import resolved
 
@@ -25,7 +25,7 @@ class _Tried(NamedTuple):
 
     share: float
     layer: int
-    asked: Asked
+    asked: ValueProblem
     value: Tensor
     loss: float
     steps: int

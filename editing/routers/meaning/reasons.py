@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .decoys import Profile
-from .rule import EVIDENCE, Held
+from .rule import EVIDENCE, EditSide
 
 NOTHING, PROTECTED, WHETHER, DENIED, COMPARED, TASK, MENTION, OTHER = range(8)
 RELATION = 16
@@ -24,7 +24,7 @@ _WORDS = {
 }
 
 
-def against_of(row: np.ndarray, asked: Profile, held: Held) -> int:
+def against_of(row: np.ndarray, asked: Profile, held: EditSide) -> int:
     """What speaks most against a pair with this evidence."""
     said = dict(zip(EVIDENCE, row.tolist()))
     if said["negated"]:

@@ -23,7 +23,7 @@ from .known import Known, as_int8, as_unit, packed, token_row, unpacked
 from .matches import Match, match_of
 from .pairs import Pair, limited, pairs_of
 from .reasons import NOTHING, against_of, in_words
-from .rule import Asked, Held, evidence, fitted_rule
+from .rule import EditSide, RequestSide, evidence, fitted_rule
 from .subject import FUNCTION_WORDS, words
 from .texts import texts_of_edit
 
@@ -274,7 +274,7 @@ class MeaningRouter(EditRouter):
         profiles = {pair.masked: Profile(self.decoys, vectors[pair.masked]) for _, _, pair in pairs}
         rows = [
             evidence(
-                Asked(
+                RequestSide(
                     pair.part, pair.masked, profiles[pair.masked], vectors.get(pair.whole) if pair.share < 1 else None
                 ),
                 self._held(pair.known),
@@ -286,7 +286,7 @@ class MeaningRouter(EditRouter):
         ]
         return Compared(found, pairs, np.array(rows), vectors, profiles)
 
-    def _held(self, known: Known) -> Held:
+    def _held(self, known: Known) -> EditSide:
         return _held(self.decoys, known.subject, known.masked, known.whole, known.vectors[:2].tobytes())
 
     # What is saved
@@ -320,12 +320,12 @@ def _keep(matches: dict[int, Match], place: int, match: Match) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _held(decoys: Decoys, subject: str, masked: str, whole_text: str, vectors: bytes) -> Held:
+def _held(decoys: Decoys, subject: str, masked: str, whole_text: str, vectors: bytes) -> EditSide:
     """What comparing with an edit takes, from its two vectors."""
     own, whole = as_unit(np.frombuffer(vectors, dtype=np.int8).reshape(2, -1))
     profile = Profile(decoys, own)
     there = frozenset((*words(whole_text), *words(subject)))
-    return Held(there, masked, profile, whole, profile.own(decoys), profile.projected_own(decoys))
+    return EditSide(there, masked, profile, whole, profile.own(decoys), profile.projected_own(decoys))
 
 
 @lru_cache(maxsize=4)

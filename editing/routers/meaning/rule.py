@@ -27,7 +27,7 @@ EVIDENCE = (
 """What the rule is given, in order."""
 
 
-class Asked(NamedTuple):
+class RequestSide(NamedTuple):
     """A part of a request with an edit's subject put aside: `masked`, of which `profile` is made.
 
     whole: the vector of the part as it stands, where the subject is not whole there; what it says is then not all
@@ -40,7 +40,7 @@ class Asked(NamedTuple):
     whole: np.ndarray | None
 
 
-class Held(NamedTuple):
+class EditSide(NamedTuple):
     """The same of an edit, made once; `words`: those of its question and its subject."""
 
     words: frozenset[str]
@@ -51,7 +51,7 @@ class Held(NamedTuple):
     projected_own: np.ndarray
 
 
-def evidence(asked: Asked, held: Held, tokens: float, share: float, encoder: Encoder) -> list[float]:
+def evidence(asked: RequestSide, held: EditSide, tokens: float, share: float, encoder: Encoder) -> list[float]:
     """The evidence for one part and one edit.
 
     tokens: the token score of the part; share: how much of the subject stands there.
