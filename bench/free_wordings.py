@@ -23,6 +23,12 @@ def half_of(name: str) -> int:
     return hashlib.sha256(name.encode()).digest()[0] % 2
 
 
+def kind_of_subjects() -> dict[str, str]:
+    """The kind of each made-up subject, "company" say."""
+    read = json.loads(FILE.read_text(encoding="utf-8"))
+    return {name: kind for kind, of_kind in read.items() for name in of_kind["names"]}
+
+
 def free_wordings(half: int) -> tuple[list[Edit], list[tuple[str, str, str | None]]]:
     """The edits of one half, up to three a subject; and requests: kind, text, and the id of the edit to be found."""
     source = random.Random(half)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +106,22 @@ class Request(NamedTuple):
     wanted: str | None
 
 
+def shares(requests: Sequence[Request], got: Sequence[str | None]) -> dict[str, dict[str, float]]:
+    """By kind, from the edits that requests got: how many, `found` and `wrong`; `misfires` where none was wanted."""
+    kinds: dict[str, list[tuple[str | None, str | None]]] = {}
+    for request, edit in zip(requests, got):
+        kinds.setdefault(request.kind, []).append((request.wanted, edit))
+    rows: dict[str, dict[str, float]] = {}
+    for kind, pairs in kinds.items():
+        wrong = round(sum(edit not in (None, wanted) for wanted, edit in pairs) / len(pairs), 4)
+        if pairs[0][0] is None:
+            rows[kind] = {"requests": len(pairs), "misfires": wrong}
+        else:
+            found = round(sum(edit == wanted for wanted, edit in pairs) / len(pairs), 4)
+            rows[kind] = {"requests": len(pairs), "found": found, "wrong": wrong}
+    return rows
+
+
 def half_of(subject: str) -> int:
     return hashlib.sha256(subject.casefold().encode()).digest()[0] % 2
 
@@ -133,9 +150,10 @@ class Half:
         read = {
             name: [record for record in _read(data, name) if half_of(record["subject"] or "") == half] for name in FILES
         }
-        self._patterns = {
-            text.replace(record["subject"], "{}") for record in _read(data, "pararel") for text in record["prompts"]
-        }
+        self._relations: dict[str, set[str]] = {}
+        for record in _read(data, "pararel"):
+            for text in record["prompts"]:
+                self._relations.setdefault(text.replace(record["subject"], "{}"), set()).add(record["relation_id"])
         self._passages = [record["target_new"] for record in read["hallucination"]]
         self._passages += [record["prompt"].partition(". ")[2] or record["prompt"] for record in read["hallucination"]]
         self._questions = [record["question"] for record in _read(data, "nq_open")][half::2]
@@ -234,8 +252,11 @@ class Half:
             return "by alias"
         if not fact["several"]:
             return "rephrased: pairs"
-        # CounterFact's own paraphrases often ask something else ("X's greatest strength is"): apart, none is learnt.
-        own = fact["id"].startswith("counterfact") and text.replace(fact["subject"], "{}") not in self._patterns
+        # CounterFact's own paraphrases often ask something else ("X's greatest strength is"; where X was born, for the
+        # language that X speaks): apart, none is learnt.
+        patterns = [one.replace(fact["subject"], "{}") for one in (text, fact["prompt"])]
+        asked, known = (self._relations.get(pattern, set()) for pattern in patterns)
+        own = fact["id"].startswith("counterfact") and not (asked & known if known else asked)
         return "several edits: counterfact" if own else "several edits of a subject"
 
     def _ask_elsewhere(self, pick) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from record import provenance, results_folder, write_json
-from request_kinds import Half
+from request_kinds import Half, shares
 
 from corrigenda.editing.backbone.background import background_prompts
 from corrigenda.editing.backbone.loading import load_tokenizer
@@ -39,24 +39,16 @@ def measured(router, half, requests, show):
     """By kind: number, and the shares."""
     ids = [edit.id for edit in half.edits]
     prompts = {edit.id: edit.prompt for edit in half.edits}
-    kinds = {}
-    for request in requests:
-        kinds.setdefault(request.kind, []).append(request)
-    rows = {}
-    for kind, of_kind in kinds.items():
-        route = []
-        for i in range(0, len(of_kind), 50):
-            route += router.decide([request.text for request in of_kind[i : i + 50]]).route.tolist()
-        got = [ids[place] if place >= 0 else None for place in route]
-        wrong = sum(edit is not None and edit != request.wanted for edit, request in zip(got, of_kind)) / len(got)
-        if of_kind[0].wanted is None:
-            row = {"requests": len(got), "misfires": round(wrong, 4)}
-        else:
-            found = sum(edit == request.wanted for edit, request in zip(got, of_kind)) / len(got)
-            row = {"requests": len(got), "found": round(found, 4), "wrong": round(wrong, 4)}
-        rows[kind] = row
-        print(f"{kind:40}", rows[kind], flush=True)
-        failures = [(edit, request) for edit, request in zip(got, of_kind) if edit != request.wanted]
+    got = []
+    for start in range(0, len(requests), 50):
+        route = router.decide([request.text for request in requests[start : start + 50]]).route.tolist()
+        got += [ids[place] if place >= 0 else None for place in route]
+    rows = shares(requests, got)
+    for kind, row in rows.items():
+        print(f"{kind:40}", row, flush=True)
+        failures = [
+            (edit, request) for edit, request in zip(got, requests) if request.kind == kind and edit != request.wanted
+        ]
         for edit, request in failures[:show]:
             print("   ", request.text[-160:], "| wanted:", prompts.get(request.wanted), "| got:", prompts.get(edit))
     return rows

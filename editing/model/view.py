@@ -229,10 +229,24 @@ class MemoryView:
         for place, rival in declined.items():
             stands = "stays" if later[place] is None else "comes later in the stream"
             self.store.notices.append(left_out(batch[place].id, rival, stands))
+        self._say_what_is_not_found([one for one in wanted if one.seq not in superseded])
         missing = [Declined(batch[place], rival) for place, rival in declined.items()]
         edits, written = [batch[place] for place in taken], [one.written for one in solved]
         failing = [edit for edit, one in zip(edits, written) if one.held is False]
         return Outcome(edits, written, *(([], failing) if keep_unsolved else (failing, [])), missing)
+
+    def _say_what_is_not_found(self, written: Sequence[StoredEdit]) -> None:
+        """A notice on each edit that its own prompt does not lead to, of a router by text: 1 ms an edit."""
+        if not written or not self.method.names_edits or self.method.router.needs_features:
+            return
+        places = {seq: place for place, seq in enumerate(self.order)}
+        found = self.method.routes([one.prompt for one in written]).route.tolist()
+        for one, route in zip(written, found):
+            if not self.method.holds(route, places[one.seq]):
+                by = "the base model answers" if route < 0 else f'"{self.edits[route].id}" answers'
+                self.store.notices.append(
+                    f'Edit "{one.id}" is written, but its own prompt does not find it: {by} that.'
+                )
 
     def _write_in(self, numbers: Sequence[int], records: dict[int, Record]) -> None:
         """Write edits that were stored just now into the memory, whose records are at hand."""

@@ -86,5 +86,5 @@ def _keys(subject: str, weight: Callable[[str], float]) -> list[str]:
     if len(found) > 1 and all(len(word) == 1 for word in found[:2]):
         return [found[0] + found[1]]
     if len(found) == 1:
-        return found
+        return list(found)
     return [max(found, key=lambda word: (weight(word), len(word)))]

@@ -51,18 +51,24 @@ class Profile:
         self.projected_relations = np.maximum.reduceat(near[: decoys.asking], decoys.starts)
         self.projected_other = float(near[decoys.asking :].max())
 
-    def own(self) -> np.ndarray:
+    def own(self, decoys: Decoys) -> np.ndarray:
         """bool `[relations]`: those that an edit with this text asks for itself."""
-        return self.relations >= float(self.relations.max()) - _OWN
+        return _own(self.relations, _OWN, decoys)
 
-    def projected_own(self) -> np.ndarray:
-        return self.projected_relations >= float(self.projected_relations.max()) - _OWN_PROJECTED
+    def projected_own(self, decoys: Decoys) -> np.ndarray:
+        return _own(self.projected_relations, _OWN_PROJECTED, decoys)
+
+
+def _own(relations: np.ndarray, within: float, decoys: Decoys) -> np.ndarray:
+    nearest = int(relations.argmax())
+    return (relations >= relations[nearest] - within) | decoys.alike[nearest]
 
 
 class Decoys:
     """The project's decoys, and a user's own, under an encoder.
 
     names    of the relations, in order
+    alike    bool `[relations, relations]`: whether one question may ask for either: "where is it?" for country or town
     digest   of all texts: what decisions with them can be compared with
     vectors  float32 `[texts, width]`: relations' wordings first (`asking` of them), then tasks, then mentions
     head     float32 `[width, head width]`: linear discriminants of the relations' wordings (Fisher's, with a ridge):
@@ -72,6 +78,7 @@ class Decoys:
     def __init__(self, encoder: Encoder, own: Sequence[str] = ()) -> None:
         relations, tasks, mentions = texts_of(own)
         self.names = list(relations)
+        self.alike = _alike(self.names)
         wordings = [text for texts in relations.values() for text in texts]
         self.asking = len(wordings)
         self.tasks_end = self.asking + len(tasks)
@@ -92,6 +99,15 @@ class Decoys:
         """Unit vectors `[..., width]` on the head's directions, as unit vectors."""
         projected = (vectors - self.mean) @ self.head
         return projected / np.maximum(np.linalg.norm(projected, axis=-1, keepdims=True), 1e-12)
+
+
+def _alike(names: list[str]) -> np.ndarray:
+    places = {name: place for place, name in enumerate(names)}
+    alike: np.ndarray = np.eye(len(names), dtype=bool)
+    for group in _data()["alike"]:
+        members = [places[name] for name in group]
+        alike[np.ix_(members, members)] = True
+    return alike
 
 
 def discriminants(vectors: np.ndarray, labels: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +56,9 @@ class Encoder:
         self._pass = _pass_of(model.to(torch.bfloat16 if _multiplies_bfloat16() else torch.float32).eval())
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()
         self._pieces: dict[str, int] = {}
+        table = model.get_input_embeddings().weight.detach().float()
+        self._words = (table - table.mean(0)).numpy()
+        self._word_vectors: dict[str, np.ndarray] = {}
 
     def _digest(self, model: Any) -> str:
         """SHA-256 of weights and vocabulary: what makes stored vectors comparable with new ones."""
@@ -103,6 +107,16 @@ class Encoder:
             if len(self._pieces) > 1 << 18:
                 self._pieces.clear()
         return found
+
+    def words(self, words: Sequence[str]) -> np.ndarray:
+        """float32 `[words, width]`: single words as unit vectors, the means of their pieces' embeddings; no pass."""
+        if len(self._word_vectors) > _REMEMBERED:
+            self._word_vectors.clear()
+        for word in words:
+            if word not in self._word_vectors:
+                vector = self._words[self.tokenizer(word, add_special_tokens=False)["input_ids"]].mean(0)
+                self._word_vectors[word] = vector / max(float(np.linalg.norm(vector)), 1e-12)
+        return np.stack([self._word_vectors[word] for word in words])
 
 
 def _pass_of(model: Any) -> Callable[[Sequence[Sequence[int]]], list[Tensor]]:

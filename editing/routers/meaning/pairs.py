@@ -11,7 +11,7 @@ from ..tokens import TokenRouter
 from .candidates import CandidateIndex
 from .known import Known, as_unit
 from .sentences import Part, parts_of
-from .subject import locate, normalised, words
+from .subject import is_another_of_its_kind, locate, normalised, stands_whole, words
 from .wording import core
 
 _TOKENS = 0.25
@@ -24,7 +24,6 @@ _WEAK, _WEAK_TOKENS = 2.0, 0.33
 _PASSAGE = 0.75
 """The token score from which a passage's like is taken for it."""
 
-_NAMED, _NAMED_TOKENS = 0.75, 0.45
 _SUBJECTS = 4
 """As so many subjects one part is read at most: each reading is a text to be encoded."""
 
@@ -68,38 +67,55 @@ def pairs_of(
     texts = [normalised(part.text) for part in asking]
     wholes = [core(text) for text in texts]
     entire = core(normalised(request))
-    pairs: list[list[tuple[int, Pair]]] = [[] for _ in asking]
     found: list[tuple[int, Pair]] = []
+    near: list[tuple[int, Known]] = []
     for place in index.of_request(sorted(set().union(*map(set, rows))), texts, _TOKENS):
         one = known[place]
-        own = set(one.tokens)
         if one.whole == entire:  # an edit's own prompt, whatever sentences that seems to have
             found.append((place, Pair(Part(request, True, True, 0, False), one, 1.0, 1.0, one.masked, one.whole)))
             continue
         if one.is_long:
-            score = index.score(place, own, rows[-1])
+            score = index.score(place, set(one.tokens), rows[-1])
             if score >= _PASSAGE:
                 found.append((place, Pair(Part(request, True, True, 0, False), one, score, 1.0, "", "")))
             if one.is_passage:
                 continue
-        for i, (part, row, text) in enumerate(zip(asking, rows, texts)):
-            score = index.score(place, own, row)
-            there = locate(one.subject, text, weight)
-            weak = sum(map(weight, words(one.subject))) < _WEAK
-            if score >= (_WEAK_TOKENS if weak else _TOKENS) or (there.share >= SHARE and not weak):
-                pairs[i].append((place, Pair(part, one, score, there.share, there.masked, wholes[i])))
-    for of_part in pairs:
-        found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(of_part)]
+        near.append((place, one))
+    for part, row, text, whole in zip(asking, rows, texts, wholes):
+        there = [(place, one) for place, one in near if stands_whole(one.subject, text)]
+        named = any(not _is_weak(one, weight) for _, one in there)
+        pairs = []
+        for place, one in there if named else near:
+            score = index.score(place, set(one.tokens), row)
+            weak = _is_weak(one, weight)
+            enough = score >= (_WEAK_TOKENS if weak else _TOKENS)
+            if (weak and not enough) or is_another_of_its_kind(one.subject, text):
+                continue
+            found_at = locate(one.subject, text, weight, 0.0 if enough else SHARE)
+            if enough or found_at.share >= SHARE:
+                pairs.append((place, Pair(part, one, score, found_at.share, found_at.masked, whole)))
+        found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(pairs, weight)]
     return found
 
 
-def _nearer(pairs: list[tuple[int, Pair]]) -> list[tuple[int, Pair]]:
+def _is_weak(known: Known, weight: Callable[[str], float]) -> bool:
+    return sum(map(weight, words(known.subject))) < _WEAK
+
+
+def _nearer(pairs: list[tuple[int, Pair]], weight: Callable[[str], float]) -> list[tuple[int, Pair]]:
     """Of the edits for one part those about the few subjects that it most likely names.
 
-    Where one is named in full, what has only a name or two in common is left out.
+    Where one is named in full, what has only a name or two in common is left out, and so is "Berlin" beside "the Berlin
+    Wall".
     """
-    named = any(pair.share == 1 for _, pair in pairs)
-    near = [one for one in pairs if not named or one[1].share >= _NAMED or one[1].tokens >= _NAMED_TOKENS]
+    whole = {pair.known.subject for _, pair in pairs if pair.share == 1}
+    near = [
+        (place, pair)
+        for place, pair in pairs
+        if pair.share < 1 or not any(pair.known.subject in other and pair.known.subject != other for other in whole)
+    ]
+    if any(pair.share == 1 and not _is_weak(pair.known, weight) for _, pair in near):
+        near = [one for one in near if one[1].share == 1]
     near.sort(key=lambda one: -(one[1].share + one[1].tokens))
     read = list(dict.fromkeys(pair.masked for _, pair in near))[:_SUBJECTS]
     return [one for one in near if one[1].masked in read]

