@@ -71,7 +71,10 @@ def tell(notices: Sequence[str], rest: str = "", most: int = 10) -> None:
 
 
 def use_threads(count: int | None) -> None:
-    """Let torch compute on `count` CPU threads; None leaves its own choice."""
+    """Let torch compute on `count` CPU threads; None leaves its own choice. Raises for a backend that is misspelt."""
+    from ...kernels import dispatch
+
+    dispatch.chosen()  # where no edit is asked for, no op runs that would say so
     if count is not None:
         import torch
 

@@ -117,7 +117,8 @@ def test_decisions_on_200_real_prompts(smollm2, data_folder, wrap, monkeypatch, 
         edited = wrap(model, tokenizer, config, template=TEMPLATE)
         edited.method.prepare()
         known = edited.method.fingerprints([Edit(prompt, "-") for prompt in stored])
-        edited.method.make_known([Record({}, {}, words) for words in known])
+        rows = {"keys": torch.zeros(1, edited.method.width), "values": torch.zeros(1, edited.method.out_width)}
+        edited.method.apply([Record(rows, {}, words) for words in known])
         straight, mixed = list(range(200)), random.Random(8).sample(range(200), 200)
         by_length = sorted(straight, key=lambda i: len(asked[i]))
         alone = decisions(edited, asked, straight, 1)
