@@ -49,7 +49,7 @@ def score_plot(results: Sequence[Result], title: str) -> str:
     panels = [(measure, name) for measure, name in SCORES if any(result.values(measure) for result in results)]
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns + 2, 3.4 * rows), squeeze=False, sharex=True)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, sharex=True)
     counts = sorted({count for result in results for count in result.after})
     for (measure, name), axis in zip(panels, axes.flat):
         styles = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKS), itertools.cycle(_DASHES))
@@ -74,8 +74,8 @@ def score_plot(results: Sequence[Result], title: str) -> str:
         axis.set_xlabel("edits written")
     figure.suptitle(title)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center right", frameon=False)
-    figure.tight_layout(rect=(0, 0, 1 - 1.7 / figure.get_figwidth(), 1))
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)  # names may be long
     return _svg(pyplot, figure)
 
 
@@ -131,6 +131,7 @@ def cost_plot(results: Sequence[Result], title: str) -> str:
         bars = axis.barh([name for name, _ in found], [value for _, value in found], color=_COLOURS[0])
         axis.bar_label(bars, [_short(value) for _, value in found], padding=3)
         axis.set(xscale="log", xlabel=name)
+        axis.xaxis.set_minor_formatter("")  # within a decade they would run into each other
         axis.margins(x=0.25)
         axis.grid(axis="x", alpha=0.3)
     figure.suptitle(title)
@@ -149,7 +150,7 @@ def _svg(pyplot: Any, figure: Any) -> str:
     """The figure as SVG that is the same for the same figures; text stays text."""
     page = io.StringIO()
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "corrigenda"}):
-        figure.savefig(page, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(page, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
     text = page.getvalue()
     return text[text.index("<svg") :]

@@ -70,7 +70,7 @@ def _version(package: str) -> str | None:
 
 def commit() -> str | None:
     """The git commit of the sources, where they are this project's checkout and not an installed copy."""
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[1]
     project = folder.parent / "pyproject.toml"
     if not project.is_file() or 'name = "corrigenda"' not in project.read_text(encoding="utf-8"):
         return None

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("few_background_prompts")
         ("grace", {"steps": 1}, "found by features of the whole prompt"),
         ("melo", {"steps": 1}, "found by features of the whole prompt"),
         ("rag", {}, "put before a question as text"),
+        ("lte", {"alignment_edits": 2, "rounds": 1, "rank": 2, "answer_tokens": 2}, "put before a question as text"),
         ("token-vectors", {"steps": 1}, "vectors of tokens"),
     ],
 )

@@ -161,9 +161,9 @@ def test_verify_says_so_or_every_command_works(original, tmp_path_factory, data)
     done |= {f"show {n}": works("show", folder, "--", name) for n, name in enumerate(names)}
     assert files_around(folder) == before
     if names:
-        done["undo"] = works("undo", folder, "--", names[0])
+        done["undo"] = works("undo", folder, "--leave-others", "--", names[0])
         done["redo"] = works("redo", folder, "--", names[0])
-    done["undo by"] = works("undo", folder, "--since", "2000")
+    done["undo by"] = works("undo", folder, "--leave-others", "--since", "2000")
     done["compact"] = works("compact", folder, "--forget-undone")
     assert files_around(folder) == before
     works("merge", other, folder)
