@@ -52,7 +52,10 @@ class AnswerStarts:
         self.prompts = prompts
         self.ends = ends
         self._known: OrderedDict[tuple[str, str], Spelling] = OrderedDict()
-        self._special = [token for token in prompts.tokenizer.all_special_tokens if "think>" not in token]
+        # Not those with a role of their own alone: a chat's marks need have none.
+        added = getattr(prompts.tokenizer, "added_tokens_decoder", {}).values()
+        special = {*prompts.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        self._special = [token for token in special if "think>" not in token]
 
     def spelling(self, prompt: str, target: str) -> Spelling:
         """How the target of an edit with this prompt can be said."""
@@ -75,7 +78,7 @@ class AnswerStarts:
         return AnswerPlan(arcs, spelling.length, self.ends, numeric, spelling.bare, start)
 
     def in_words(self, ids: Sequence[int], edit: Any) -> str | None:
-        """Where in a tokenised prompt the answer of `edit` stands, said of the prompt; None where it is still to begin."""
+        """Where the answer of `edit` stands in a tokenised prompt, said of the prompt; None where it is to begin."""
         plan, spelling = self.plan(ids, edit), self.spelling(edit.prompt, edit.target)
         if plan.start == THINKING:
             return "is in the middle of a think block: the answer begins after it"

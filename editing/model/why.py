@@ -112,7 +112,7 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
 def explained_text(
     router: EditRouter, prompts: PromptFormat, starts: AnswerStarts, prompt: str, edits: list[Any], most: int = 5
 ) -> dict[str, Any]:
-    """The same of a prompt's text: one that has the format's closing already, and maybe a part of its answer, as it is."""
+    """The same of a prompt's text: as it is, where it has the format's closing and maybe a part of its answer."""
     whole = prompts.after_question(prompt)[0] != ""
     ids = prompts.encode(prompt if whole else prompts.wrap(prompt))
     found = explained(router, [prompts.question(ids)], edits, most)
