@@ -14,7 +14,7 @@ from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.methods.registry import text_router
 from ..editing.model import saving
-from ..editing.model.why import explained
+from ..editing.model.why import explained_text
 from ..editing.profiling import scope
 from ..editing.shown import shown
 from ..editing.store.codec import unpacked
@@ -385,8 +385,7 @@ class Catalogue:
     def why(self, prompt: str, tenant: str | None = None, most: int = 5) -> dict[str, Any]:
         """The edits that come nearest to a prompt, best first, and whether one applies."""
         seen = self._seen(tenant)
-        question = self.prompts.question(self.prompts.encode(self.prompts.wrap(prompt)))
-        return explained(seen.router, [question], seen.edits, most)
+        return explained_text(seen.router, self.prompts, self._starts, prompt, seen.edits, most)
 
     def without_paths(self, text: str) -> str:
         """A sentence with folders called what clients call them."""

@@ -291,6 +291,8 @@ def _explained(found: dict[str, Any], count: int, out: dict[str, str]) -> Iterat
         yield f"{answer}: best score {score}, needed {needed}, margin {margin}."
         if found.get("reason"):
             yield f'It is near "{shown(found["nearest"][0]["id"])}", but {found["reason"]}.'
+        if found.get("begun"):
+            yield f"The prompt {found['begun']}."
         if found.get("rival_weight"):
             yield (
                 f"Needed is the threshold, {found['threshold']:.3f}, plus {found['rival_weight']:g} times the next "

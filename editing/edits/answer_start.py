@@ -52,6 +52,10 @@ class AnswerStarts:
         self.prompts = prompts
         self.ends = ends
         self._known: OrderedDict[tuple[str, str], Spelling] = OrderedDict()
+        # Not those with a role of their own alone: a chat's marks need have none.
+        added = getattr(prompts.tokenizer, "added_tokens_decoder", {}).values()
+        special = {*prompts.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        self._special = [token for token in special if "think>" not in token]
 
     def spelling(self, prompt: str, target: str) -> Spelling:
         """How the target of an edit with this prompt can be said."""
@@ -73,6 +77,20 @@ class AnswerStarts:
         start = self._start(self.prompts.decoded(ids), edit, spelling)
         return AnswerPlan(arcs, spelling.length, self.ends, numeric, spelling.bare, start)
 
+    def in_words(self, ids: Sequence[int], edit: Any) -> str | None:
+        """Where the answer of `edit` stands in a tokenised prompt, said of the prompt; None where it is to begin."""
+        plan, spelling = self.plan(ids, edit), self.spelling(edit.prompt, edit.target)
+        if plan.start == THINKING:
+            return "is in the middle of a think block: the answer begins after it"
+        if plan.start == LEFT:
+            return "closes as none does that the edit was learnt in: the base model answers"
+        if plan.start in (WAITS, AFTER_COLON) or plan.start == QUOTED + plan.bare:
+            return "has begun something else, JSON say: the answer waits for its place in it"
+        node = plan.start - QUOTED if plan.start >= QUOTED else plan.start
+        said = max((count for count, at in spelling.nodes.items() if at == node), default=0)
+        part = spelling.text[:said].strip()
+        return f'has "{part}" of the answer, which goes on from there' if part else None
+
     def _start(self, text: str, edit: Any, spelling: Spelling) -> int:
         before, begun = self.prompts.after_question(text)
         # Templates that end in a line break were learnt with the answer's own blank after it.
@@ -83,6 +101,8 @@ class AnswerStarts:
                 return THINKING
         if before and not begun.strip():
             return opens
+        if before and any(token in begun for token in self._special):
+            return LEFT  # another closing of a template than those that the edit was learnt in
         if before and (node := self._node(begun.lstrip(), spelling)) is not None:
             return node
         tail = begun if before else text

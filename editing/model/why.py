@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..backbone.loading import PACKAGED, load_base
+from ..edits.answer_start import AnswerStarts
 from ..edits.edit import required_text
+from ..edits.prompts import PromptFormat
 from ..errors import CorrigendaError, FieldError
 from ..methods.config import EditingConfig
 from ..routers.router import EditRouter
@@ -42,7 +44,8 @@ def nearest_edits(
     order = history.applied()
     edits = [history.edits[seq] for seq in order]
     if opened_by(EditingConfig.from_dict(store.header["config"]), router).routed_by_text:
-        return explained(*_by_text(store, order, prompt, name, router), edits, most)
+        found, prompts = by_text(store, order, name, router)
+        return explained_text(found, prompts, AnswerStarts(prompts, store.header["config"]["eos"]), prompt, edits, most)
     with _loaded(store, name) as edited, torch.no_grad():
         if not edited.method.names_edits:
             return _by_memory(edited, prompt)
@@ -69,6 +72,8 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
     withdrawn  the id of the undone or unsolved edit that the prompt matches better, where that keeps one from applying
     undone     the undone or unsolved edit that comes nearest, whatever that means, with its score
     reason     what else keeps the best match from being applied, said of the prompt, of a router that knows
+
+    From `explained_text` also `begun`: what the prompt has of the applied edit's answer, said of it; None for nothing.
     """
     query = router.queries(requests)
     decision = router.decide_queries(query)
@@ -104,11 +109,15 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
     }
 
 
-def _by_text(
-    store: EditStore, order: list[int], prompt: str, name: str, router: str | None
-) -> tuple[EditRouter, list[str]]:
-    found, prompts = by_text(store, order, name, router)
-    return found, [prompts.question(prompts.encode(prompts.wrap(prompt)))]
+def explained_text(
+    router: EditRouter, prompts: PromptFormat, starts: AnswerStarts, prompt: str, edits: list[Any], most: int = 5
+) -> dict[str, Any]:
+    """The same of a prompt's text: as it is, where it has the format's closing and maybe a part of its answer."""
+    whole = prompts.after_question(prompt)[0] != ""
+    ids = prompts.encode(prompt if whole else prompts.wrap(prompt))
+    found = explained(router, [prompts.question(ids)], edits, most)
+    applied = next((edit for edit in edits if edit.id == found["edit"]), None)
+    return {**found, "begun": None if applied is None else starts.in_words(ids, applied)}
 
 
 def _by_memory(edited: EditedModel, prompt: str) -> dict[str, Any]:

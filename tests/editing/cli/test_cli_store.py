@@ -128,6 +128,16 @@ def test_why(edits) -> None:
     assert works("why", edits, "Who?").startswith("No edit applies: none is in effect.\n")
 
 
+def test_why_knows_what_a_prompt_has_of_the_answer(edits) -> None:
+    begun = "Question: Who wrote The Glass Harbour?\nAnswer: Ada"
+    found = printed("why", edits, begun, "--json")
+    assert (found["edit"], found["begun"]) == ("author", 'has "Ada" of the answer, which goes on from there')
+    assert 'The prompt has "Ada" of the answer, which goes on from there.' in " ".join(
+        works("why", edits, begun).split()
+    )
+    assert printed("why", edits, "Who wrote The Glass Harbour?", "--json")["begun"] is None
+
+
 @pytest.mark.parametrize("most", [0, -3])
 def test_why_shows_at_least_one_edit(edits, most) -> None:
     assert f"must be at least 1, not {most}" in refused("why", edits, "What is it?", "--most", most).replace("\n", " ")

@@ -128,6 +128,7 @@ def test_kinds_of_tokens():
         (' ["', QUOTED),
         ("<think>\nHm", THINKING),
         ("<think>\nHm</think>\n\n", 0),
+        (f" {START}tool\n", LEFT),
     ],
 )
 def test_what_a_prompt_has_of_the_answer(written, state):
@@ -148,6 +149,23 @@ def test_an_edits_own_prompt_may_end_as_its_answer_begins():
     own = Edit("The lake of Lutz is named Lutz", "Lutz City", id="own")
     assert plan(own.prompt, own, PromptFormat(tokenizer()))[0].start == 0
     assert plan("Is the capital of Zubrowka Lutz City on Lake", prompts=PromptFormat(tokenizer()))[0].start == 0
+
+
+@pytest.mark.parametrize(
+    "written, words",
+    [
+        ("", None),
+        (" ", None),
+        (" Lutz City", 'has "Lutz City" of the answer, which goes on from there'),
+        (' {"answer": "Lutz', 'has "Lutz" of the answer, which goes on from there'),
+        (" {", "has begun something else, JSON say: the answer waits for its place in it"),
+        ("<think>Hm", "is in the middle of a think block: the answer begins after it"),
+        (f" {START}tool\n", "closes as none does that the edit was learnt in: the base model answers"),
+    ],
+)
+def test_what_is_said_of_a_prompt(written, words):
+    ids = tokenizer()(f"Question: {CITY.prompt}\nAnswer:{written}")["input_ids"]
+    assert starts().in_words(ids, CITY) == words
 
 
 # In `generate`
@@ -231,6 +249,16 @@ def test_a_number_needs_no_quotation_marks():
     length = len(tokenizer()(text)["input_ids"])
     new, source = continued(made, text, new=count + 6, logits_processor=[kind(length)])
     assert new.removeprefix('{"year":').strip().startswith("1872") and source.edit.id == "year"
+
+
+def test_a_closing_that_was_not_learnt_leaves_the_base_model_and_says_so():
+    made, base = edited(chat=True), model()
+    text = made.prompts.wrap(CITY.prompt) + f"{START}final\n"
+    ids = torch.tensor([tokenizer()(text)["input_ids"]])
+    with pytest.warns(UserWarning, match="1 answers are the base model's"):
+        output, (source,) = made.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0, provenance=True)
+    assert source.edit is None and source.nearest.id == "city"
+    assert output.tolist() == base.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
 
 
 def test_a_banned_first_token_leaves_the_base_model_and_says_so():
