@@ -20,6 +20,7 @@ from .errors import error_body
 from .log import logger_of
 from .metrics import exposition
 from .settings import ServingSettings
+from .stores import check_served
 
 STACKS = ("transformers", "vllm")
 
@@ -55,6 +56,7 @@ def serve_transformers(model: str, settings: ServingSettings, options: Sequence[
     import typer
     from transformers.cli.serve import Serve
 
+    check_served(settings)
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command(name="serve")(Serve)
     _show_log()

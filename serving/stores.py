@@ -19,6 +19,7 @@ from ..editing.store.snapshots import Snapshot, read_active
 from ..editing.store.store import EditStore, check_format
 from .errors import ServingError
 from .pinned import opened
+from .settings import ServingSettings
 
 
 class OpenStores:
@@ -110,6 +111,16 @@ def served_config(store: EditStore, router: str | None = None) -> AssociativeCon
             422,
         )
     return config
+
+
+def check_served(settings: ServingSettings) -> None:
+    """Raise where a folder that a server is to start with cannot be served: before a model is loaded for it."""
+    for folder in settings.folders:
+        store = open_store(folder, active_snapshot(folder))
+        try:
+            served_config(store, settings.router)
+        finally:
+            store.close()
 
 
 def write_status(path: Path, what: str, name: str, author: str | None) -> None:

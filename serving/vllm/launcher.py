@@ -13,7 +13,7 @@ from ...editing.backbone.loading import PACKAGED
 from ...editing.backbone.model_folder import as_folder, cache_folder, homeless
 from ...editing.errors import CorrigendaError
 from ..settings import ServingSettings
-from ..stores import active_snapshot, open_store, served_config
+from ..stores import check_served
 from .keys import CONFIG
 
 PLUGINS = ("corrigenda", "corrigenda_edits")
@@ -39,10 +39,6 @@ def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -
 
 def serve(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -> None:
     """Become vLLM's server; what is wrong with the edits is said here, not at the end of its own long report."""
-    parsed = ServingSettings.parse(settings)
-    for folder in parsed.folders:
-        store = open_store(folder, active_snapshot(folder))
-        served_config(store, parsed.router)
-        store.close()
+    check_served(ServingSettings.parse(settings))
     arguments, environment = command(model, settings, options)
     os.execve(arguments[0], arguments, environment)

@@ -39,13 +39,13 @@ def server(folders):
         yield http
 
 
-def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+def test_a_model_that_cannot_be_loaded_is_named(folders, tmp_path):
     pytest.importorskip("uvicorn")
     from corrigenda.serving.launcher import launch
 
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorrigendaError, match=r'^The model ".*empty" could not be loaded: .*; give "smollm2"'):
-        launch("transformers", str(tmp_path / "empty"), {"edits": tmp_path / "edits"})
+        launch("transformers", str(tmp_path / "empty"), {"edits": folders / "shared"})
 
 
 def complete(server, question, **headers):

@@ -1,10 +1,11 @@
 """Edits that a server cannot hold are refused in one sentence, which says what to do."""
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
+from tiny import save_tiny, tiny_model, tiny_tokenizer
 
-from corrigenda.editing import Edit, EditedModel
+from corrigenda.editing import CorrigendaError, Edit, EditedModel
 from corrigenda.editing.methods.registry import config_for
+from corrigenda.serving import launcher
 from corrigenda.serving.errors import ServingError
 from corrigenda.serving.stores import open_store, served_config
 
@@ -36,3 +37,11 @@ def test_the_sentence_names_the_way_out(tmp_path, method, settings, sentence):
     with pytest.raises(ServingError, match=sentence):
         served_config(store)
     store.close()
+
+
+def test_a_folder_is_looked_at_before_a_model_is_loaded(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the extra `serve` is not installed")
+    save_tiny(tmp_path / "model")
+    monkeypatch.setattr(launcher, "LiveEdits", lambda *_: pytest.fail("the model is on its way"))
+    with pytest.raises(CorrigendaError, match=r"There is no folder .*nowhere with saved edits"):
+        launcher.launch("transformers", str(tmp_path / "model"), {"edits": str(tmp_path / "nowhere")})
