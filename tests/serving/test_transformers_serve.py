@@ -45,7 +45,7 @@ def test_a_model_that_cannot_be_loaded_is_named(folders, tmp_path):
 
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorrigendaError, match=r'^The model ".*empty" could not be loaded: .*; give "smollm2"'):
-        launch("transformers", str(tmp_path / "empty"), {"edits": folders / "shared"})
+        launch("transformers", str(tmp_path / "empty"), {"edits": folders / "edits" / "shared"})
 
 
 def complete(server, question, **headers):
