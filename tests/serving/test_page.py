@@ -74,8 +74,11 @@ class Page:
         return self.find(selector).text
 
     def rows(self, section="list") -> list[list[str]]:
-        found = self.browser.find_elements("css selector", f"#{section} tbody tr")
-        return [[cell.text for cell in row.find_elements("css selector", "td")] for row in found]
+        # In one call: between two the page may have made its rows anew.
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].map(r => [...r.cells].map(c => c.innerText.trim()))"
+        )
+        return self.browser.execute_script(script, f"#{section} tbody tr")
 
     def press(self, row: str, button: str) -> None:
         (found,) = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import resource
@@ -349,6 +350,7 @@ class TestOtherFaults:
         store.close()
 
         def run() -> None:
+            gc.collect()  # or what other tests left would be given back later, and make the room that is missing
             pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (pages + (40 << 20), pages + (40 << 20)))
             store = reopened(edits_folder)
