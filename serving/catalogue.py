@@ -155,9 +155,12 @@ class Catalogue:
         for edit in added:
             needed.setdefault(edit.store, {})[edit.key] = edit.stored.seq
         removed = [edit for key, edit in before.items() if key not in now]
-        if added and self.settings.capacity is not None and len(now) > self.settings.capacity:
+        with self._lock:  # what is staged of other folders has its rows here too
+            waiting = [change.stores[store] for store, change in self._staged.items() if store not in read]
+        count = len({*now, *(edit.key for edits in waiting for edit in edits)})
+        if added and self.settings.capacity is not None and count > self.settings.capacity:
             raise ServingError(
-                f"There is no room for {len(now)} edits: this server was started with a capacity of "
+                f"There is no room for {count} edits: this server was started with a capacity of "
                 f"{self.settings.capacity}.",
                 507,
             )
@@ -166,8 +169,8 @@ class Catalogue:
     def _check_limits(self, stores: Iterable[tuple[str | None, Path]]) -> None:
         """Raise where stores that are new would be more, or of more tenants, than the settings allow."""
         with self._lock:
-            folders = {*self._stores, *stores}
-            tenants = {*self._tenants, *(tenant for tenant, _ in stores if tenant is not None)}
+            folders = {*self._stores, *self._staged, *stores}
+            tenants = {*self._tenants, *(tenant for tenant, _ in folders if tenant is not None)}
             for what, count, before, most in (
                 ("tenants", len(tenants), len(self._tenants), self.settings.most_tenants),
                 ("folders", len(folders), len(self._stores), self.settings.most_folders),

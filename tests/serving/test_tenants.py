@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
 
 import pytest
-from served import OF_ACME, SHARED, store
+from served import OF_ACME, store
 from tiny import tiny_tokenizer
 
-from corrigenda.editing import CorrigendaError
+from corrigenda.editing import CorrigendaError, Edit
 from corrigenda.editing.store.store import EditStore
 from corrigenda.serving import Catalogue, ServingError, ServingSettings, pinned
 from corrigenda.serving.metrics import Metrics
@@ -109,9 +110,29 @@ def test_there_are_as_many_tenants_and_folders_as_the_settings_allow(settings, r
     assert catalogue.tenants() == ["acme", "zeta", "fourth"]
 
 
+def test_what_is_staged_counts_as_what_is_served(settings, root):
+    """Or whoever may change edits could have any number of folders held, none of which is ever served."""
+    waiting = store(root / "waiting", [Edit("Who keeps the Ulmen bridge?", "Jon Ravn", id="w")])
+    extra = store(root / "extra", [Edit("Where is the Ulmen bridge?", "In Ostrova", id="x")])
+    limits = ServingSettings.parse({**settings, "most_tenants": 3, "most_folders": 3, "capacity": 6})
+    catalogue = Catalogue(tiny_tokenizer(), limits)
+    opened = EditStore.open(waiting)
+    opened.close()
+    catalogue.stage(catalogue.read([("new", waiting)], snapshot=opened.snapshot))
+    for tenant, words in (("fourth", "at most 3 tenants"), ("acme", "at most 3 folders")):
+        with pytest.raises(ServingError, match=words):
+            catalogue.read([(tenant, extra)])
+    catalogue.settings = dataclasses.replace(limits, most_folders=9)
+    with pytest.raises(ServingError, match="no room for 7 edits"):
+        catalogue.read([("acme", extra)])
+    catalogue.drop_staged("new", waiting)
+    catalogue.settings = limits
+    assert len(catalogue.read([("acme", extra)]).added) == 1
+
+
 def test_a_capacity_holds_on_every_device(settings, root):
     catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse({**settings, "capacity": 5}))
-    extra = store(root / "extra", [SHARED[0].__class__("Where is the Ulmen bridge?", "In Ostrova", id="x")])
+    extra = store(root / "extra", [Edit("Where is the Ulmen bridge?", "In Ostrova", id="x")])
     with pytest.raises(ServingError, match="a capacity of 5") as refused:
         catalogue.read([(None, extra)])
     assert refused.value.status == 507 and len(catalogue.keys()) == 5
