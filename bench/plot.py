@@ -6,7 +6,7 @@ import math
 from html import escape
 from pathlib import Path
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 220, 58, 16, 34, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 220, 58, 26, 34, 40
 COLOURS = ("#1f5fa8", "#c2571a", "#3a7d44", "#7b4aa0")
 
 
