@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..edits.edit import Edit
+from ..methods.config import EditingConfig
 from ..methods.registry import config_for
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator
@@ -58,24 +60,42 @@ def write_run(
 ) -> None:
     """Write the edits and score them at each number of them; the file holds what was measured so far.
 
-    Seconds are of the thread on a CPU, which other work hardly lengthens, and of the clock where there is a GPU.
-    base: the plan's model and its tokenizer, which are as they were afterwards. tell: takes a line for the user, once
-    for each number of edits.
+    A stream goes on from one number to the next, but where that would cut a batch of edits that depend on each other
+    in two: the next number is then of a stream of its own. Seconds are of the thread on a CPU, which other work hardly
+    lengthens, and of the clock where there is a GPU. base: the plan's model and its tokenizer, which are as they were
+    afterwards. tell: takes a line for the user, once for each number of edits.
     """
     _forget_peak()
     config = config_for(run.method, **run.settings)
-    edited = EditedModel.wrap(*base, config, template=plan.template, name=plan.model)
-    try:
-        _write(plan, run, edits, path, edited, tell)
-    finally:
-        edited.detach()
+    told = edits if plan.protected == "told" else [dataclasses.replace(edit, protected=()) for edit in edits]
+    result: dict[str, Any] = {}
+    for stops in _streams(plan.at_of(run), config):
+        edited = EditedModel.wrap(*base, config, template=plan.template, name=plan.model)
+        try:
+            result = result or _described(plan, run, edited)
+            asked = {stop: _spread(edits[:stop], plan.scored) for stop in stops}
+            for stop, mark in _marks(edited, told, asked):
+                result["after"][str(stop)] = mark
+                result["complete"] = stop == plan.at_of(run)[-1]
+                write_json(path, result)
+                tell(_line(run.name, stop, mark))
+        finally:
+            edited.detach()
 
 
-def _write(
-    plan: Plan, run: Run, edits: Sequence[Edit], path: Path, edited: EditedModel, tell: Callable[[str], None]
-) -> None:
-    evaluator = Evaluator(edited)
-    result: dict[str, Any] = {
+def _streams(at: Sequence[int], config: EditingConfig) -> list[list[int]]:
+    """The numbers of edits to score at, those of one stream together."""
+    streams = [[at[0]]]
+    for before, stop in itertools.pairwise(at):
+        if before % config.batch_size and config.stands_on_earlier:
+            streams.append([])
+        streams[-1].append(stop)
+    return streams
+
+
+def _described(plan: Plan, run: Run, edited: EditedModel) -> dict[str, Any]:
+    """A result without scores."""
+    return {
         "name": run.name,
         "method": run.method,
         "asked": _asked(plan, run),
@@ -88,13 +108,17 @@ def _write(
         "complete": False,
         "after": {},
     }
-    at = plan.at_of(run)
-    asked = {stop: _spread(edits[:stop], plan.scored) for stop in at}
+
+
+def _marks(
+    edited: EditedModel, told: Sequence[Edit], asked: Mapping[int, Sequence[Edit]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One stream: what is measured after each number of edits, of those that are `asked` there."""
+    evaluator = Evaluator(edited)
     questions = {edit.id: edit.protected for of_stop in asked.values() for edit in of_stop if edit.protected}
     protected = {name: _texts(edited, texts) for name, texts in questions.items()}
-    told = edits if plan.protected == "told" else [dataclasses.replace(edit, protected=()) for edit in edits]
     writing, done, held = 0.0, 0, 0
-    for stop in at:
+    for stop in asked:
         start = _seconds()
         written = edited.edit(told[done:stop], keep_unsolved=True)
         writing += _seconds() - start
@@ -103,19 +127,19 @@ def _write(
         scores = evaluator.score(asked[stop]).to_dict()
         stored = edited.store.history.edits.values()
         bytes_written = sum(one.bytes + fingerprint_of(one).nbytes for one in stored)
-        result["after"][str(stop)] = {
-            **scores,
-            "same_subject": _kept(edited, asked[stop], protected),
-            "held": held / stop,
-            "seconds_per_edit": writing / stop,
-            "edits_per_second": stop / writing if writing else None,
-            "seconds_of_scoring": _seconds() - start,
-            "bytes_per_edit": bytes_written / stop,
-            "peak_megabytes": _peak(),
-        }
-        result["complete"] = stop == at[-1]
-        write_json(path, result)
-        tell(_line(run.name, stop, result["after"][str(stop)]))
+        yield (
+            stop,
+            {
+                **scores,
+                "same_subject": _kept(edited, asked[stop], protected),
+                "held": held / stop,
+                "seconds_per_edit": writing / stop,
+                "edits_per_second": stop / writing if writing else None,
+                "seconds_of_scoring": _seconds() - start,
+                "bytes_per_edit": bytes_written / stop,
+                "peak_megabytes": _peak(),
+            },
+        )
 
 
 def _spread(edits: Sequence[Edit], most: int | None) -> Sequence[Edit]:

@@ -11,6 +11,8 @@ from tiny import save_tiny
 from corrigenda.editing import EditedModel
 from corrigenda.editing.comparison.plots import SCORES, field_plot
 from corrigenda.editing.comparison.results import Result, read_results
+from corrigenda.editing.comparison.runs import _streams
+from corrigenda.editing.methods.registry import config_for
 
 RECORDS = [
     {
@@ -189,3 +191,24 @@ def test_without_matplotlib_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "corrigenda[report]" in refused("report", tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.usefixtures("few_background_prompts")
+def test_scores_on_the_way_change_nothing(model, tmp_path):
+    """UltraEdit solves a batch together: scored after one edit, the others had been a batch of their own."""
+    write_records(tmp_path / "facts.jsonl", *RECORDS)
+    found = {}
+    for at in ("1 3", "3"):
+        out = tmp_path / at.replace(" ", "-")
+        options = [option for number in at.split() for option in ("--at", number)]
+        asked = ("--model", model, "--edits", tmp_path / "facts.jsonl", "--method", "ultraedit", "--out", out)
+        assert corrigenda("bench", *asked, *options).exit_code == 0
+        (result,) = read_results(out).popitem()[1]
+        found[at] = {name: mark for name, mark in result.after[3].items() if not re.search("second|megabytes", name)}
+    assert found["1 3"] == found["3"]
+
+
+def test_numbers_share_a_stream_where_no_batch_is_cut():
+    config = config_for("ultraedit", batch_size=10)
+    assert _streams([1, 10, 20, 25, 30], config) == [[1], [10, 20, 25], [30]]
+    assert _streams([1, 10, 100], config_for("associative")) == [[1, 10, 100]]
