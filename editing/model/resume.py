@@ -8,11 +8,11 @@ from typing import Any
 
 from ..edits.edit import Edit
 from ..edits.identifiers import numbered_ids
-from ..store.history import History, StoredEdit
+from ..store.history import History, StoredDeclined, StoredEdit
 
 
 class Recorded:
-    """Passes on the edits of a stream that a store does not have; those that it declined count as recorded.
+    """Passes on the edits of a stream that a store does not have; those that it declined for what is written count as recorded.
 
     `passed` is how many of the stream are behind. An edit is known by all it says, and by its id if it has one.
     """
@@ -38,10 +38,22 @@ class Recorded:
         for name in dict.fromkeys(itertools.chain([edit.id], _used(self._history, edit.id))):
             declined = self._history.declined_as(name)
             if self._take(self._history.named(name), wanted) or (
-                declined is not None and _contents(Edit.from_dict(declined.body["edit"])) == wanted
+                declined is not None
+                and _contents(Edit.from_dict(declined.body["edit"])) == wanted
+                and self._stands(declined)
             ):
                 return True
         return False
+
+    def _stands(self, declined: StoredDeclined) -> bool:
+        """Whether the edit that one was left out for is written, or another was in its stead.
+
+        A stream may have ended before that edit came; or after it was found not to hold, and before an earlier one was
+        written for it.
+        """
+        history = self._history
+        later = (history.edits[seq] for seq in history.same_prompt(declined.prompt) if seq > declined.seq)
+        return any(not one.unsolved for one in itertools.chain(history.named(declined.kept), later))
 
     def _take(self, stored: Iterable[StoredEdit], wanted: dict[str, Any]) -> bool:
         """Whether one of `stored` says what is `wanted`, and no edit of the stream was it before."""
