@@ -265,8 +265,8 @@ class Method:
             if special := self.prompts.special.keys() & set(target):
                 shown = self.prompts.special[min(special)]
                 raise CorrigendaError(
-                    f"The target of edit {edit.id or edit.prompt!r} holds {shown!r} as the tokenizer reads it, a special "
-                    "token that no answer shows; write the target without it."
+                    f"The target of edit {edit.id or edit.prompt!r} holds {shown!r} as the tokenizer reads it, a "
+                    "special token that no answer shows; write the target without it."
                 )
             if len(prompt) + len(target) > limit:
                 raise CorrigendaError(

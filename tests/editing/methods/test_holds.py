@@ -219,7 +219,7 @@ def test_what_a_kill_kept_from_being_written_is_written_when_the_stream_goes_on(
             raise Killed
 
     with monkeypatch.context() as broken, pytest.raises(Killed):
-        broken.setattr("corrigenda.editing.model.writer.EditWriter._write_earlier", killed)
+        broken.setattr("corrigenda.editing.model.fallback.Fallbacks._write", killed)
         edited.edit(stream, store=tmp_path / "edits", on_progress=told)
     edited.detach()
     again = EditedModel.from_pretrained(sharp_model(), tmp_path / "edits", tokenizer=tiny_tokenizer())
