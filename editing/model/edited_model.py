@@ -42,6 +42,7 @@ from .hub import Token
 from .layer import EditedOutput
 from .parallel import check_independent, solve_for_another
 from .read_prompts import ReadPrompts
+from .recorded_rule import another_rule
 from .teacher_forcing import forced
 from .versions import Version, Versions
 from .writer import EditWriter, StreamOptions, names_of
@@ -162,10 +163,13 @@ class EditedModel:
         edited = None
         try:
             saving.check_base(saved, Decoder(model), tokenizer)
+            config = saving.opened_by(saved.config, router)
+            if sentence := another_rule(saved.store, config):
+                warnings.warn(sentence, stacklevel=2)
             edited = cls(
                 model,
                 tokenizer,
-                saving.opened_by(saved.config, router),
+                config,
                 template=saved.prompts["template"],
                 chat_template=saved.prompts["chat"],
                 name=name,

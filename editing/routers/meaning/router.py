@@ -23,7 +23,7 @@ from .known import Known, as_int8, as_unit, packed, token_row, unpacked
 from .matches import Match, match_of
 from .pairs import Pair, limited, pairs_of
 from .reasons import NOTHING, against_of, in_words
-from .rule import EditSide, RequestSide, evidence, fitted_rule
+from .rule import EditSide, RequestSide, evidence, fitted_rule, rule_identity
 from .subject import FUNCTION_WORDS, words
 from .texts import texts_of_edit
 
@@ -76,6 +76,10 @@ class MeaningRouter(EditRouter):
         self._gone: list[Known] = []
         self._index: CandidateIndex | None = None
         self._gone_index: CandidateIndex | None = None
+
+    @property
+    def rule(self) -> str:
+        return rule_identity()
 
     # Edits
 
