@@ -109,9 +109,9 @@ def evidence(asked: RequestSide, held: EditSide, tokens: float, share: float, en
         *_explained(sorted(there), sorted(here), encoder),
         # "Minnesota Glacier" is not "Reedy Glacier".
         log1p(len(names_in(asked.part.text) - held.words)),
-        # Who asks for the father does not ask for the mother, though either is near the other's relation. With these, by
-        # cross-validation, the right one of several edits of a subject is found in .969 of cases instead of .955, and
-        # .030 instead of .037 of other questions about a subject misfire.
+        # Who asks for the father does not ask for the mother, though either is near the other's relation. By
+        # cross-validation, the right one of several edits of a subject is found so in .969 of cases instead of .955,
+        # and .030 instead of .037 of other questions about a subject misfire.
         _nearer(a.relations, h.kin),
         _nearer(a.projected_relations, h.projected_kin),
         _nearer(h.relations, a.kin),
