@@ -271,6 +271,12 @@ class Method:
                     f"The target of edit {edit.id or edit.prompt!r} has {len(target)} tokens, more than "
                     f"max_target_tokens={self.config.max_target_tokens}; raise that setting or shorten the target."
                 )
+            if special := self.prompts.special.keys() & set(target):
+                shown = self.prompts.special[min(special)]
+                raise CorrigendaError(
+                    f"The target of edit {edit.id or edit.prompt!r} holds {shown!r} as the tokenizer reads it, a "
+                    "special token that no answer shows; write the target without it."
+                )
             if len(prompt) + len(target) > limit:
                 raise CorrigendaError(
                     f"Edit {edit.id or edit.prompt!r} needs {len(prompt) + len(target)} tokens with its context, "

@@ -21,12 +21,13 @@ from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict, is_store
 from . import hub, saving
 from .answers import Progress, WrittenEdits
+from .fallback import Fallbacks
 from .in_parts import Processes
 from .parallel import solved_by_all
 from .resume import Recorded
 from .stream import named, superseded
 from .versions import Versions
-from .view import MemoryView, Outcome
+from .view import MemoryView
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -219,25 +220,20 @@ class EditWriter:
         on_progress, score_each = options.on_progress, options.score_each
         keep = self._method.keeps_unsolved if options.keep_unsolved is None else options.keep_unsolved
         seconds, told = 0.0, 0
-        earlier: dict[str, list[Edit]] = {}
+        fallbacks = Fallbacks(self._view, recorded, options.on_conflict, options.author)
         for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
                 self._make_writable(stacklevel=5)
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
-                known = later if options.on_conflict == "supersede" else [None] * len(batch)
+                owed = fallbacks.owed()
+                known = fallbacks.later(later)
                 outcome = self._view.write(
                     batch, known, on_conflict=options.on_conflict, author=options.author, keep_unsolved=keep
                 )
                 self.store.notices += sentences + taken
-                for edit, coming in zip(batch, known):
-                    if coming is not None:
-                        earlier.setdefault(coming, []).append(edit)
-                for edit in outcome.unsolved:
-                    fallen = self._write_earlier(edit, earlier.pop(edit.id, []), options)
-                    declined = [one for one in results.declined if one.edit not in fallen.edits]
-                    results.declined[:] = declined
-                    outcome = outcome.and_then(fallen)
+                outcome = owed.and_then(fallbacks.after(batch, known, outcome))
+                results.declined[:] = [one for one in results.declined if one.edit not in outcome.edits]
                 self._versions.current = self._view.edits
                 self._processes.check_same(self.store)
             results += outcome.written
@@ -253,22 +249,16 @@ class EditWriter:
             if score_each is not None and outcome.edits:
                 score_each.score_batch(outcome.edits)
                 self._record_scores(outcome.edits, score_each.by_edit)
+        if recorded.owed:
+            with self._exclusively(True):
+                self._make_writable(stacklevel=5)
+                outcome = fallbacks.owed()
+                self._versions.current = self._view.edits
+            results += outcome.written
+            results.unsolved += outcome.unsolved
         if on_progress is not None and recorded.passed > told:  # the last ones were recorded before
             on_progress(Progress(len(results), seconds, (), (), recorded.passed))
         return results
-
-    def _write_earlier(self, unsolved: Edit, earlier: list[Edit], options: StreamOptions) -> Outcome:
-        """Write the last that holds of the edits that an unsolved one of the stream was to stand for."""
-        outcome = Outcome([], [], [], [], [])
-        while earlier and not set(outcome.edits).difference(outcome.unsolved):
-            edit = earlier.pop()
-            found = self._view.write(
-                [edit], [None], on_conflict="supersede", author=options.author, keep_unsolved=False
-            )
-            if not found.unsolved:
-                self.store.notices.append(f'Edit "{edit.id}" is written after all, for "{unsolved.id}" does not hold.')
-            outcome = outcome.and_then(found)
-        return outcome
 
     def _check_router(self) -> None:
         """Raise where the edits are found by another router than the one that their store is for."""
