@@ -20,6 +20,7 @@ from ..store.ledger import New
 from ..store.placed import PlacedEdits
 from ..store.store import CONFLICT_POLICIES, EditStore, OnConflict
 from .answers import Declined
+from .in_parts import Processes
 from .recorded_rule import said_of_rule
 
 
@@ -60,13 +61,23 @@ class MemoryView:
 
     def __init__(self, method: Method, make_store: Callable[[], EditStore]) -> None:
         self.method = method
-        self.store: EditStore | None = None
+        self._store: EditStore | None = None
+        self._processes = Processes(method.decoder.parts)
         self.order: list[int] = []
         self.edits = PlacedEdits()
         """The edits in the memory, by their places; `order` has their numbers in the store."""
         self._make_store = make_store
         if method.reads_when_asked:
             method.read_by(self._record)
+
+    @property
+    def store(self) -> EditStore | None:
+        return self._store
+
+    @store.setter
+    def store(self, store: EditStore) -> None:
+        self._store = store
+        self._processes.keep(store)
 
     @property
     def history(self) -> History:
@@ -196,6 +207,7 @@ class MemoryView:
             if replaced:
                 self.become([seq for seq in order if seq not in replaced])
             solved = self.method.solve([batch[place] for place in taken]) if taken else []
+            solved = self._processes.solved(solved)
             for place, one in zip(taken, solved):
                 _check_solved(batch[place], one)
             unsolved = {place for place, one in zip(taken, solved) if one.written.held is False and not keep_unsolved}
