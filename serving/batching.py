@@ -31,7 +31,7 @@ from ..editing.shown import shown
 from ..editing.store.snapshots import Snapshot
 from .batching_config import batching_config
 from .catalogue import Catalogue
-from .continuous import BatchedRequests
+from .continuous import SPLIT, BatchedRequests
 from .deciding import CallDecisions
 from .errors import ServingError
 from .log import logger_of
@@ -69,6 +69,8 @@ class ServedModel:
         self.settings = ServingSettings.parse(edits)
         self.catalogue = Catalogue(tokenizer, self.settings)
         config, decoder = self.catalogue.config, Decoder(model)
+        if decoder.parts is not None:
+            raise CorrigendaError(SPLIT)
         self._check_base(decoder)
         device = decoder.device(config.layer)
         dtype = model.get_input_embeddings().weight.dtype

@@ -22,6 +22,7 @@ from ..store.store import Change, EditStore, OnConflict, is_store
 from . import hub, saving
 from .answers import Progress, WrittenEdits
 from .fallback import Fallbacks
+from .in_parts import Processes
 from .parallel import solved_by_all
 from .resume import Recorded
 from .stream import named, superseded
@@ -70,6 +71,7 @@ class EditWriter:
         self._versions = versions
         self._exclusively = exclusively
         self._identity = identity
+        self._processes = Processes(method.decoder.parts)
         self._view = MemoryView(method, self._new_store)
         self._directory: Path | None = None
         self._checked = False
@@ -88,25 +90,39 @@ class EditWriter:
         """Write the edits with their history into a new or empty folder."""
         with self._versions.lock:
             store = self.store
-            copy = EditStore.create(directory, *self._identity()) if store is None else store.copy(directory)
-            with contextlib.closing(copy):
-                hub.save_card(copy, directory)
+            identity = self._identity() if store is None else None
+
+            def save() -> None:
+                copy = EditStore.create(directory, *identity) if store is None else store.copy(directory)
+                with contextlib.closing(copy):
+                    hub.save_card(copy, directory)
+
+            self._processes.once(save)
 
     def push(self, repo_id: str, **options: Any) -> str:
         """See `EditedModel.push_to_hub`."""
         with self._versions.lock:
             if self.store is None:
                 raise CorrigendaError("There are no edits to send to a hub.")
-            return hub.push(self.store, repo_id, **options)
+            return self._processes.once(lambda: hub.push(self.store, repo_id, **options))
 
     def write_into(self, directory: str | Path) -> None:
         """See `EditedModel.write_into`."""
+        with self._versions.lock:
+            before = self.store
+            self._processes.once(lambda: self._write_into(directory))
+            if self._processes.follows and before is not None and not before.ledger.writable:
+                self._view.store = before.copy(None)
+                self._leave(before)
+            self._processes.check_same(self.store)
+
+    def _write_into(self, directory: str | Path) -> None:
         path = Path(directory).absolute()
         with self._versions.lock:
             store = self.store
             if store is not None and store.directory is not None and store.directory.absolute() == path:
                 if not store.ledger.writable:
-                    self.attach(saving.read(path, write=True).store)
+                    self._attach(saving.read(path, write=True).store)
                     self._leave(store)
             elif is_store(path):
                 raise CorrigendaError(
@@ -126,12 +142,17 @@ class EditWriter:
 
     def attach(self, store: EditStore) -> None:
         """Make the memory the view of another store."""
+        self._attach(store)
+        self._processes.check_same(store)
+
+    def _attach(self, store: EditStore) -> None:
         with self._exclusively(False):
             self._view.attach(store)
         self._versions.current = self._view.edits
 
     def refresh(self) -> bool:
         """Take in what another process has written into the store; whether there was anything."""
+        self._processes.check_alone()
         with self._versions.lock:
             if self.store is None or not self.store.refresh():
                 return False
@@ -145,11 +166,17 @@ class EditWriter:
         with self._exclusively(False):
             self._view.become(self._view.history.applied())
         self._versions.current = self._view.edits
+        self._processes.check_same(self.store)
 
     def _new_store(self) -> EditStore:
-        if self._directory is None:
-            return EditStore.temporary(*self._identity())
-        return EditStore.create(self._directory, *self._identity())
+        identity = self._identity()
+
+        def make() -> EditStore:
+            if self._directory is None:
+                return EditStore.temporary(*identity)
+            return EditStore.create(self._directory, *identity)
+
+        return self._processes.begin(make)
 
     def _make_writable(self, stacklevel: int = 4) -> None:
         """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said.
@@ -208,6 +235,7 @@ class EditWriter:
                 outcome = owed.and_then(fallbacks.after(batch, known, outcome))
                 results.declined[:] = [one for one in results.declined if one.edit not in outcome.edits]
                 self._versions.current = self._view.edits
+                self._processes.check_same(self.store)
             results += outcome.written
             results.unsolved += outcome.unsolved
             results.failing += outcome.failing
