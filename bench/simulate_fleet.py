@@ -21,6 +21,7 @@ from record import ROOT, provenance, results_folder, write_json
 from corrigenda.editing.memories.row_form import RowForm
 
 FORMS = {"whole": RowForm(), "small": RowForm(256, "int8")}
+MEASURED = ("routing-speed-beside-10000.json", "routing-speed-beside-100000.json", "store.json")
 EDITS, REPLICAS = (10_000, 100_000, 1_000_000), (1, 10, 100, 1_000)
 
 
@@ -30,7 +31,8 @@ class Costs:
 
     decision_ms   of a request that names no stored subject, beside `decided_beside` edits
     candidate_ms  of one that an edit could answer: the encoder looks at it
-    scan_ms       what one more stored edit adds to a decision
+    scan_ms, candidate_scan_ms   what one more stored edit adds to each, from there to ten times as many: to go on
+                                 like that beyond is an assumption
     router_bytes  an edit's in the router, in the host's memory
     open_ms       an edit's when a ledger is opened
     known_ms      an edit's when the router comes to know it
@@ -40,22 +42,22 @@ class Costs:
     candidate_ms: float
     decided_beside: int
     scan_ms: float
+    candidate_scan_ms: float
     router_bytes: float
     open_ms: float
     known_ms: float
 
     @classmethod
     def read(cls, folder: Path) -> Costs:
-        """From routing-speed.json, growth.json and store.json of a folder of results."""
-        routing, growth, store = (
-            json.loads((folder / f"{name}.json").read_text()) for name in ("routing-speed", "growth", "store")
-        )
-        few, many = (growth["edits"][count]["decision_ms"] for count in ("1000", "10000"))
+        """From the files `MEASURED` of a folder of results, of which the first two are of one machine."""
+        routing, more, store = (json.loads((folder / name).read_text()) for name in MEASURED)
+        added = more["edits"] - routing["edits"]
         return cls(
             decision_ms=routing["no candidate"]["median ms"],
             candidate_ms=routing["candidate"]["median ms"],
             decided_beside=routing["edits"],
-            scan_ms=(many - few) / 9_000,
+            scan_ms=(more["no candidate"]["median ms"] - routing["no candidate"]["median ms"]) / added,
+            candidate_scan_ms=(more["candidate"]["median ms"] - routing["candidate"]["median ms"]) / added,
             router_bytes=routing["bytes a fingerprint"],
             open_ms=1e3 * store["associative"]["open_ledger_seconds"] / store["associative"]["edits"],
             known_ms=routing["adding, ms an edit"],
@@ -139,8 +141,9 @@ def reckon(fleet: Fleet, costs: Costs, assumed: Assumed) -> dict[str, object]:
     hits = hit_share(fleet.edits, room, assumed.popularity)
     rate = fleet.requests / fleet.replicas
 
-    scan = costs.scan_ms * max(0, fleet.edits - costs.decided_beside)
-    plain, about = (1e-3 * (ms + scan) for ms in (costs.decision_ms, costs.candidate_ms))
+    more = max(0, fleet.edits - costs.decided_beside)
+    plain = 1e-3 * (costs.decision_ms + more * costs.scan_ms)
+    about = 1e-3 * (costs.candidate_ms + more * costs.candidate_scan_ms)
     service = (1 - fleet.share) * plain + fleet.share * about
     square = (1 - fleet.share) * plain**2 + fleet.share * about**2
     queue = waiting(rate, service, square, assumed.threads)
@@ -236,9 +239,9 @@ def main() -> None:
     for row in found["by edits"] + found["by replicas"]:
         fleet = row["fleet"]
         print(
-            f"{fleet['edits']:>9,} edits {fleet['replicas']:>5,} replicas {fleet['form']:5}: hits {row['hit share']:.3f}, "
-            f"decision {row['decision ms']:.2f} ms, added {row['added ms']}, turn {row['turn over s']:.2f} s, "
-            f"start {row['start s']:.1f} s; {row['first']}; broken: {row['broken']}"
+            f"{fleet['edits']:>9,} edits {fleet['replicas']:>5,} replicas {fleet['form']:5}: "
+            f"hits {row['hit share']:.3f}, decision {row['decision ms']:.2f} ms, added {row['added ms']}, "
+            f"turn {row['turn over s']:.2f} s, start {row['start s']:.1f} s; {row['first']}; broken: {row['broken']}"
         )
 
 
