@@ -44,6 +44,7 @@ from .in_parts import check_in_parts
 from .layer import EditedOutput
 from .parallel import check_independent, solve_for_another
 from .read_prompts import ReadPrompts
+from .recorded_rule import another_rule
 from .teacher_forcing import forced
 from .versions import Version, Versions
 from .writer import EditWriter, StreamOptions, names_of
@@ -98,7 +99,11 @@ class EditedModel:
             self._versions = Versions(self.method, outputs)
             self.method.applied = lambda: self._versions.edits
             self._writer = EditWriter(
-                self.method, self._versions, self._alone, lambda: (saving.header_of(self), saving.sample_of(self))
+                self.method,
+                self._versions,
+                self._alone,
+                lambda: (saving.header_of(self), saving.sample_of(self)),
+                lambda store: saving.check_unchanged(store, self),
             )
             self._patch = Patch()
             for module, output in zip(sites.values(), outputs):
@@ -168,10 +173,13 @@ class EditedModel:
         edited = None
         try:
             saving.check_base(saved, Decoder(model), tokenizer)
+            config = saving.opened_by(saved.config, router)
+            if sentence := another_rule(saved.store, config):
+                warnings.warn(sentence, stacklevel=2)
             edited = cls(
                 model,
                 tokenizer,
-                saving.opened_by(saved.config, router),
+                config,
                 template=saved.prompts["template"],
                 chat_template=saved.prompts["chat"],
                 name=name,

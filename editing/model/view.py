@@ -21,6 +21,7 @@ from ..store.placed import PlacedEdits
 from ..store.store import CONFLICT_POLICIES, EditStore, OnConflict
 from .answers import Declined
 from .in_parts import Processes
+from .recorded_rule import said_of_rule
 
 
 class Outcome(NamedTuple):
@@ -310,7 +311,7 @@ class MemoryView:
         store, new = self.store, []
         stamp = store.stamp(author)
         if store.history.ground is None and taken:
-            new.append(New("ground", stamp, packed(self.method.ground())))
+            new.append(New("ground", {**stamp, **said_of_rule(self.method)}, packed(self.method.ground())))
         first = store.ledger.count + len(new) + 1
         number = {place: first + i for i, place in enumerate(taken)}
         closed: dict[int, set[int]] = {}
