@@ -22,6 +22,7 @@ import torch
 from agreement import differs, listed
 from op_cases import (
     FULL,
+    adapter_linear,
     associative_read,
     delta_linear,
     label_losses,
@@ -49,6 +50,7 @@ CLAIMS = {
     "nearest_key": nearest_key(1, 1000),
     "masked_linear": masked_linear(1, 1),
     "associative_read": associative_read(32),
+    "adapter_linear": adapter_linear(32),
     "ties_merge": ties_merge(4, FULL, torch.float32),
     "masked_sgd": masked_sgd(64),
     "delta_linear": delta_linear(1, 1),

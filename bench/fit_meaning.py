@@ -30,7 +30,7 @@ from corrigenda.editing.routers.meaning.rule import Rule
 
 WEIGHTS = {
     "several edits of a subject": 10.0,
-    "other question, same subject": 24.0,
+    "other question, same subject": 12.0,
     "other relation, as a question": 3.0,
     "task about the subject": 2.0,
     "two hops": 4.0,
@@ -38,7 +38,7 @@ WEIGHTS = {
     "unrelated": 3.0,
     "other subject, same relation": 3.0,
     "rephrased: zsre": 3.0,
-    "rephrased: qaedit": 5.0,
+    "rephrased: qaedit": 10.0,
     "rephrased: pararel": 3.0,
     "rephrased: counterfact": 0.0,
     "several edits: counterfact": 0.0,

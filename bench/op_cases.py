@@ -242,6 +242,32 @@ def associative_read(tokens, rows=8, width=WIDTH, eight_bits=False, small=True):
     )
 
 
+def adapter_linear(tokens, rank=2, blocks=64, small=True):
+    """Every token its own edit with an adapter of its own, as in a step of decoding."""
+    dtype = torch.bfloat16
+
+    def build(device):
+        x, y = random(tokens, WIDTH, device=device, dtype=dtype), random(tokens, OUTPUTS, device=device, dtype=dtype)
+        down = random(blocks, rank, WIDTH, device=device, seed=1) / WIDTH**0.5
+        up = random(blocks, rank, OUTPUTS, device=device, seed=2)
+        block_of = torch.arange(blocks, dtype=torch.int32, device=device)
+        return y, x, down, up, block_of, block_of[torch.arange(tokens, device=device) * 7 % blocks].clone()
+
+    def floor(y, x, down, up, block_of, route):
+        return nbytes(x, down[:tokens], up[:tokens]) + 2 * nbytes(y)
+
+    return Case(
+        "adapter_linear_",
+        f"{tokens} sequences, {tokens} adapters of rank {rank}",
+        build,
+        floor,
+        operations=2.0 * tokens * rank * (WIDTH + OUTPUTS),
+        forms=torch_forms.ADAPTER_LINEAR,
+        small=small,
+        writes_first=True,
+    )
+
+
 def ties_merge(shards, entries, dtype, density=0.2, small=True):
     def build(device):
         deltas = torch.stack([random(entries, device=device, dtype=dtype, seed=s) for s in range(shards)])
@@ -361,6 +387,8 @@ CASES = [
     associative_read(64, width=256, eight_bits=True),
     associative_read(8, rows=200),
     *(associative_read(tokens, small=False) for tokens in (64, 256)),
+    *(adapter_linear(tokens) for tokens in (1, 32)),
+    adapter_linear(32, rank=16),
     ties_merge(4, 4_000_000, torch.float32),
     ties_merge(4, 4_000_000, torch.bfloat16),
     *(ties_merge(shards, FULL, torch.bfloat16, small=False) for shards in (2, 4, 8)),

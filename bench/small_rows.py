@@ -39,7 +39,7 @@ def bytes_of_8_positions(settings, widths=LLAMA_3_8B):
     return form.kept(keys, torch.zeros(8, widths[1]), torch.bfloat16).nbytes
 
 
-class Asked:
+class SolvedEdits:
     """One file's edits, solved once and asked in any form."""
 
     def __init__(self, args, file):
@@ -98,10 +98,10 @@ def main():
     result = {**provenance(), "threads": 1, "count": args.count, "router": args.router}
     result["bytes_of_8_positions_at_llama_3_8b"] = {name: bytes_of_8_positions(FORMS[name]) for name in args.forms}
     for file in args.files:
-        asked = Asked(args, file)
+        solved = SolvedEdits(args, file)
         result[file] = {}
         for name in args.forms:
-            result[file][name] = asked.scores(FORMS[name])
+            result[file][name] = solved.scores(FORMS[name])
             print(file, name, json.dumps(result[file][name]), flush=True)
             write_json(args.results, result)
 

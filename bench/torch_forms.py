@@ -146,6 +146,33 @@ NEAREST_KEY = {
 NEAREST_COSINE = {"product of normalised keys": (_keys, _by_cosine)}
 
 
+def _block_of_tokens(y, x, down, up, block_of, route):
+    return y, x, down, up, block_of.index_select(0, route).long()
+
+
+def _by_products(y, x, down, up, block):
+    inner = torch.bmm(down.index_select(0, block), x.float()[:, :, None])
+    return (y + torch.bmm(inner.transpose(1, 2), up.index_select(0, block))[:, 0]).to(y.dtype)
+
+
+def _by_einsum(y, x, down, up, block):
+    inner = torch.einsum("td,trd->tr", x.float(), down[block])
+    return (y + torch.einsum("tr,tro->to", inner, up[block])).to(y.dtype)
+
+
+def _token_by_token(y, x, down, up, block):
+    added = [up[b].T @ (down[b] @ one) for b, one in zip(block.tolist(), x.float())]
+    return (y + torch.stack(added)).to(y.dtype)
+
+
+ADAPTER_LINEAR = {
+    "gathered, bmm": (_block_of_tokens, _by_products),
+    "gathered, einsum": (_block_of_tokens, _by_einsum),
+    "token by token": (_block_of_tokens, _token_by_token),
+}
+"""Every token has a route."""
+
+
 def _columns(y, x, memory, masks, route):
     chosen = reference.unpack_mask(masks[0], x.shape[1])
     return y, x, memory, chosen.nonzero().squeeze(1), chosen.to(x.dtype)

@@ -50,7 +50,7 @@ def arguments():
     return parser.parse_args()
 
 
-class Asked:
+class ShardScores:
     """An edited model whose memories can be put in one at a time, and what they make of the edits they hold."""
 
     def __init__(self, edited, edits, misfires):
@@ -103,15 +103,15 @@ def main():
         merge, memory.merge = memory.merge, lambda *_: None  # the stream's shards stay apart
         written = edited.edit(edits)
         memory.merge = merge
-        apart, asked = memory.finished, Asked(edited, edits, args.misfires)
+        apart, scored = memory.finished, ShardScores(edited, edits, args.misfires)
         loss = round(sum(result.loss for result in written) / len(written), 3)
-        rows.append({"masks": masks, "merge": "apart", "loss": loss, **asked(apart)})
+        rows.append({"masks": masks, "merge": "apart", "loss": loss, **scored(apart)})
         print(rows[-1], flush=True)
         own = rows[-1]["rel"]
         for count, ways in MERGES[masks].items():
             for kind, density, scale in ways:
                 row = {"masks": masks, "merge": f"{kind} of {count}", "density": density, "scale": scale}
-                row.update(asked(asked.merged(apart, count, kind, density, scale)))
+                row.update(scored(scored.merged(apart, count, kind, density, scale)))
                 rows.append({**row, "keeps": round(row["rel"] / own, 3)})
                 print(rows[-1], flush=True)
         edited.detach()

@@ -93,6 +93,7 @@ OPS = (
     "associative_read",
     "associative_read_",
     "associative_read_backward",
+    "adapter_linear_",
     "ties_merge",
     "masked_sgd_",
     "delta_linear",

@@ -293,6 +293,31 @@ def associative_read_backward(
     return schemas.associative_read_backward(grad, x, first, keys, values, pages, rows, route, background, beta, needed)
 
 
+def adapter_linear_(y, x, down, up, block_of, route):
+    """Add to each routed token what its edit's low-rank adapter makes of it, for inference; returns y.
+
+        y_t += sum over r of (x_t . down[b, r]) up[b, r]  with b = block_of[route_t]        where route_t >= 0
+
+    No other row of y is written, and no other adapter is read. Products are summed in float32 and rounded once, to y's
+    dtype. Training holds one adapter at a time, for which torch's own products of matrices are the kernel: raises
+    RuntimeError where a gradient would have to be recorded.
+
+    Args:
+        y: [tokens, d] float, the output of the frozen layer.
+        x: [tokens, D] float, its input.
+        down: [blocks, rank, D] float.
+        up: [blocks, rank, d], of down's dtype.
+        block_of: [E] int32, the block of each edit: edits may share one.
+        route: [tokens] int32, an edit, or -1.
+
+    Source: LoRA (arXiv 2106.09685) with a block for each batch of edits, MELO (2312.11795).
+    Cost: O(rank (D + d)) per routed token, nothing for the others.
+    """
+    _refuse_gradient("adapter_linear_", y, x, down, up)
+    schemas.adapter_linear_(y, x, down, up, block_of, route)
+    return y
+
+
 def ties_merge(deltas, weights, densities):
     """Merge shards of one matrix: trim each, elect a sign per entry, average the entries that agree with it.
 

@@ -301,6 +301,15 @@ def associative_read_backward(grad, x, first, keys, values, pages, rows, route, 
     return dx.to(x.dtype), dkeys.to(keys.dtype), dvalues.to(values.dtype)
 
 
+def adapter_linear_(y, x, down, up, block_of, route):
+    if not len(block_of):
+        return
+    dtype = _accumulator(y, x, down, up)
+    block = torch.where(route >= 0, block_of[route.clamp(min=0)], -1)
+    for entry, tokens in _tokens_by_route(block):
+        _add_rows_(y, tokens, x[tokens].to(dtype) @ down[entry].to(dtype).T @ up[entry].to(dtype))
+
+
 def ties_merge(deltas, weights, densities):
     shape, entries = deltas.shape[1:], deltas[0].numel()
     if entries == 0:

@@ -190,6 +190,16 @@ def _describe_associative_read_backward(grad, x, first, keys, values, pages, row
     return _gradients((x, keys, values), needed)
 
 
+def _describe_adapter_linear_(y, x, down, up, block_of, route):
+    tokens, width = _expect("x", x, FLOATS, (None, None))
+    blocks, rank, _ = _expect("down", down, FLOATS, (None, None, width), x.device)
+    _, _, outputs = _expect("up", up, (down.dtype,), (blocks, rank, None), x.device)
+    _expect("y", y, FLOATS, (tokens, outputs), x.device)
+    _expect("block_of", block_of, INT32, (None,), x.device)
+    _expect("route", route, INT32, (tokens,), x.device)
+    return []
+
+
 def _describe_ties_merge(deltas, weights, densities):
     if deltas.dim() == 0 or deltas.shape[0] == 0:
         raise ValueError("deltas must hold at least one shard along its first dimension")
@@ -288,6 +298,10 @@ associative_read_ = _register(
 associative_read_backward = _register(
     f"associative_read_backward(Tensor grad, {_READ}, bool[3] needed) -> (Tensor, Tensor, Tensor)",
     _describe_associative_read_backward,
+)
+adapter_linear_ = _register(
+    "adapter_linear_(Tensor(a!) y, Tensor x, Tensor down, Tensor up, Tensor block_of, Tensor route) -> ()",
+    _describe_adapter_linear_,
 )
 ties_merge = _register(
     "ties_merge(Tensor deltas, Tensor weights, float[] densities) -> Tensor",

@@ -39,6 +39,9 @@ CANDIDATES = {
         "score": {"BLOCK_D": [128, 256, 512], "num_warps": [2, 4, 8]},
         "read": {"BLOCK_O": [128, 256, 512], "num_warps": [2, 4, 8]},
     },
+    "adapter_linear": {
+        "read": {"RANKS": [2, 4, 8], "BLOCK_D": [128, 256, 512], "BLOCK_O": [256, 512, 1024], "num_warps": [2, 4, 8]}
+    },
     "ties_merge": {
         "count": {"BLOCK": [1024, 2048, 4096], "num_warps": [4, 8]},
         "merge": {"BLOCK": [1024, 2048, 4096], "num_warps": [4, 8]},

@@ -103,6 +103,17 @@ def associative_read(tokens=64, page_count=1, width=256, dtypes=(HALF, HALF, HAL
     return make
 
 
+def adapter_linear(tokens, dtypes=(HALF, HALF, torch.float32), rank=2, blocks=1000):
+    def make(device):
+        y = torch.randn(tokens, OUTPUTS, dtype=dtypes[0], device=device)
+        x = torch.randn(tokens, WIDTH, dtype=dtypes[1], device=device)
+        down, up = (torch.randn(blocks, rank, width, dtype=dtypes[2], device=device) for width in (WIDTH, OUTPUTS))
+        block_of = torch.arange(blocks, dtype=torch.int32, device=device)
+        return y, x, down, up, block_of, block_of[:tokens].clone()
+
+    return make
+
+
 def ties_merge(shards=4, entries=WIDTH * OUTPUTS, dtype=HALF):
     def make(device):
         return (
@@ -157,6 +168,7 @@ def timed():
         ("associative_read", "fused", "associative_read_", associative_read()),
         ("associative_read", "score", "associative_read_", associative_read(page_count=64, width=4096)),
         ("associative_read", "read", "associative_read_", associative_read(page_count=64, width=4096)),
+        ("adapter_linear", "read", "adapter_linear_", adapter_linear(1)),
         ("ties_merge", "count", "ties_merge", ties_merge()),
         ("ties_merge", "merge", "ties_merge", ties_merge()),
         ("masked_sgd", "step", "masked_sgd_", masked_sgd(dtypes=(HALF, HALF))),
@@ -207,6 +219,10 @@ def compiled():
         *(
             ("associative_read_backward", associative_read(dtypes=dtypes, needed=[True, *both]))
             for dtypes in ((HALF,) * 3, (HALF, single, single))
+        ),
+        *(
+            ("adapter_linear_", adapter_linear(4, dtypes))
+            for dtypes in ((HALF,) * 3, (HALF, HALF, single), (half,) * 3, (single,) * 3)
         ),
         *(("ties_merge", ties_merge(dtype=dtype)) for dtype in (HALF, half, single)),
         ("ties_merge", ties_merge(entries=1000)),

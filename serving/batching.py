@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from ..editing.shown import shown
 from ..editing.store.snapshots import Snapshot
 from .batching_config import batching_config
 from .catalogue import Catalogue
-from .continuous import BatchedRequests
+from .continuous import SPLIT, BatchedRequests
 from .deciding import CallDecisions
 from .errors import ServingError
 from .log import logger_of
@@ -69,6 +69,8 @@ class ServedModel:
         self.settings = ServingSettings.parse(edits)
         self.catalogue = Catalogue(tokenizer, self.settings)
         config, decoder = self.catalogue.config, Decoder(model)
+        if decoder.parts is not None:
+            raise CorrigendaError(SPLIT)
         self._check_base(decoder)
         device = decoder.device(config.layer)
         dtype = model.get_input_embeddings().weight.dtype
@@ -214,9 +216,7 @@ class ServedModel:
         """Decide a request's edit and keep that edit's rows while the request is in flight."""
         with self._lock:
             admission = self._admitted(request, self.catalogue.admit(tokens, tenant))
-            rows = None
-            if isinstance(self.memory, PagedServedMemory) and admission.key is not None:
-                rows = self.memory.rows_of(admission.key)
+            rows = None if admission.key is None else self.memory.rows_of(admission.key)
             served = ServedRequest(admission, self.memory.place(admission.key), len(tokens), rows)
             self._requests.add(served)
         return served
@@ -227,12 +227,9 @@ class ServedModel:
         Rows are here for every edit that may answer. Should any be missing all the same, the base model answers, and
         nothing says that an edit did.
         """
-        memory = self.memory
-        if admission.key is not None:
-            key = admission.key
-            if not (memory.knows(key) if isinstance(memory, PagedServedMemory) else memory.place(key) >= 0):
-                logger.error("request %s: the rows of edit %s are missing, the base model answers", request, key)
-                admission = admission._replace(edit=None, lost=True)
+        if admission.key is not None and not self.memory.knows(admission.key):
+            logger.error("request %s: the rows of edit %s are missing, the base model answers", request, admission.key)
+            admission = admission._replace(edit=None, lost=True)
         self.metrics.admitted(admission)
         _log(request, admission)
         return admission
@@ -240,23 +237,23 @@ class ServedModel:
     def _placed(self, request: str, admission: Admission) -> tuple[Admission, int]:
         """The same, and where the rows of its edit are: -1 for none. For a row of a call of `generate`."""
         admission = self._admitted(request, admission)
-        if not isinstance(self.memory, PagedServedMemory) or admission.key is None:
-            return admission, self.memory.place(admission.key)
-        self._of_call.add(admission.key)
+        if (key := admission.key) is None:
+            return admission, -1
+        self._of_call.add(key)
         kept = self._of_call.union(*(requests.reading() for requests in list(self._managers)))
-        return admission, self._bring(self.memory, admission.key, self.memory.rows_of(admission.key), kept)
+        return admission, self._bring(key, self.memory.rows_of(key), kept)
 
     def place_of(self, served: ServedRequest, in_pass: Callable[[], set[str | None]]) -> int:
         """Where the rows of a request's edit are, before its first pass."""
         key = served.admission.key
-        if not isinstance(self.memory, PagedServedMemory) or key is None or served.rows is None:
+        if key is None or served.rows is None:  # they stay where they are
             return served.place
         with self._lock:
-            return self._bring(self.memory, key, served.rows, in_pass())
+            return self._bring(key, served.rows, in_pass())
 
-    def _bring(self, memory: PagedServedMemory, key: str, rows: Rows, kept: set[str] | set[str | None]) -> int:
-        place = memory.bring(key, rows, kept)
-        self.metrics.paged(memory.paged.counts)
+    def _bring(self, key: str, rows: Rows | None, kept: Container[str | None]) -> int:
+        place = self.memory.bring(key, rows, kept)
+        self.metrics.paged(self.memory.counts)
         return place
 
     def check_alone(self) -> None:
@@ -267,7 +264,7 @@ class ServedModel:
     @property
     def paging(self) -> PagingCounts:
         """How often an edit's rows were where the layer reads, or had to be put there first, since the start."""
-        return self.memory.paged.counts if isinstance(self.memory, PagedServedMemory) else PagingCounts()
+        return self.memory.counts
 
     def outcome(self, served: ServedRequest, tokens: Sequence[int]) -> Admission:
         """What came of a request, by one of its answers."""

@@ -14,6 +14,7 @@ from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
 from ..editing.methods.registry import text_router
 from ..editing.model import saving
+from ..editing.model.recorded_rule import another_rule
 from ..editing.model.why import explained_text
 from ..editing.profiling import scope
 from ..editing.shown import shown
@@ -23,12 +24,15 @@ from ..editing.store.snapshots import Snapshot
 from ..editing.store.store import EditStore
 from .errors import ServingError
 from .folders import Folders
+from .log import logger_of
 from .seen import Seen, change_known, seen_by
 from .served_edits import Admission, Change, ReadAt, ServedEdit, name_of_all, served_edit, words_of
 from .settings import ServingSettings
 from .stores import OpenStores, active_snapshot, open_store, served_config, write_status
 from .watch import Watch
 from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
+
+logger = logger_of("corrigenda")
 
 
 class Catalogue:
@@ -62,6 +66,7 @@ class Catalogue:
         self._fits, self._fact_of = unwritten.fits, unwritten.fact_of
         self._background: dict[str, Any] | None = None
         self._open = OpenStores()
+        self._told: set[Path] = set()
         self.watch = Watch()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
         self._withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]] = {}
@@ -307,6 +312,10 @@ class Catalogue:
                 )
         if prompts != self.header["prompts"]:
             raise ServingError(f"The edits in {path} were written with another template than the others.", 422)
+        sentence = another_rule(store, config)
+        if sentence is not None and path not in self._told:
+            self._told.add(path)  # once, and not whenever a folder is read anew
+            logger.warning(sentence)
 
     # Questions
 

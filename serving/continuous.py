@@ -43,6 +43,9 @@ _PROCESSOR_SEAMS = (
 )
 
 
+SPLIT = "Edits cannot be served from a model in several shards: load it on one device, or serve it by vLLM."
+
+
 class BatchedRequests:
     """The seams of one manager: arrival, the pass about to be made, and which blocks requests share.
 
@@ -54,7 +57,7 @@ class BatchedRequests:
 
     def __init__(self, manager: Any, host: RequestHost) -> None:
         if manager.distributed_helper.tp_size > 1:
-            raise CorrigendaError("Edits cannot be served from a model in several shards: load it on one device.")
+            raise CorrigendaError(SPLIT)
         self.manager = manager
         self.host = host
         self.context: RoutingContext | None = None

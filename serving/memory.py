@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..editing.errors import CorrigendaError
+from ..editing.memories.paged_banks import PagingCounts
 from ..editing.memories.row_banks import RowBanks
 from ..editing.memories.row_form import Rows
 from ..editing.methods.associative.config import AssociativeConfig, row_form
@@ -72,6 +73,23 @@ class ServedMemory:
     def place(self, key: str | None) -> int:
         """Where an edit's rows are; -1 for no edit, and for one whose rows are not here."""
         return -1 if key is None else self._place.get(key, -1)
+
+    def knows(self, key: str) -> bool:
+        """Whether an edit may be asked."""
+        return self.place(key) >= 0
+
+    def rows_of(self, key: str) -> Rows | None:
+        """What a request in flight must hold itself of its edit: nothing, where every edit's rows are in place."""
+        return None
+
+    def bring(self, key: str, rows: Rows | None, kept: Container[str | None]) -> int:
+        """Where the layer reads an edit that a request asks, by its `rows_of`; those `kept` make no room for it."""
+        return self.place(key)
+
+    @property
+    def counts(self) -> PagingCounts:
+        """How often an edit's rows were where the layer reads, or had to be put there first, since the start."""
+        return PagingCounts()
 
     def load(self, directory: str | Path, edits: Mapping[str, int]) -> int:
         """Take in edits of a store, keys with their numbers in its ledger. All or none; how many were new."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..editing.errors import CorrigendaError
-from ..editing.memories.paged_banks import PagedBanks
+from ..editing.memories.paged_banks import PagedBanks, PagingCounts
 from ..editing.memories.row_form import Rows
 from ..editing.store.ledger import Ledger
 from .errors import ServingError
@@ -98,6 +98,10 @@ class PagedServedMemory(ServedMemory):
         ledger = self._ledgers[source.folder] = Ledger.open(source.folder)
         return self._record(ledger, key, source.seq)
 
-    def bring(self, key: str, rows: Rows, kept: Container[str]) -> int:
+    def bring(self, key: str, rows: Rows | None, kept: Container[str | None]) -> int:
         """Where the layer reads an edit, whose rows are put there unless they are; those `kept` make no room."""
-        return self.paged.bring(key, lambda: rows, kept)
+        return self.paged.bring(key, lambda: self.rows_of(key) if rows is None else rows, kept)
+
+    @property
+    def counts(self) -> PagingCounts:
+        return self.paged.counts

@@ -17,4 +17,4 @@ export PYTHONPATH="$folder/path" OMP_NUM_THREADS=1
 export ASAN_OPTIONS=detect_leaks=0 # of Python's
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
     "$python" -m pytest -q -p no:cacheprovider -k native \
-    tests/kernels/test_{topk_mask,mask_overlap,mask_route,token_overlap,nearest_key,masked_linear,associative_read,ties_merge,masked_sgd,delta_linear,label_losses}.py
+    tests/kernels/test_{topk_mask,mask_overlap,mask_route,token_overlap,nearest_key,masked_linear,associative_read,adapter_linear,ties_merge,masked_sgd,delta_linear,label_losses}.py

@@ -186,6 +186,25 @@ struct AssociativeReadBackward {
   void* dvalues;  // [P, 8, outputs]
 };
 
+// Up to 4 routed tokens that read one adapter.
+struct AdapterTile {
+  int32_t block, begin, size;
+};
+
+// Work items are tiles. Strides are in elements.
+struct AdapterLinear {
+  Type x_type, factor_type, y_type;
+  const void* x;  // [tokens, width]
+  int64_t x_row, x_column, width;
+  const void* down;  // [blocks, rank, width]
+  const void* up;    // [blocks, rank, outputs]
+  int64_t rank, outputs;
+  const int32_t* tokens;  // the routed tokens, as tiles index them
+  const AdapterTile* tiles;
+  void* y;  // [tokens, outputs]
+  int64_t y_row, y_column;
+};
+
 // Counts the keys of entries [begin, end): a key is an entry's magnitude, its bits without the sign.
 struct MagnitudeCount {
   Type type;
@@ -264,6 +283,7 @@ struct Kernels {
   void (*associative_read_scores)(const AssociativeReadBackward&, int64_t begin, int64_t end);
   void (*associative_read_dkeys)(const AssociativeReadBackward&, int64_t begin, int64_t end);
   void (*associative_read_dvalues)(const AssociativeReadBackward&, int64_t begin, int64_t end);
+  void (*adapter_linear)(const AdapterLinear&, int64_t begin, int64_t end);
   void (*count_magnitudes)(MagnitudeCount&, int64_t begin, int64_t end);
   void (*ties_merge)(const TiesMerge&, int64_t begin, int64_t end);
   void (*masked_sgd)(const MaskedSgd&, int64_t begin, int64_t end);

@@ -15,6 +15,7 @@ void associative_read(const AssociativeRead&, int64_t begin, int64_t end);
 void associative_read_scores(const AssociativeReadBackward&, int64_t begin, int64_t end);
 void associative_read_dkeys(const AssociativeReadBackward&, int64_t begin, int64_t end);
 void associative_read_dvalues(const AssociativeReadBackward&, int64_t begin, int64_t end);
+void adapter_linear(const AdapterLinear&, int64_t begin, int64_t end);
 void count_magnitudes(MagnitudeCount&, int64_t begin, int64_t end);
 void ties_merge(const TiesMerge&, int64_t begin, int64_t end);
 void masked_sgd(const MaskedSgd&, int64_t begin, int64_t end);
@@ -35,6 +36,7 @@ const Kernels table = {
     associative_read_scores,
     associative_read_dkeys,
     associative_read_dvalues,
+    adapter_linear,
     count_magnitudes,
     ties_merge,
     masked_sgd,

@@ -32,6 +32,8 @@ STABLE_TORCH_LIBRARY(corrigenda_native, m) {
   m.def(
       "associative_read_backward(Tensor grad, Tensor x, Tensor first, Tensor keys, Tensor values, Tensor pages,"
       " Tensor rows, Tensor route, Tensor background, float beta, bool[] needed) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "adapter_linear_(Tensor(a!) y, Tensor x, Tensor down, Tensor up, Tensor block_of, Tensor route) -> ()");
   m.def("ties_merge(Tensor deltas, Tensor weights, float[] densities) -> Tensor");
   m.def(
       "masked_sgd_(Tensor(a!) delta, Tensor x, Tensor gradient, Tensor masks, Tensor? base, float learning_rate,"

@@ -14,6 +14,7 @@ from .head import label_losses
 from .last_layer import LabelPositions, keys_and_values, knows, layer_at
 from .modes import own_modes
 from .own_forward import OwnForward, own_logits
+from .parts import parts_of
 from .wrappers import unwrapped
 
 _TOKENS = 24
@@ -23,13 +24,14 @@ _TOKENS = 24
 class Decoder:
     """The parts of a decoder-only model, found by structure (`layers[i].mlp.down_proj`); no weight is copied.
 
-    `model` is what is inside the wrappers that the given one may have.
+    `model` is what is inside the wrappers that the given one may have. `parts`: the processes that it is split over.
     """
 
     def __init__(self, model: nn.Module) -> None:
         model = unwrapped(model)
         body = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "model", None)
         self.model = model
+        self.parts = parts_of(model)
         self.body = body
         self._plain: dict[int, bool] = {}
         self.layers = getattr(body, "layers", None)
@@ -65,6 +67,10 @@ class Decoder:
             f"The down_proj of layer {layer} is a {type(module).__name__}, which does not tell its width; "
             "load the model without this quantisation."
         )
+
+    def whole_inputs(self, layer: int, x: Tensor) -> Tensor:
+        """`[..., D]` of what that layer's down-projection takes in, of which each process may have a part."""
+        return x if self.parts is None else self.parts.whole(x, self.widths(layer)[0])
 
     def device(self, layer: int) -> torch.device:
         """Where the layer's weights are, and so where its memory must be."""

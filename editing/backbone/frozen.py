@@ -166,8 +166,9 @@ def _own_features(decoder: Decoder, layer: int, rows: Sequence[Sequence[int]], b
     for group in length_groups(list(map(len, rows)), budget or pass_tokens(decoder.device(0), 192)):
         ids = padded_ids([rows[i] for i in group], decoder.device(0))
         own = OwnForward(decoder.body, decoder.layers, layer, ids)
+        inputs = decoder.whole_inputs(layer, own.inputs)
         for place, i in enumerate(group):
-            parts = own.inputs[place, : len(rows[i])], own.hidden[place, : len(rows[i])]
+            parts = inputs[place, : len(rows[i])], own.hidden[place, : len(rows[i])]
             features[i] = Features(*(part.clone() for part in parts))
     return features
 
@@ -183,5 +184,5 @@ def _pass(
     mask = mask_after(after, cache.length if cache else 0, ids.shape[1], dtype)
     with decoder.masked_attention(), tapped(decoder.down_proj(layer)) as taken:
         hidden = decoder.run(decoder.embed(ids), 0, layer + 1, positions, mask, cache)
-    inputs = taken[0].view(*ids.shape, -1)
+    inputs = decoder.whole_inputs(layer, taken[0]).view(*ids.shape, -1)
     return [Features(inputs[i, : len(row)].clone(), hidden[i, : len(row)].clone()) for i, row in enumerate(rows)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..edits.tokenizer import Tokenizer
 from .decoder import Decoder
+from .parts import flat_entries, whole_tensor
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
@@ -29,7 +30,7 @@ def weight_sample(decoder: Decoder, layer: int, count: int = 512) -> Tensor:
     found = [p for p in decoder.layers[layer].parameters() if p.is_floating_point()]
     norms = [p for p in found if p.dim() == 1]
     # Norms without weights (OLMo's) tell nothing: then the layer's matrices do.
-    of_layer = norms or [p.reshape(-1) for p in found]
+    of_layer = [whole_tensor(p).reshape(-1) for p in norms or found]
     final = getattr(decoder.body.norm, "weight", None)
     embedding = decoder.model.get_input_embeddings().weight
     parts = (embedding, torch.cat(of_layer) if final is None else final, torch.cat(of_layer))
@@ -38,9 +39,8 @@ def weight_sample(decoder: Decoder, layer: int, count: int = 512) -> Tensor:
 
 def at_places(tensor: Tensor, count: int) -> Tensor:
     """fp32 `[count]`: a tensor at evenly spread places, on the CPU."""
-    flat = tensor.detach().reshape(-1)
-    places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64, device="cpu").long()
-    return flat[places.to(flat.device)].float().cpu()
+    places = torch.linspace(0, tensor.numel() - 1, count, dtype=torch.float64, device="cpu").long()
+    return flat_entries(tensor.detach(), places.to(tensor.device)).float().cpu()
 
 
 @torch.no_grad()

@@ -56,6 +56,8 @@ def load_base(
         if dtype not in DTYPES:
             raise CorrigendaError(f'Unknown dtype "{dtype}": use one of {", ".join(DTYPES)}.')
         dtype = DTYPES[dtype]
+    if device is not None and any(kwargs.get(name) is not None for name in ("tp_plan", "distributed_config")):
+        raise CorrigendaError("A model that is split over processes goes where they are: leave out `device`.")
     extra = {}
     if "gguf_file" in source:
         extra["quantization_config"] = GgufConfig(dequantize=True)

@@ -34,10 +34,10 @@ def eager() -> Iterator[None]:
 def can_capture(decoder: Decoder, layer: int) -> bool:
     """Whether a step of the layers above `layer` can be captured.
 
-    The model is on one GPU and run part by part, and no hook brings in weights from elsewhere.
+    The model is whole on one GPU and run part by part, and no hook brings in weights from elsewhere.
     """
     model = decoder.model
-    if _switched_off or type(model) in _refused or not torch.cuda.is_available():
+    if _switched_off or decoder.parts is not None or type(model) in _refused or not torch.cuda.is_available():
         return False
     device = decoder.device(layer)
     there = device.type == "cuda" and all(part.device == device for part in model.parameters())

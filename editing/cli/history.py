@@ -241,6 +241,8 @@ def why(
         found = nearest_edits(store, prompt, model, most, router)
         count = len(store.history.applied())
         out = {name: store.history.taken_out_as(name) for name in _taken_out(found)}
+        for notice in store.notices:
+            say(notice, "yellow", errors)
     if json:
         print_json(found)
         return

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..errors import CorrigendaError
 from ..shown import one_line, shown
-from .app import app, counted, output, say, tell
+from .app import app, counted, errors, output, say, tell
 from .history import opened
 from .options import Decoys, Json, RecordedModel, Router, Store
 
@@ -68,6 +68,8 @@ def route(
     more = [] if decoys is None else read_decoys(decoys)
     with opened(folder) as store:
         found = routed_requests(store, asked, model or recorded_model(store), new, router=router, decoys=more)
+        for notice in store.notices:
+            say(notice, "yellow", errors)
     if plot is not None:
         draw_margins(found, plot)
     if json is not None:

@@ -30,6 +30,8 @@ def verify(
     widths, the head against the ledger, the file's structure. Nothing is changed. Checksums find damage; who may write
     the folder can make them anew, but for `--key`.
     """
+    from ..methods.config import EditingConfig
+    from ..model.recorded_rule import another_rule
     from ..store.check import problems
     from ..store.signing import check_signed
     from ..store.store import check_format
@@ -50,6 +52,8 @@ def verify(
             for missing in store.history.missing:
                 kept, named = missing["found"], missing["entries"]
                 say(f"A repair found {kept} of {named} entries: what the others held is lost.", "yellow")
+            if sentence := another_rule(store, EditingConfig.from_dict(store.header["config"])):
+                say(sentence, "yellow")
             say(f"All {store.ledger.count} entries hold; {counted(count, 'edit')} in effect.")
     else:
         for problem in found:
@@ -201,11 +205,18 @@ def migrate(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The new folder, with --router.")] = None,
     model: RecordedModel = None,
+    author: Author = None,
 ) -> None:
-    """Turn a folder that an earlier version saved into one with a ledger, in place.
+    """Bring a folder that an earlier version saved up to this one, in place.
 
-    With `--router` and `--out`: the edits of a folder with a ledger, in a new one and for another router. History,
-    values and times stay; `meaning` takes an encoder's pass over every edit. A signature has to be made again.
+    One without a ledger gets one. Where edits are found by meaning, and were written with another rule for that than
+    this version's: it says which of their own questions (prompts, rephrasings, protected ones, localities) are not
+    decided as they say, and records this version's rule. Earlier rules are not kept, so what else is decided otherwise
+    is not known.
+
+    With `--router` and `--out`: the edits of a folder with a ledger, in a new one and for another router, or for
+    `meaning` as this version has it. History, values and times stay; `meaning` takes an encoder's pass over every edit.
+    A signature has to be made again, either way.
     """
     if router is not None or out is not None:
         if router is None or out is None:
@@ -221,12 +232,33 @@ def migrate(
     from ..store.migrate import migrate as migrated
     from ..store.store import is_store
 
-    if is_store(folder) or not is_first_format(folder):
+    if is_store(folder):
+        _take_rule(folder, model, author)
+        return
+    if not is_first_format(folder):
         raise CorrigendaError(f"{folder} holds no edits of an earlier version: there is nothing to migrate.")
     store = migrated(folder)
     count = len(store.history.edits)
     store.close()
     say(f"{folder} has a ledger now, with {counted(count, 'edit')}.")
+
+
+def _take_rule(folder: Path, model: str | None, author: str | None) -> None:
+    """Record this version's rule in a folder, and say what it decides otherwise than the edits do."""
+    from ..model.new_rule import check_another, judged, record_rule
+    from ..model.why import recorded_model
+
+    with opened(folder, write=True) as store:
+        check_another(store)
+        asked = judged(store, model or recorded_model(store))
+        record_rule(store, author)
+    wrong = [one for one in asked if not one.holds]
+    tell([one.in_words for one in wrong], "`corrigenda why` says the same of one question", most=50)
+    right = f"all but {len(wrong)}" if wrong else "all"
+    say(
+        f"{folder} is recorded as found by this version's rule: of {counted(len(asked), 'question')} of its edits "
+        f"{right} are decided as they say."
+    )
 
 
 @app.command()

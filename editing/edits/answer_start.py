@@ -52,10 +52,7 @@ class AnswerStarts:
         self.prompts = prompts
         self.ends = ends
         self._known: OrderedDict[tuple[str, str], Spelling] = OrderedDict()
-        # Not those with a role of their own alone: a chat's marks need have none.
-        added = getattr(prompts.tokenizer, "added_tokens_decoder", {}).values()
-        special = {*prompts.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-        self._special = [token for token in special if "think>" not in token]
+        self._special = [token for token in prompts.special.values() if "think>" not in token]
 
     def spelling(self, prompt: str, target: str) -> Spelling:
         """How the target of an edit with this prompt can be said."""
@@ -105,6 +102,8 @@ class AnswerStarts:
             return LEFT  # another closing of a template than those that the edit was learnt in
         if before and (node := self._node(begun.lstrip(), spelling)) is not None:
             return node
+        if text.endswith(self.prompts.wrap(edit.prompt)):
+            return 0  # as it was learnt, whatever it ends in: `{"capital": "` may be a prompt
         tail = begun if before else text
         if _OPENED.search(tail):
             return QUOTED + spelling.bare

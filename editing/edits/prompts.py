@@ -124,6 +124,14 @@ class PromptFormat:
         """The token that ends an answer."""
         return self.tokenizer.eos_token_id
 
+    @functools.cached_property
+    def special(self) -> dict[int, str]:
+        """The tokens that decoding leaves out of an answer's text: not those with a role of their own alone, for a
+        chat's marks need have none."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
+        own = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens)
+        return {**{number: token.content for number, token in added if token.special}, **dict(own)}
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a wrapped prompt; a chat's text already holds its special tokens."""
         return self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"]

@@ -9,11 +9,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from ...kernels import ops
 from ..backbone.hooked import hooked
 from ..views import Viewed
-
-_AT_A_TIME = 1 << 24
-"""Entries of gathered adapters at once: 64 MB."""
 
 
 class AdapterPart(NamedTuple):
@@ -25,23 +23,7 @@ class AdapterPart(NamedTuple):
 
     def read_(self, out: Tensor, x: Tensor, route: Tensor, first: Tensor) -> None:
         """Add `up^T down x` of the routed edits' blocks to `out` `[tokens, d]`, in place; others keep their bits."""
-        if not len(self.block_of):
-            return
-        block = self.block_of.index_select(0, route.clamp(min=0)).long()
-        size = max(1, _AT_A_TIME // max(1, self.down[0].numel()))
-        for part in range(0, len(x), size):
-            rows = slice(part, part + size)
-            added = low_rank(x[rows].float(), self.down, self.up, block[rows])
-            routed = (route[rows] >= 0)[:, None]
-            torch.where(routed, (out[rows] + added).to(out.dtype), out[rows], out=out[rows])
-
-
-def low_rank(x: Tensor, down: Tensor, up: Tensor, block: Tensor) -> Tensor:
-    """fp32 `[tokens, d]`: each token of `x` `[tokens, D]` through the adapter of its block."""
-    if len(down) == 1:
-        return (x @ down[0].T) @ up[0]
-    inner = torch.bmm(down.index_select(0, block), x[:, :, None])
-    return torch.bmm(inner.transpose(1, 2), up.index_select(0, block))[:, 0]
+        ops.adapter_linear_(out, x, self.down, self.up, self.block_of, route)
 
 
 class LowRankAdapters(Viewed):

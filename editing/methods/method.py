@@ -56,6 +56,8 @@ class Method:
     """Whether edits are learnt after several texts, and beside a background; else after the empty one alone."""
     independent: ClassVar[bool] = False
     """Whether a batch is solved alike whatever was written before it."""
+    runs_in_parts: ClassVar[bool] = False
+    """Whether it takes a model that is split over processes (`Decoder.parts`), where text decides the routes."""
     memory: Memory
     router: EditRouter
     applied: Callable[[], Sequence[Edit]] = staticmethod(tuple)
@@ -217,9 +219,17 @@ class Method:
         return self.layer
 
     def decide(self, prompts: Sequence[Sequence[int]]) -> Decision | None:
-        """The routes of tokenised prompts, where token ids suffice; None where features must decide, in the pass."""
+        """The routes of tokenised prompts, where token ids suffice; None where features must decide, in the pass.
+
+        Of a model in parts every process asks, and the first one decides: a score that is rounded otherwise on another
+        machine must not part them.
+        """
         if self.router.needs_features:
             return None
+        decision = self._decided(prompts)
+        return decision if self.decoder.parts is None else self.decoder.parts.agreed(decision)
+
+    def _decided(self, prompts: Sequence[Sequence[int]]) -> Decision:
         return self.router.decide([self.prompts.question(ids) for ids in prompts])
 
     def plans(self, prompts: Sequence[Sequence[int]], decision: Decision) -> list[AnswerPlan | None]:
@@ -240,8 +250,7 @@ class Method:
     def routes(self, prompts: Sequence[str]) -> Decision:
         """What the router decides about prompts, as `generate` would ask them."""
         ids = [self.prompts.encode(self.prompts.wrap(prompt)) for prompt in prompts]
-        known = self.decide(ids)
-        return self.router.decide(self.as_routed(prompts)) if known is None else known
+        return self.router.decide(self.as_routed(prompts)) if self.router.needs_features else self._decided(ids)
 
     def holds(self, route: int, edit: int) -> bool:
         """Whether what a route names answers for the edit at this place."""
@@ -261,6 +270,12 @@ class Method:
                 raise CorrigendaError(
                     f"The target of edit {edit.id or edit.prompt!r} has {len(target)} tokens, more than "
                     f"max_target_tokens={self.config.max_target_tokens}; raise that setting or shorten the target."
+                )
+            if special := self.prompts.special.keys() & set(target):
+                shown = self.prompts.special[min(special)]
+                raise CorrigendaError(
+                    f"The target of edit {edit.id or edit.prompt!r} holds {shown!r} as the tokenizer reads it, a "
+                    "special token that no answer shows; write the target without it."
                 )
             if len(prompt) + len(target) > limit:
                 raise CorrigendaError(

@@ -47,6 +47,19 @@ class Solved(NamedTuple):
     record: Record
 
 
+def on_cpu(solved: Sequence[Solved]) -> list[Solved]:
+    """The same with every tensor on the CPU, for other processes."""
+    return [
+        one._replace(
+            record=one.record._replace(
+                tensors={name: tensor.cpu() for name, tensor in one.record.tensors.items()},
+                fingerprint=one.record.fingerprint.cpu(),
+            )
+        )
+        for one in solved
+    ]
+
+
 def of_rank(rank: int, x: Tensor, h: Tensor) -> dict[str, Tensor]:
     """The tensors "x" and "h" of `rank` rows whose update is the best approximation of `x^T h`."""
     left, left_rest = torch.linalg.qr(x.T)

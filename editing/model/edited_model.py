@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -39,9 +40,11 @@ from .answering import answered
 from .answers import Answer, Progress, Provenance, WrittenEdits, provenance_of
 from .generation import GenerateProvider, Session, prompts_of
 from .hub import Token
+from .in_parts import check_in_parts
 from .layer import EditedOutput
 from .parallel import check_independent, solve_for_another
 from .read_prompts import ReadPrompts
+from .recorded_rule import another_rule
 from .teacher_forcing import forced
 from .versions import Version, Versions
 from .writer import EditWriter, StreamOptions, names_of
@@ -81,6 +84,7 @@ class EditedModel:
             self.config = resolved(config or AssociativeConfig(), self.decoder)
             self.prompts = PromptFormat(tokenizer, template, chat_template)
             self.method = method_class(self.config.method)(self.decoder, self.prompts, self.config)
+            check_in_parts(self.method)
             if resident is not None:
                 if not is_whole(resident) or resident < 1:
                     raise CorrigendaError(f"`resident` must be a whole number above 0, not {resident!r}.")
@@ -88,7 +92,10 @@ class EditedModel:
             self.name = name
             self.context = RoutingContext(self.decoder.device(self.config.layer))
             sites = self.method.sites()
-            outputs = [EditedOutput(self.method.memory, self.context, place) for place in sites]
+            whole = None
+            if self.decoder.parts is not None:
+                whole = functools.partial(self.decoder.whole_inputs, self.config.layer)
+            outputs = [EditedOutput(self.method.memory, self.context, place, whole) for place in sites]
             self._versions = Versions(self.method, outputs)
             self.method.applied = lambda: self._versions.edits
             self._writer = EditWriter(
@@ -162,10 +169,13 @@ class EditedModel:
         edited = None
         try:
             saving.check_base(saved, Decoder(model), tokenizer)
+            config = saving.opened_by(saved.config, router)
+            if sentence := another_rule(saved.store, config):
+                warnings.warn(sentence, stacklevel=2)
             edited = cls(
                 model,
                 tokenizer,
-                saving.opened_by(saved.config, router),
+                config,
                 template=saved.prompts["template"],
                 chat_template=saved.prompts["chat"],
                 name=name,
@@ -224,6 +234,10 @@ class EditedModel:
         """
         self._check_read()
         if group is not None:
+            if self.decoder.parts is not None:
+                raise CorrigendaError(
+                    "A model that is split over processes is written by all of them together: leave out `group`."
+                )
             check_independent(self.method)
             if group.rank() != 0:
                 with self._alone():
@@ -307,7 +321,10 @@ class EditedModel:
         self.write_into(directory)
 
     def refresh(self) -> bool:
-        """Take in what another process has written into the store; whether there was anything."""
+        """Take in what another process has written into the store; whether there was anything.
+
+        Of a model in parts, whose processes would each read another state of a ledger that grows, it is refused.
+        """
         return self._writer.refresh()
 
     def reserve(self, edits: int, rows: int = 8, prompt_tokens: int = 64) -> None:

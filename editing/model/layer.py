@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -20,20 +21,30 @@ class Site:
 
     `memory` may be exchanged, and may grow: the op below finds it anew in every pass. What is captured in a CUDA graph
     keeps the addresses that the memory's and the context's buffers had. place: which part of a memory that acts at
-    several places acts here; "" where it acts here alone.
+    several places acts here; "" where it acts here alone. whole: makes what comes in `[..., D]`, of a model in parts.
     """
 
-    def __init__(self, name: str, memory: Memory, context: RoutingContext, place: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        memory: Memory,
+        context: RoutingContext,
+        place: str = "",
+        whole: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.name = name
         self.memory = memory
         self.place = place
         self.context = context
+        self.whole = whole
         _sites[name] = self
 
     def add_(self, out: Tensor, x: Tensor) -> None:
         """Add the memory's residual of `x` `[..., D]` to `out` `[..., d]`, in place, on the tokens that are routed."""
         if not self.context.active:
             return
+        if self.whole is not None:
+            x = self.whole(x)
         tokens = x.reshape(-1, x.shape[-1])
         count = len(tokens)
         with scope("edit: gather"):
@@ -93,11 +104,18 @@ class EditedOutput:
     """A forward hook of a linear map: adds the memory's residual to its output, on tokens routed to an edit.
 
     A hook and not a module in the place of the map: parameters keep their names, and whatever a library has made of
-    the map (LoRA, quantised weights, hooks that bring weights from elsewhere) computes the output first, unseen.
+    the map (LoRA, quantised weights, hooks that bring weights from elsewhere, parts in other processes) computes the
+    output first, unseen.
     """
 
-    def __init__(self, memory: Memory, context: RoutingContext, place: str = "") -> None:
-        self.site = Site(f"layer {next(_numbers)}", memory, context, place)
+    def __init__(
+        self,
+        memory: Memory,
+        context: RoutingContext,
+        place: str = "",
+        whole: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.site = Site(f"layer {next(_numbers)}", memory, context, place, whole)
 
     @property
     def memory(self) -> Memory:

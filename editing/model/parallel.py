@@ -11,7 +11,7 @@ import torch.distributed as dist
 from ..edits.edit import Edit
 from ..errors import CorrigendaError
 from ..methods.method import Method
-from ..methods.record import Solved
+from ..methods.record import Solved, on_cpu
 
 _END = None
 """What the writing process sends when it has no more batches."""
@@ -84,15 +84,7 @@ def _solved(solve: Callable[[Sequence[Edit]], list[Solved]], batch: Sequence[Seq
     if not batch:
         return None
     try:
-        return [
-            one._replace(
-                record=one.record._replace(
-                    tensors={name: tensor.cpu() for name, tensor in one.record.tensors.items()},
-                    fingerprint=one.record.fingerprint.cpu(),
-                )
-            )
-            for one in solve(batch[0])
-        ]
+        return on_cpu(solve(batch[0]))
     except CorrigendaError:
         return None
 

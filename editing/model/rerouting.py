@@ -17,6 +17,7 @@ from ..routers.router import EditRouter
 from ..store.codec import fingerprint_text, packed, unpacked
 from ..store.ledger import Ledger, New
 from ..store.store import EditStore
+from .recorded_rule import rule_here
 from .saving import routed_by
 
 _GROUND = "router."
@@ -24,6 +25,9 @@ _GROUND = "router."
 
 def rerouted(store: EditStore, router: str, out: Path, model: str) -> int:
     """Write a store anew into a new folder, for "meaning" or "tokens"; returns how many edits it has.
+
+    For "meaning" from "meaning" too, where the rule is another than this version's: what is kept of each edit is then
+    read out of its texts as now.
 
     Everything stays as it was written, with its number and its time, but for the configuration, the ground of the
     router and the edits' fingerprints; what was signed is to be signed again. model: the base model, of which the
@@ -36,7 +40,7 @@ def rerouted(store: EditStore, router: str, out: Path, model: str) -> int:
             f"{store.ledger.name} cannot be written for the router {router!r}: only edits for `tokens` and `meaning` "
             f"can be, and only for these; its edits are for {'none' if own is None else repr(own)}."
         )
-    if own == router:
+    if own == router and store.history.rule == rule_here(config):
         raise CorrigendaError(f"{store.ledger.name} is for the router {router!r} already: nothing was written.")
     tokenizer = load_tokenizer(model)
     if sentence := another_model(store.ledger.name, store.header["base"], {"tokenizer": tokenizer_digest(tokenizer)}):
@@ -70,6 +74,9 @@ def _filler(
             body: dict[str, Any] = dict(entry.body)
             if entry.kind == "store":
                 body["config"] = config.to_dict()
+            body.pop("rule", None)
+            if entry.seq == begun and router.rule is not None:
+                body["rule"] = router.rule
             if entry.seq in texts:
                 body["fingerprint"] = texts[entry.seq]
             data = None

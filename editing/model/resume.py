@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..edits.edit import Edit
 from ..edits.identifiers import numbered_ids
-from ..store.history import History, StoredEdit
+from ..store.history import History, StoredDeclined, StoredEdit, normalised_prompt
 
 
 class Recorded:
     """Passes on the edits of a stream that a store does not have; those that it declined count as recorded.
 
     `passed` is how many of the stream are behind. An edit is known by all it says, and by its id if it has one.
+    What was left out for a later edit of its prompt is kept by that prompt: in `waiting`, where the stream ended before
+    that one came; in `owed`, where it does not hold, and the stream ended before an earlier one was written for it.
     """
 
     def __init__(self, history: History | None) -> None:
         self.passed = 0
+        self.waiting: dict[str, list[Edit]] = {}
+        self.owed: dict[str, list[Edit]] = {}
         self._history = history
         self._used: set[int] = set()
 
@@ -37,11 +42,21 @@ class Recorded:
         # An id that was another edit's when this one was written has got a number.
         for name in dict.fromkeys(itertools.chain([edit.id], _used(self._history, edit.id))):
             declined = self._history.declined_as(name)
-            if self._take(self._history.named(name), wanted) or (
-                declined is not None and _contents(Edit.from_dict(declined.body["edit"])) == wanted
-            ):
+            if self._take(self._history.named(name), wanted):
+                return True
+            if declined is not None and _contents(Edit.from_dict(declined.body["edit"])) == wanted:
+                self._keep(edit, declined)
                 return True
         return False
+
+    def _keep(self, edit: Edit, declined: StoredDeclined) -> None:
+        """Keep an edit that was left out, unless that for which it was, or another of its prompt since, is written."""
+        history = self._history
+        later = (history.edits[seq] for seq in history.same_prompt(declined.prompt) if seq > declined.seq)
+        came = [*history.named(declined.kept), *later]
+        if all(one.unsolved for one in came):
+            kept = self.owed if came else self.waiting
+            kept.setdefault(normalised_prompt(edit.prompt), []).append(replace(edit, id=declined.id))
 
     def _take(self, stored: Iterable[StoredEdit], wanted: dict[str, Any]) -> bool:
         """Whether one of `stored` says what is `wanted`, and no edit of the stream was it before."""

@@ -17,6 +17,7 @@ from ..methods.registry import text_router
 from ..routers.router import EditRouter
 from ..store.codec import fingerprint_of, unpacked, withdrawn_of
 from ..store.store import EditStore
+from .recorded_rule import another_rule
 from .saving import opened_by
 
 _TOGETHER = 256
@@ -111,6 +112,8 @@ def by_text(
     tokenizer = load_tokenizer(model)
     if sentence := another_model(store.ledger.name, store.header["base"], {"tokenizer": tokenizer_digest(tokenizer)}):
         raise CorrigendaError(sentence)
+    if sentence := another_rule(store, config):
+        store.notices.append(sentence)
     found = text_router(config, tokenizer)
     history = store.history
     with _of(store):

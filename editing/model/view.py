@@ -20,6 +20,8 @@ from ..store.ledger import New
 from ..store.placed import PlacedEdits
 from ..store.store import CONFLICT_POLICIES, EditStore, OnConflict
 from .answers import Declined
+from .in_parts import Processes
+from .recorded_rule import said_of_rule
 
 
 class Outcome(NamedTuple):
@@ -59,13 +61,23 @@ class MemoryView:
 
     def __init__(self, method: Method, make_store: Callable[[], EditStore]) -> None:
         self.method = method
-        self.store: EditStore | None = None
+        self._store: EditStore | None = None
+        self._processes = Processes(method.decoder.parts)
         self.order: list[int] = []
         self.edits = PlacedEdits()
         """The edits in the memory, by their places; `order` has their numbers in the store."""
         self._make_store = make_store
         if method.reads_when_asked:
             method.read_by(self._record)
+
+    @property
+    def store(self) -> EditStore | None:
+        return self._store
+
+    @store.setter
+    def store(self, store: EditStore) -> None:
+        self._store = store
+        self._processes.keep(store)
 
     @property
     def history(self) -> History:
@@ -195,6 +207,7 @@ class MemoryView:
             if replaced:
                 self.become([seq for seq in order if seq not in replaced])
             solved = self.method.solve([batch[place] for place in taken]) if taken else []
+            solved = self._processes.solved(solved)
             for place, one in zip(taken, solved):
                 _check_solved(batch[place], one)
             unsolved = {place for place, one in zip(taken, solved) if one.written.held is False and not keep_unsolved}
@@ -298,7 +311,7 @@ class MemoryView:
         store, new = self.store, []
         stamp = store.stamp(author)
         if store.history.ground is None and taken:
-            new.append(New("ground", stamp, packed(self.method.ground())))
+            new.append(New("ground", {**stamp, **said_of_rule(self.method)}, packed(self.method.ground())))
         first = store.ledger.count + len(new) + 1
         number = {place: first + i for i, place in enumerate(taken)}
         closed: dict[int, set[int]] = {}

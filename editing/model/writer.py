@@ -21,11 +21,13 @@ from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict, is_store
 from . import hub, saving
 from .answers import Progress, WrittenEdits
+from .fallback import Fallbacks
+from .in_parts import Processes
 from .parallel import solved_by_all
 from .resume import Recorded
 from .stream import named, superseded
 from .versions import Versions
-from .view import MemoryView, Outcome
+from .view import MemoryView
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -69,6 +71,7 @@ class EditWriter:
         self._versions = versions
         self._exclusively = exclusively
         self._identity = identity
+        self._processes = Processes(method.decoder.parts)
         self._view = MemoryView(method, self._new_store)
         self._directory: Path | None = None
         self._checked = False
@@ -87,25 +90,39 @@ class EditWriter:
         """Write the edits with their history into a new or empty folder."""
         with self._versions.lock:
             store = self.store
-            copy = EditStore.create(directory, *self._identity()) if store is None else store.copy(directory)
-            with contextlib.closing(copy):
-                hub.save_card(copy, directory)
+            identity = self._identity() if store is None else None
+
+            def save() -> None:
+                copy = EditStore.create(directory, *identity) if store is None else store.copy(directory)
+                with contextlib.closing(copy):
+                    hub.save_card(copy, directory)
+
+            self._processes.once(save)
 
     def push(self, repo_id: str, **options: Any) -> str:
         """See `EditedModel.push_to_hub`."""
         with self._versions.lock:
             if self.store is None:
                 raise CorrigendaError("There are no edits to send to a hub.")
-            return hub.push(self.store, repo_id, **options)
+            return self._processes.once(lambda: hub.push(self.store, repo_id, **options))
 
     def write_into(self, directory: str | Path) -> None:
         """See `EditedModel.write_into`."""
+        with self._versions.lock:
+            before = self.store
+            self._processes.once(lambda: self._write_into(directory))
+            if self._processes.follows and before is not None and not before.ledger.writable:
+                self._view.store = before.copy(None)
+                self._leave(before)
+            self._processes.check_same(self.store)
+
+    def _write_into(self, directory: str | Path) -> None:
         path = Path(directory).absolute()
         with self._versions.lock:
             store = self.store
             if store is not None and store.directory is not None and store.directory.absolute() == path:
                 if not store.ledger.writable:
-                    self.attach(saving.read(path, write=True).store)
+                    self._attach(saving.read(path, write=True).store)
                     self._leave(store)
             elif is_store(path):
                 raise CorrigendaError(
@@ -125,12 +142,17 @@ class EditWriter:
 
     def attach(self, store: EditStore) -> None:
         """Make the memory the view of another store."""
+        self._attach(store)
+        self._processes.check_same(store)
+
+    def _attach(self, store: EditStore) -> None:
         with self._exclusively(False):
             self._view.attach(store)
         self._versions.current = self._view.edits
 
     def refresh(self) -> bool:
         """Take in what another process has written into the store; whether there was anything."""
+        self._processes.check_alone()
         with self._versions.lock:
             if self.store is None or not self.store.refresh():
                 return False
@@ -144,11 +166,17 @@ class EditWriter:
         with self._exclusively(False):
             self._view.become(self._view.history.applied())
         self._versions.current = self._view.edits
+        self._processes.check_same(self.store)
 
     def _new_store(self) -> EditStore:
-        if self._directory is None:
-            return EditStore.temporary(*self._identity())
-        return EditStore.create(self._directory, *self._identity())
+        identity = self._identity()
+
+        def make() -> EditStore:
+            if self._directory is None:
+                return EditStore.temporary(*identity)
+            return EditStore.create(self._directory, *identity)
+
+        return self._processes.begin(make)
 
     def _make_writable(self, stacklevel: int = 4) -> None:
         """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said.
@@ -192,26 +220,22 @@ class EditWriter:
         on_progress, score_each = options.on_progress, options.score_each
         keep = self._method.keeps_unsolved if options.keep_unsolved is None else options.keep_unsolved
         seconds, told = 0.0, 0
-        earlier: dict[str, list[Edit]] = {}
+        fallbacks = Fallbacks(self._view, recorded, options.on_conflict, options.author)
         for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
                 self._make_writable(stacklevel=5)
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
-                known = later if options.on_conflict == "supersede" else [None] * len(batch)
+                owed = fallbacks.owed()
+                known = fallbacks.later(later)
                 outcome = self._view.write(
                     batch, known, on_conflict=options.on_conflict, author=options.author, keep_unsolved=keep
                 )
                 self.store.notices += sentences + taken
-                for edit, coming in zip(batch, known):
-                    if coming is not None:
-                        earlier.setdefault(coming, []).append(edit)
-                for edit in outcome.unsolved:
-                    fallen = self._write_earlier(edit, earlier.pop(edit.id, []), options)
-                    declined = [one for one in results.declined if one.edit not in fallen.edits]
-                    results.declined[:] = declined
-                    outcome = outcome.and_then(fallen)
+                outcome = owed.and_then(fallbacks.after(batch, known, outcome))
+                results.declined[:] = [one for one in results.declined if one.edit not in outcome.edits]
                 self._versions.current = self._view.edits
+                self._processes.check_same(self.store)
             results += outcome.written
             results.unsolved += outcome.unsolved
             results.failing += outcome.failing
@@ -225,22 +249,16 @@ class EditWriter:
             if score_each is not None and outcome.edits:
                 score_each.score_batch(outcome.edits)
                 self._record_scores(outcome.edits, score_each.by_edit)
+        if recorded.owed:
+            with self._exclusively(True):
+                self._make_writable(stacklevel=5)
+                outcome = fallbacks.owed()
+                self._versions.current = self._view.edits
+            results += outcome.written
+            results.unsolved += outcome.unsolved
         if on_progress is not None and recorded.passed > told:  # the last ones were recorded before
             on_progress(Progress(len(results), seconds, (), (), recorded.passed))
         return results
-
-    def _write_earlier(self, unsolved: Edit, earlier: list[Edit], options: StreamOptions) -> Outcome:
-        """Write the last that holds of the edits that an unsolved one of the stream was to stand for."""
-        outcome = Outcome([], [], [], [], [])
-        while earlier and not set(outcome.edits).difference(outcome.unsolved):
-            edit = earlier.pop()
-            found = self._view.write(
-                [edit], [None], on_conflict="supersede", author=options.author, keep_unsolved=False
-            )
-            if not found.unsolved:
-                self.store.notices.append(f'Edit "{edit.id}" is written after all, for "{unsolved.id}" does not hold.')
-            outcome = outcome.and_then(found)
-        return outcome
 
     def _check_router(self) -> None:
         """Raise where the edits are found by another router than the one that their store is for."""

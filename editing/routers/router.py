@@ -111,6 +111,11 @@ class EditRouter(Viewed):
         self._count = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._threshold: float | None = None
 
+    @property
+    def rule(self) -> str | None:
+        """What this version decides by beside the edits, as a store records it; None where no version changes that."""
+        return None
+
     # Edits
 
     def fingerprints_of(self, prompts: Any, edits: Sequence[Edit] | None = None) -> list[Tensor]:

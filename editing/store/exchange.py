@@ -112,6 +112,11 @@ def merge(into: EditStore, other: EditStore, on_conflict: str = "supersede", aut
     it is.
     """
     check_mergeable(into, other)
+    if into.history.ground and other.history.ground and into.history.rule != other.history.rule:
+        into.notices.append(
+            f"The edits in {other.ledger.name} were written with another rule for finding edits than those in "
+            f"{into.ledger.name}, whose rule stays recorded."
+        )
     history, applied, statuses = into.history, set(into.history.applied()), into.history.statuses()
     names = _Names(history, other)
     merged = Merged([], [], {}, [], {}, {})
@@ -220,7 +225,8 @@ def _entries(
     ground = other.history.ground
     if into.history.ground is None:
         number += 1
-        yield New("ground", stamp, other.ledger.tensors(ground.seq, ground.body["tensors"]))
+        rule = {} if other.history.rule is None else {"rule": other.history.rule}
+        yield New("ground", {**stamp, **rule}, other.ledger.tensors(ground.seq, ground.body["tensors"]))
     batches: dict[int, int] = {}
     for stored, name, facts in chosen:
         number += 1

@@ -36,6 +36,8 @@ class History:
         self.declined: dict[int, StoredDeclined] = {}
         self.missing: list[dict[str, Any]] = []
         """What repairs found missing: how many entries were `found`, of as many `entries` as `head.json` named."""
+        self.rule: str | None = None
+        """The rule by which the edits are found (`EditRouter.rule`), as far as the ledger says it."""
         self.last_time = ""
         self._ledger = ledger
         self._held: Entry | None = None
@@ -92,6 +94,7 @@ class History:
                     raise ValueError("a second one")
                 check_tensors(body["tensors"])
                 self.ground = entry
+                self._fold_rule(body)
             case "edit" | "unsolved":
                 self._fold_edit(entry.seq, body, entry.kind == UNSOLVED)
             case "declined":
@@ -122,8 +125,14 @@ class History:
                 if "missing" in body:
                     check_missing(body["missing"])
                     self.missing.append(body["missing"])
+                self._fold_rule(body)
             case _:
                 raise ValueError("an unknown kind of entry")
+
+    def _fold_rule(self, body: dict[str, Any]) -> None:
+        if "rule" in body:
+            check_texts(body, ("rule",))
+            self.rule = body["rule"]
 
     def _named(self, numbers: Any) -> list[StoredEdit]:
         """The edits that an entry names, each once: an entry that names one often would take memory for each time."""

@@ -36,12 +36,14 @@ class EditStore:
 
     notices: sentences on what happened beside what was asked for (a clock gone backwards, an edit superseded).
     pinned: the snapshot that it stays at (`at`)
+    follows: given entries that are to be written, and what writes them: writes those of the process that all follow
     """
 
     def __init__(self, ledger: Ledger, history: History, pinned: Snapshot | None = None) -> None:
         self.ledger = ledger
         self.history = history
         self.pinned = pinned
+        self.follows: Callable[[list[New], Callable[[list[New]], list[int]]], list[int]] | None = None
         self.notices: list[str] = []
 
     @property
@@ -94,6 +96,19 @@ class EditStore:
         return cls(ledger, History.read(ledger))
 
     @classmethod
+    def begun_as(cls, first: New) -> EditStore:
+        """A temporary one that begins with the entry of another (`first_entry`), and so has its name."""
+        ledger = Ledger.temporary()
+        ledger.append([first])
+        return cls(ledger, History.read(ledger))
+
+    @property
+    def first_entry(self) -> New:
+        """What the ledger begins with: what its edits are for."""
+        entry = self.history.store
+        return New(entry.kind, entry.body, self.ledger.tensors(entry.seq, entry.body["tensors"]))
+
+    @classmethod
     def create(cls, directory: str | Path, header: dict[str, Any], tensors: bytes) -> EditStore:
         """A new store in a new or empty folder, open for writing."""
         return cls.filled(directory, lambda ledger: _begin(ledger, header, tensors))
@@ -115,7 +130,12 @@ class EditStore:
     def append(self, entries: Iterable[New], *, dropping: Sequence[int] = ()) -> list[int]:
         """Write entries in one transaction and fold them in; they are on the disk when this returns."""
         before = self.ledger.count, self.ledger.chain
-        numbers = self.ledger.append(map(_named, entries), dropping=dropping)
+        new = [_named(entry) for entry in entries]
+
+        def write(these: list[New]) -> list[int]:
+            return self.ledger.append(these, dropping=dropping)
+
+        numbers = write(new) if self.follows is None else self.follows(new, write)
         self.ledger.count, self.ledger.chain = before
         # Read back: what is folded in is what any other reader of the ledger gets.
         self.history.take(self.ledger.entries(after=before[0]))

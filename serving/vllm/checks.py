@@ -71,7 +71,10 @@ def _check(config: EngineConfig) -> None:
     parallel = config.parallel_config
     for setting, what in (
         (getattr(parallel, "use_ubatching", False), "micro-batches (--enable-dbo)"),
-        (parallel.data_parallel_size > 1, "data parallelism (--data-parallel-size)"),
+        (
+            parallel.data_parallel_size > 1 and getattr(config.model_config, "is_moe", False),
+            "data parallelism of a mixture of experts (--data-parallel-size)",  # whose engines pass empty steps
+        ),
         (getattr(parallel, "prefill_context_parallel_size", 1) > 1, "context parallelism"),
         (getattr(config, "kv_transfer_config", None) is not None, "key/value transfer (--kv-transfer-config)"),
     ):

@@ -26,7 +26,10 @@ class EditsEndpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         if getattr(args, "api_server_count", None) not in (None, 1):
-            raise ServingError("Edits are served by one API server: start it with --api-server-count 1.")
+            raise ServingError(
+                "Edits are served by one API server, also of several engines (--data-parallel-size): start it with "
+                "--api-server-count 1."
+            )
         # Without a host it listens on all addresses; a socket in the file system is this machine's.
         local = bool(getattr(args, "uds", None)) or listens_locally(getattr(args, "host", None), "0.0.0.0")
         await self._edits.start(engine_client, local)

@@ -156,11 +156,20 @@ class AsyncEdits:
     async def _keep(self) -> None:
         """Have workers drop the rows that neither the catalogue nor a request in flight has use for."""
         keep = self.catalogue.keys() | self._admissions.pinned(self._client.output_processor)
-        await self._client.collective_rpc("corrigenda_keep", args=(sorted(keep),))
+        await self._of_all_workers("corrigenda_keep", sorted(keep))
 
     async def _load(self, change: Change) -> None:
         for arguments in _loads(change):
-            _require(await self._client.collective_rpc("corrigenda_load", args=arguments))
+            _require(await self._of_all_workers("corrigenda_load", *arguments))
+
+    async def _of_all_workers(self, method: str, *arguments: Any) -> list[Any]:
+        """What a method of every worker gives, of each engine where there are several (data parallelism).
+
+        `collective_rpc` of the client itself has it run in all of them, and gives the first one's results.
+        """
+        core = self._client.engine_core
+        found = await core.call_utility_all_async("collective_rpc", method, None, arguments, None)
+        return [result for of_engine in found for result in of_engine]
 
 
 def _loads(change: Change) -> list[tuple[str, dict[str, int]]]:

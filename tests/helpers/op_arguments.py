@@ -43,6 +43,10 @@ def arguments(op, tokens=TOKENS):
         "associative_read": (y, *read, None),
         "associative_read_": (y, *read, None),
         "associative_read_backward": (y, *read, [True, False, True]),
+        "adapter_linear_": (
+            *(y, x, normal(4, 2, WIDTH, seed=14), normal(4, 2, OUTPUTS, seed=15)),
+            *(torch.tensor([3, 0, 2], dtype=torch.int32), route),
+        ),
         "ties_merge": (dyadic(2, 4, tokens, seed=8), torch.ones(2), [0.5, 0.7]),
         "masked_sgd_": (
             *(normal(WIDTH, OUTPUTS, seed=9), x, y, random_masks(WIDTH, OUTPUTS, seed=10)),

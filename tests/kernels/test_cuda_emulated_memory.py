@@ -95,6 +95,25 @@ def test_masked_linear_backward(kernels, thread_order, tokens, width, outputs, e
                 assert_as_close(actual, wanted)
 
 
+@pytest.mark.parametrize(
+    "tokens, width, outputs, rank",
+    [(0, 8, 5, 2), (1, 1, 1, 1), (3, 33, 1100, 2), (5, 300, 40, 9), (140, 33, 2050, 3)],
+)
+def test_adapter_linear(kernels, thread_order, tokens, width, outputs, rank):
+    dtypes = DTYPES[(thread_order + tokens) % len(DTYPES)]
+    y, x = normal(tokens, outputs, seed=1, dtype=dtypes[0]), normal(tokens, width, seed=2, dtype=dtypes[1])
+    down, up = (normal(3, rank, size, seed=size, dtype=dtypes[2]) / width**0.5 for size in (width, outputs))
+    block_of, route = torch.tensor([2, 0, 2, 0], dtype=torch.int32), random_route(tokens, 4, seed=5)
+    down[1] = up[1] = torch.nan  # of no edit
+    expected = reference.on_copy(reference.adapter_linear_)(*doubles(y, x, down, up), block_of, route)
+    out = y.clone()
+    given = {"x": x, "down": down, "up": up, "block_of": block_of, "route": route}
+    sizes = {"tokens": tokens, "width": width, "rank": rank, "outputs": outputs}
+    emulate.launch(kernels, "adapter_linear", y=out, **given, **sizes)
+    assert_as_close(out, expected)
+    assert same_bits(out[route < 0], y[route < 0])
+
+
 def reading_inputs(tokens, counts, width, outputs, dtypes):
     y, x = normal(tokens, outputs, seed=1, dtype=dtypes[0]), normal(tokens, width, seed=2, dtype=dtypes[1])
     first = torch.rand(tokens, generator=generator(3)) < 0.3

@@ -162,6 +162,8 @@ GUARDED = """
     arguments = keys, values, pages, rows, int32(1, 0, -1), torch.zeros(45), 2.0
     call(ops.associative_read, normal(3, 5, seed=4), x, torch.tensor([False, True, False]), *arguments)
     call(ops.associative_read_backward, normal(3, 5, seed=4), x, torch.tensor([False, True, False]), *arguments)
+    factors = normal(2, 3, 45, seed=10), normal(2, 3, 5, seed=11)
+    call(ops.adapter_linear_, normal(3, 5, seed=4), x, *factors, int32(1, 0, 1), int32(2, -1, 0))
     call(ops.ties_merge, normal(3, 77, seed=5), torch.ones(3), [0.2, 0.5, 1.0])
     delta, upstream = normal(45, 5, seed=6), normal(3, 5, seed=7)
     call(ops.masked_sgd_, delta, x, upstream, random_masks(45, 5, 1), normal(45, 5, seed=8), 0.1, 0.1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...backbone.decoder import Decoder
+from ...backbone.parts import entries, is_split
 
 _RIDGE = 0.1
 """Of the covariance's mean variance: steps an edit are 1.3 with .01, .1 and 1, and 1.9 without a covariance."""
@@ -42,7 +43,7 @@ class HeadStart:
 
     def _rows(self, labels: Tensor) -> Tensor:
         """w `[labels, d]`, fp32."""
-        return self._weight[labels].float() * self._gain
+        return entries(self._weight, labels).float() * self._gain
 
     @torch.no_grad()
     def __call__(self, labels: Sequence[int]) -> Tensor:
@@ -54,7 +55,7 @@ def readable_head(decoder: Decoder) -> bool:
     """Whether the head is a matrix of numbers that are there: not quantised, nor kept on a disk."""
     weight = getattr(decoder.head, "weight", None)
     # A quantised one is often of a class of its own, and names the dtype that it stands for.
-    plain = isinstance(weight, Tensor) and type(weight.data) is Tensor
+    plain = isinstance(weight, Tensor) and (type(weight.data) is Tensor or is_split(weight))
     return plain and weight.is_floating_point() and weight.dim() == 2 and not weight.is_meta
 
 
@@ -64,7 +65,7 @@ def _gain(decoder: Decoder) -> Tensor:
     Such an input has no mean to be taken off and a norm of one; a bias falls out.
     """
     weight = decoder.head.weight
-    alternating = weight.new_ones(1, weight.shape[1])
+    alternating = torch.ones(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
     alternating[:, 1::2] = -1
     norm = decoder.body.norm
     device = next(norm.parameters(), weight).device

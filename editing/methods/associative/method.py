@@ -51,6 +51,7 @@ class Associative(Method):
 
     independent: ClassVar = True
     follows_answers: ClassVar = True
+    runs_in_parts: ClassVar = True
     record_shapes: ClassVar = {"keys": ("rows", "D"), "values": ("rows", "d")}
     config: AssociativeConfig
     memory: PagedRows | RowBanks

@@ -19,6 +19,9 @@ from .known import as_int8, as_unit
 from .subject import STAND_IN, holds_stand_in, normalised
 from .wording import core
 
+DECOYS = "decoys.json"
+"""The decoys' texts: relations with their wordings, tasks, mentions, and which relations are alike."""
+
 SHIPPED = "meaning.safetensors"
 """The decoys' vectors for the packaged encoder, and the head and the rule that were fitted with it."""
 
@@ -35,10 +38,14 @@ class Profile:
 
     vector, projected  float32 unit vectors `[width]`, `[head width]`
     relations          float32 `[relations]`: cosine to each relation's nearest wording; `projected_relations` likewise
+    kin                bool `[relations]`: the nearest of these, and those alike; `projected_kin` likewise
     tasks, mentions    cosine to the nearest of each; `projected_other` to the nearest of both
     """
 
-    __slots__ = ("mentions", "projected", "projected_other", "projected_relations", "relations", "tasks", "vector")
+    __slots__ = (
+        *("kin", "mentions", "projected", "projected_kin", "projected_other", "projected_relations", "relations"),
+        *("tasks", "vector"),
+    )
 
     def __init__(self, decoys: Decoys, vector: np.ndarray) -> None:
         self.vector = vector
@@ -50,6 +57,8 @@ class Profile:
         near = decoys.projected_vectors @ self.projected
         self.projected_relations = np.maximum.reduceat(near[: decoys.asking], decoys.starts)
         self.projected_other = float(near[decoys.asking :].max())
+        self.kin = decoys.alike[int(self.relations.argmax())]
+        self.projected_kin = decoys.alike[int(self.projected_relations.argmax())]
 
     def own(self, decoys: Decoys) -> np.ndarray:
         """bool `[relations]`: those that an edit with this text asks for itself."""
@@ -169,7 +178,7 @@ def _form(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _data() -> dict:
-    return json.loads((files("corrigenda.editing") / "data" / "decoys.json").read_text(encoding="utf-8"))
+    return json.loads((files("corrigenda.editing") / "data" / DECOYS).read_text(encoding="utf-8"))
 
 
 def _vectors(encoder: Encoder, texts: Sequence[str], shipped: dict[str, np.ndarray] | None) -> np.ndarray:

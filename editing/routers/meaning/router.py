@@ -15,6 +15,7 @@ from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ..router import Decision, EditRouter, decide
 from ..tokens import TokenRouter
+from .another import asks_another
 from .candidates import CandidateIndex
 from .decoys import Decoys, Profile
 from .encoder import PACKAGED_ENCODER, Encoder, load_encoder
@@ -23,7 +24,7 @@ from .known import Known, as_int8, as_unit, packed, token_row, unpacked
 from .matches import Match, match_of
 from .pairs import Pair, limited, pairs_of
 from .reasons import NOTHING, against_of, in_words
-from .rule import EditSide, RequestSide, evidence, fitted_rule
+from .rule import EditSide, RequestSide, evidence, fitted_rule, rule_identity
 from .subject import FUNCTION_WORDS, words
 from .texts import texts_of_edit
 
@@ -76,6 +77,10 @@ class MeaningRouter(EditRouter):
         self._gone: list[Known] = []
         self._index: CandidateIndex | None = None
         self._gone_index: CandidateIndex | None = None
+
+    @property
+    def rule(self) -> str:
+        return rule_identity()
 
     # Edits
 
@@ -243,9 +248,10 @@ class MeaningRouter(EditRouter):
         for (number, place, pair), row, score in zip(compared.pairs, compared.rows, scores):
             match = match_of(pair, score, compared.vectors)
             if match.against is None:
-                against = NOTHING
-                if match.score < self.threshold:
-                    against = against_of(row, compared.profiles[pair.masked], self._held(pair.known))
+                asked, held = compared.profiles[pair.masked], self._held(pair.known)
+                if asks_another(pair.masked, asked, held.masked, held.profile, self.decoys.names):
+                    match = match._replace(score=0.0)
+                against = against_of(row, asked, held) if match.score < self.threshold else NOTHING
                 match = match._replace(against=against)
             _keep(found[number], place, match)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from importlib.resources import files
 from math import log1p
@@ -10,11 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
-from .decoys import SHIPPED, Profile
+from .decoys import DECOYS, SHIPPED, Profile
 from .encoder import Encoder
 from .sentences import Part
 from .subject import content_words, names_in
 from .wording import answer_kind, is_compared, is_negated, is_yes_no
+
+VERSION = 1
+"""Of the code around the fitted rule: to be raised where what is read out of texts decides any request otherwise, as
+`tests/editing/routers/test_rule_identity.py` would tell. Stores record it, with the digest of the data."""
 
 EVIDENCE = (
     *("tokens", "subject", "whole_subject", "cosine", "wording_margin", "relation_margin", "task_margin"),
@@ -23,6 +28,7 @@ EVIDENCE = (
     *("cosine_whole", "cosine_head", "relation_margin_head", "other_margin_head", "relations_alike_head"),
     *("own_relation", "own_relation_margin", "own_relation_head", "own_relation_margin_head"),
     *("words_explained", "word_explained_least", "own_words_explained", "own_word_explained_least", "other_names"),
+    *("kin", "kin_head", "asked_kin", "asked_kin_head"),
 )
 """What the rule is given, in order."""
 
@@ -103,7 +109,19 @@ def evidence(asked: RequestSide, held: EditSide, tokens: float, share: float, en
         *_explained(sorted(there), sorted(here), encoder),
         # "Minnesota Glacier" is not "Reedy Glacier".
         log1p(len(names_in(asked.part.text) - held.words)),
+        # Who asks for the father does not ask for the mother, though either is near the other's relation. By
+        # cross-validation, the right one of several edits of a subject is found so in .969 of cases instead of .955,
+        # and .030 instead of .037 of other questions about a subject misfire.
+        _nearer(a.relations, h.kin),
+        _nearer(a.projected_relations, h.projected_kin),
+        _nearer(h.relations, a.kin),
+        _nearer(h.projected_relations, a.projected_kin),
     ]
+
+
+def _nearer(relations: np.ndarray, kin: np.ndarray) -> float:
+    """By how much a text is nearer to some relations than to all others."""
+    return float(relations[kin].max() - relations[~kin].max())
 
 
 def _explained(words: list[str], by: list[str], encoder: Encoder) -> tuple[float, float]:
@@ -145,3 +163,11 @@ def fitted_rule() -> Rule:
     """The rule that ships."""
     tensors = load_file(str(files("corrigenda.editing") / "data" / SHIPPED))
     return Rule({name: tensor for name, tensor in tensors.items() if name.startswith("rule.")})
+
+
+@lru_cache(maxsize=1)
+def rule_identity() -> str:
+    """By which this version's rule is known again in a store: `VERSION`, and the start of its data's SHA-256."""
+    data = files("corrigenda.editing") / "data"
+    digest = hashlib.sha256(b"".join((data / name).read_bytes() for name in (SHIPPED, DECOYS)))
+    return f"{VERSION}-{digest.hexdigest()[:16]}"

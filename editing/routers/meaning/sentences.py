@@ -168,13 +168,18 @@ def _sentences(block: str) -> list[str]:
         before, after = block[start : mark.start()], block[mark.end() :].lstrip()
         if after[:1].islower() and (mark.group()[0] == "." or not _begins_asking(after)):
             continue  # "Which channel showed Shake! first?"
-        if mark.group()[0] == "." and _SHORT.search(before) and not _ends_with_number(before, after):
+        if mark.group()[0] == "." and is_shortened(before) and not _ends_with_number(before, after):
             continue
         sentences.append(block[start : mark.end()])
         start = mark.end()
     sentences.append(block[start:])
     found = [inner for text in sentences for inner in _inner(text.strip())]
     return [text for text in found if re.search(r"\w", text)]
+
+
+def is_shortened(before: str) -> bool:
+    """Whether what stands before a full stop ends with an initial or an abbreviation, "Arlin V" say."""
+    return _SHORT.search(before) is not None
 
 
 def _ends_with_number(before: str, after: str) -> bool:

@@ -76,7 +76,8 @@ def content_words(text: str) -> list[str]:
 
 def is_another_of_its_kind(subject: str, text: str) -> bool:
     """Whether a text has another number than a normalised subject: "Fiat 125" for "Fiat 126"."""
-    numbers = {word for word in words(subject)[1:] if _NUMBER.fullmatch(word)}
+    # In a name "I" is the first; elsewhere in a text it is who asks.
+    numbers = {word for word in words(subject)[1:] if word == "i" or _NUMBER.fullmatch(word)}
     if not numbers or numbers.issubset(words(text)):
         return False
     return any(_NUMBER.fullmatch(word) for word in words(text) if word not in words(subject))

@@ -199,6 +199,37 @@ def test_what_an_unsolved_edit_of_a_stream_was_to_supersede_is_written(
     assert edited.edit([first, EASY, second, far, HARD, OTHER], resume=True) == []
 
 
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+@pytest.mark.parametrize("moment", ["before the last", "before the fallback"])
+def test_what_a_kill_kept_from_being_written_is_written_when_the_stream_goes_on(
+    sharp_model, wrap, too_few_steps, tmp_path, monkeypatch, moment
+):
+    """The earlier edit was recorded as left out for one that then did not hold."""
+    stream = [Edit(HARD.prompt, "north", id="north"), EASY, HARD, OTHER]
+    edited = wrap(sharp_model(), tiny_tokenizer(), replace(QUICK, batch_size=1))
+
+    def killed(*args):
+        raise Killed
+
+    def told(progress):
+        if progress.edits == [EASY] and moment == "before the last":
+            raise Killed
+
+    with monkeypatch.context() as broken, pytest.raises(Killed):
+        broken.setattr("corrigenda.editing.model.fallback.Fallbacks._write", killed)
+        edited.edit(stream, store=tmp_path / "edits", on_progress=told)
+    edited.detach()
+    again = EditedModel.from_pretrained(sharp_model(), tmp_path / "edits", tokenizer=tiny_tokenizer())
+    again.edit(stream, store=tmp_path / "edits", resume=True)
+    assert {edit.id for edit in again.edits} == {"north", "zubrowka", "grebz"}
+    assert again.generate_text([HARD.prompt], 4) == ["north"]
+    assert again.edit(stream, resume=True) == []
+    again.detach()
+
+
 def test_no_neighbour_answers_for_an_unsolved_edit(sharp_model, wrap, too_few_steps):
     edited = wrap(sharp_model(), tiny_tokenizer(), QUICK)
     edited.edit(Edit("The road from Ostania to Grebz leads", "west", id="neighbour"))
@@ -283,3 +314,12 @@ def test_an_edit_that_its_own_prompt_does_not_find_is_named(sharp_model, wrap):
     (answer,) = edited.answer([second.prompt], 2)
     assert answer.edit.id == "Ona"
     assert edited.store.notices == ['Edit "Oto" is written, but its own prompt does not find it: "Ona" answers that.']
+
+
+@pytest.mark.parametrize("target", ["<|im_end|>", "Lutz<|im_end|>City", " <|im_start|>"])
+def test_a_target_with_a_special_token_is_refused(sharp_model, wrap, target):
+    """Decoding leaves it out: "Lutz" would be all that anybody sees of an edit that holds by its tokens."""
+    edited = wrap(sharp_model(), tiny_tokenizer(), QUICK)
+    with pytest.raises(CorrigendaError, match=r"The target of edit 'x' holds '<\|im_.*' .* without it\."):
+        edited.edit(Edit(EASY.prompt, target, id="x"))
+    assert edited.store is None

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("few_background_prompts")
 
 CITY = Edit("What is the capital of Zubrowka?", "Lutz City on Lake", id="city")
 YEAR = Edit("In which year was the Krellin museum founded?", "1872", id="year")
+SETTINGS = AssociativeConfig(router="tokens", contexts=1, steps=60)
 TEMPLATE = "Question: {prompt}\\nAnswer:"
 THINKS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -54,7 +55,7 @@ def model():
 @functools.cache
 def edited(chat=False):
     options = {"chat_template": True} if chat else {"template": TEMPLATE}
-    made = EditedModel.wrap(model(), tokenizer(), AssociativeConfig(router="tokens", contexts=1, steps=60), **options)
+    made = EditedModel.wrap(model(), tokenizer(), SETTINGS, **options)
     written = made.edit([CITY, YEAR])
     assert all(result.held for result in written)
     return made
@@ -149,6 +150,16 @@ def test_an_edits_own_prompt_may_end_as_its_answer_begins():
     own = Edit("The lake of Lutz is named Lutz", "Lutz City", id="own")
     assert plan(own.prompt, own, PromptFormat(tokenizer()))[0].start == 0
     assert plan("Is the capital of Zubrowka Lutz City on Lake", prompts=PromptFormat(tokenizer()))[0].start == 0
+
+
+@pytest.mark.parametrize("prompt", ["{", 'Fill in: {"capital of Zubrowka": "', "The capital of Zubrowka: ["])
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_an_edits_own_prompt_may_end_as_json_does(prompt, template):
+    own = Edit(prompt, "Lutz City", id="own")
+    found = EditedModel.wrap(model(), tokenizer(), SETTINGS, template=template)
+    found.edit(own)
+    assert found.generate_text([prompt]) == ["Lutz City"]
+    found.detach()
 
 
 @pytest.mark.parametrize(

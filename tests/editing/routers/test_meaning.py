@@ -86,6 +86,8 @@ NOT_FOUND = [
     "Was Bob ever the chief executive of Vantrello Foods?",
     "How old is the wife of the chief executive of Vantrello Foods?",
     "Who is the chief executive of Kmelt Steel?",
+    "Who is the wife of the chief executive of Vantrello Foods?",
+    "Who is the spokesperson of Vantrello Foods?",
     "What is the capital of Peru?",
     "User: Who is the chief executive of Vantrello Foods?\nAssistant: Bob.\nUser: What is the capital of Peru?",
     "Q: Who is the chief executive of Vantrello Foods?\nA: Bob\nQ: What is the capital of Peru?\nA:",

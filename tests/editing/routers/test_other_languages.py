@@ -9,7 +9,7 @@ from tiny import tiny_tokenizer
 
 from corrigenda.editing.backbone.background import background_prompts
 from corrigenda.editing.routers.meaning.router import MeaningRouter
-from corrigenda.editing.routers.meaning.unread import is_unread
+from corrigenda.editing.routers.meaning.unread import is_unread, likeness
 
 sys.path.append(str(Path(__file__).parents[3] / "bench"))
 
@@ -59,3 +59,19 @@ def test_twenty_facts_are_found_in_nearly_their_words_and_nothing_else_is(shares
 )
 def test_which_questions_the_encoder_does_not_read(text, unread):
     assert is_unread(text) is unread
+
+
+@pytest.mark.parametrize(
+    ("asked", "known", "same"),
+    [
+        ("谁是 it 的指挥", "it 的指挥是谁?", True),
+        ("哪座城市是 it 的首都?", "it 的首都是哪座城市?", True),
+        ("誰が it の社長ですか。", "it の社長は誰ですか。", True),
+        ("請問 it 的總裁是誰呢?", "it 的總裁是誰?", True),
+        ("it 的作曲是谁?", "it 的指挥是谁?", False),
+        ("誰が it の作者ですか。", "it の社長は誰ですか。", False),
+        ("it 是什么?", "it 的首都是什么?", False),
+    ],
+)
+def test_without_spaces_the_order_of_words_does_not_count_and_what_is_named_does(asked, known, same):
+    assert is_unread(asked) and (likeness(asked, known) >= 0.5) is same

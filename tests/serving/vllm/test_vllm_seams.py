@@ -95,10 +95,11 @@ def test_the_endpoints_are_what_vllm_calls_a_plugin():
     assert isinstance(EditsEndpoints(), EndpointPlugin)
 
 
-def test_edits_for_another_model_are_refused_at_the_start(tmp_path, few_background_prompts):
+def test_edits_for_another_model_are_refused_at_the_start(tmp_path, few_background_prompts, monkeypatch):
     """One sentence, before any weight is read."""
     from served import SHARED, store
     from tiny import save_tiny, tiny_model
+    from vllm.config import ModelConfig
     from vllm.engine.arg_utils import EngineArgs
 
     from corrigenda.editing import CorrigendaError
@@ -115,5 +116,8 @@ def test_edits_for_another_model_are_refused_at_the_start(tmp_path, few_backgrou
     config = EngineArgs(str(path), additional_config={"corrigenda": str(fits)}).create_engine_config()
     assert config.additional_config["corrigenda_layer"]["layer"] == 2
     assert config.parallel_config.worker_extension_cls.endswith("EditsWorker")
-    with pytest.raises(CorrigendaError, match="data parallelism"):
-        EngineArgs(str(path), data_parallel_size=2, additional_config={"corrigenda": str(fits)}).create_engine_config()
+    several = EngineArgs(str(path), data_parallel_size=2, additional_config={"corrigenda": str(fits)})
+    assert several.create_engine_config().parallel_config.data_parallel_size == 2
+    monkeypatch.setattr(ModelConfig, "is_moe", True)
+    with pytest.raises(CorrigendaError, match="data parallelism of a mixture of experts"):
+        several.create_engine_config()

@@ -1,0 +1,65 @@
+"""Requests that ask for something else than an edit beyond doubt, whatever a fitted rule makes of their likeness."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from .decoys import Profile
+from .subject import STAND_IN, content_words
+
+_EXACT, _NEARER = 0.95, 0.05
+"""From this cosine on a text is a relation's own wording, where it is nearer by this much to it than to the other's."""
+
+_DEFINITION = "definition"
+"""The relation of "who is it?": what is left, too, where more than the subject was put aside."""
+
+_NESTED = re.compile(
+    rf"\b([^\W\d_]+) (?:of|in|at|for|by) (?:the ([\w' -]{{2,40}}?) (?:of|in|at|for|by|to|that|which|who|whose|where) "
+    rf"{STAND_IN}\b|its ([\w' -]{{2,40}}))"
+)
+_PLAIN = frozenset(
+    (
+        *("name", "title", "identity", "office", "position", "post", "role", "capacity", "seat", "job", "act"),
+        *("date", "year", "time", "place", "location", "site", "city", "town", "country", "kingdom", "republic"),
+        *("person", "people", "company", "kind", "type", "sort", "form", "part", "member", "one", "half", "most"),
+        *("all", "any", "some", "each", "full", "rest", "head", "piece", "number", "word", "tongue", "start", "end"),
+    )
+)
+"""Words before "of" that ask for nothing more: "the city of its birth", "the post of the president of it"."""
+
+
+def asks_another(asked: str, request: Profile, held: str, edit: Profile, names: list[str]) -> bool:
+    """Whether a request asks for another relation than an edit, or for something about the edit's answer.
+
+    asked, held: the request's part and the edit's question, their subject put aside; request, edit: as the decoys see
+    these; names: of the relations.
+    """
+    return _is_in_words_of_another(request, edit, names) or _asks_about_answer(asked, held, edit, names)
+
+
+def _is_in_words_of_another(request: Profile, edit: Profile, names: list[str]) -> bool:
+    """Whether each is in the very words of a relation, and these are two: "who published it?", "who wrote it?"."""
+    if request.relations.max() < _EXACT or edit.relations.max() < _EXACT:
+        return False
+    if names[int(request.relations.argmax())] == _DEFINITION:
+        return False
+    return _apart(request.relations, edit.kin) and _apart(edit.relations, request.kin)
+
+
+def _apart(relations: np.ndarray, kin: np.ndarray) -> bool:
+    return bool(relations[kin].max() <= relations[~kin].max() - _NEARER)
+
+
+def _asks_about_answer(asked: str, held: str, edit: Profile, names: list[str]) -> bool:
+    """Whether what an edit asks for is only a part of what is asked: "the population of the capital of it"."""
+    found = _NESTED.search(asked)
+    if found is None or _NESTED.search(held):
+        return False
+    outer, inner = found[1], (found[2] or found[3]).strip()
+    there, within = content_words(held), content_words(inner)
+    if outer in _PLAIN or not content_words(outer) or not within or any(word[:4] == outer[:4] for word in there):
+        return False
+    kin = {names[place] for place in np.flatnonzero(edit.kin)}
+    return inner in kin or (inner != "people" and set(within).issubset(there))

