@@ -78,6 +78,30 @@ def test_our_side_has_settings_of_ours(easyedit):
         assert re.search(rf"\b{config.layer}\b", str(peer.changed)), "the two are to edit the same layer"
 
 
+def test_what_goes_to_a_gpu_stays_while_memoirs_code_runs(plain):
+    from memoir_code import without_gpu
+
+    with without_gpu():
+        assert torch.ones(2).to("cuda:0").device.type == "cpu"
+        assert torch.ones(2).to(device=torch.device("cuda"), dtype=torch.float64).dtype == torch.float64
+        assert torch.ones(2).to(torch.zeros(1, dtype=torch.int32)).dtype == torch.int32
+    with pytest.raises((RuntimeError, AssertionError)):  # there is none, or it is torch without it
+        torch.ones(2).to("cuda:99")
+
+
+def test_memoirs_background_is_of_the_layer_that_it_edits(plain, tmp_path):
+    from types import SimpleNamespace
+
+    from memoir_code import give_background
+
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    hparams = SimpleNamespace(inner_params=["model.layers[1].mlp.down_proj.weight"])
+    give_background(hparams, model, tokenizer, tmp_path)
+    found = torch.load(hparams.dir_background_features)
+    assert found.shape == (100, model.model.layers[1].mlp.down_proj.in_features)
+    assert found.isfinite().all() and found.std(0).gt(0).any()
+
+
 def test_an_edit_is_handed_over_in_its_template(easyedit):
     edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), template="Question: {prompt}\nAnswer:")
     request = easyedit.request_of(EDITS[1], edited.prompts, 3)

@@ -1,6 +1,7 @@
-"""EasyEdit's methods beside ours: one model, one stream of edits, one scorer, one thread, one process.
+"""EasyEdit's methods beside ours, and MEMOIR's: one model, one stream of edits, one scorer, one thread, one process.
 
     python bench/peers/easyedit.py --code EasyEdit --edits zsre.jsonl --method rome --at 10
+    python bench/peers/easyedit.py --code MEMOIR --edits zsre.jsonl --method memoir --at 2
 
 `--code` is a folder with EasyEdit's sources, of 10 June 2026 (6a164f9): later ones score each edit right after it
 was made, and forget a stream of WISE. Of its packages the method's own modules alone are imported, so that few of
@@ -9,6 +10,8 @@ changed where the model asks for it (`METHODS`), and ours is given the same laye
 published code takes a text from a data set that it downloads, it is given what ours takes: background prompts, and
 their second moment of keys. Edits are the half of the subjects that no setting was chosen on; prompts stand in the
 template for both.
+
+MEMOIR's code is a folder of the same make, with `easyeditor/models/memoir`; `memoir_code.py` has what it needs here.
 
 Writes `peers-<file>-<method>-easyedit.json` and `-ours.json`, as `corrigenda bench` does. Seconds are of the thread.
 """
@@ -21,6 +24,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memoir_code import asking_memoir, give_background, without_gpu
 from plain_scores import Asking, PlainScores, asking_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -47,17 +52,18 @@ HOLLOW = ("easyeditor", "easyeditor.models", "easyeditor.trainer", "easyeditor.e
 class Peer:
     """A method as EasyEdit has it, and what makes ours the same.
 
-    hparams: the file under `hparams/`, with what is changed in it for SmolLM2; ours: settings of our method
-    batch: edits that are handed over at once; 0 for all
+    hparams: its class and the file under `hparams/`, or none where `changed` has all of it; changed: for SmolLM2
+    ours: settings of our method; batch: edits that are handed over at once, 0 for all
     """
 
     module: str
     apply: str
-    hparams: tuple[str, str]
+    hparams: tuple[str, str | None]
     changed: dict[str, Any]
     ours: tuple[str, dict[str, Any]]
     batch: int = 1
     padding: str = "right"
+    code: str = "EasyEdit"
 
 
 WISE_AS_PUBLISHED = {
@@ -99,6 +105,18 @@ METHODS = {
         ("wise-retrieve", {"layer": 24, "steps": 30, "contexts": 11, "decay": "all", **WISE_AS_PUBLISHED}),
         padding="left",
     ),
+    "memoir": Peer(
+        "memoir.memoir_main",
+        "apply_memoir_to_model",
+        ("MEMOIRHyperParams", None),
+        {
+            **{"edit_lr": 4.0, "n_iter": 30, "objective_optimization": "only_label", "alg_name": "MEMOIR"},
+            **{"inner_params": ["model.layers[25].mlp.down_proj.weight"], "top_k": 438, "irr_threshold": 0.395},
+        },
+        ("memoir", {"layer": 25, "learning_rate": 4.0, "top_k": 438, "threshold": 0.395}),
+        padding="left",
+        code="MEMOIR",
+    ),
     "ft-m": Peer(
         "ft.ft_main",
         "apply_ft_to_model",
@@ -115,14 +133,20 @@ def open_code(folder: Path) -> None:
         package = types.ModuleType(name)
         package.__path__ = [str(folder.joinpath(*name.split(".")))]
         sys.modules[name] = package
+    logging = types.ModuleType("wandb")  # MEMOIR's code logs there where a run is on
+    logging.run = None
+    sys.modules.setdefault("wandb", logging)
 
 
 def hparams_of(peer: Peer, folder: Path, module: Any) -> Any:
-    """EasyEdit's configuration for LLaMA, as it is for the model here."""
+    """The published configuration for LLaMA, as it is for the model here."""
     kind, file = peer.hparams
-    hparams = getattr(module, kind).from_hparams(str(folder / "hparams" / file))
     # Its code asks the model's name for "llama", and a number for a GPU.
-    for name, value in {**peer.changed, "model_name": "llama-smollm2", "device": "cpu"}.items():
+    changed = {**peer.changed, "model_name": "llama-smollm2", "device": "cpu"}
+    if file is None:
+        return getattr(module, kind)(**changed)
+    hparams = getattr(module, kind).from_hparams(str(folder / "hparams" / file))
+    for name, value in changed.items():
         if not hasattr(hparams, name):
             raise SystemExit(f"EasyEdit's configuration has no `{name}`: this is another version of it.")
         setattr(hparams, name, value)
@@ -155,6 +179,8 @@ def asking(method: str, model: Any, edited: Any, tokenizer: Any) -> Asking:
     """How the model that a method leaves is asked: through the wrapper, where the method has one."""
     if edited is model:
         return asking_of(model, tokenizer)
+    if method == "memoir":
+        return asking_memoir(edited, asking_of(edited.model, tokenizer))
     plain = asking_of(edited, tokenizer)
     if method != "grace":
         return plain
@@ -174,8 +200,8 @@ def silent() -> Iterator[None]:
         yield
 
 
-def theirs(args: Any, peer: Peer, edits: list[Edit], path: Path, tell: Callable[[str], None]) -> None:
-    """Write and score the stream by EasyEdit's code."""
+def theirs(args: Any, peer: Peer, edits: list[Edit], path: Path, tell: Callable[[str], None], work: Path) -> None:
+    """Write and score the stream by published code; `work` is a folder for what that code reads."""
     open_code(args.code)
     module = importlib.import_module(f"easyeditor.models.{peer.module}")
     model, tokenizer = load_base(args.model)
@@ -186,11 +212,13 @@ def theirs(args: Any, peer: Peer, edits: list[Edit], path: Path, tell: Callable[
         give_covariance(module, peer, model, tokenizer, ours)
     prompts = ours.prompts
     ours.detach()
+    if args.method == "memoir":
+        give_background(hparams, model, tokenizer, work)
     scores = PlainScores(prompts, tokenizer, edits, asking_of(model, tokenizer))
     result = {
         "name": path.stem,
         "method": args.method,
-        "code": {"name": "EasyEdit", "commit": args.code_commit or commit_of(args.code)},
+        "code": {"name": peer.code, "commit": args.code_commit or commit_of(args.code)},
         "settings": {name: value for name, value in vars(hparams).items() if name not in ("model_name", "stats_dir")},
         "complete": False,
         "after": {},
@@ -201,7 +229,7 @@ def theirs(args: Any, peer: Peer, edits: list[Edit], path: Path, tell: Callable[
         size = peer.batch or len(requests)
         start = seconds()
         for first in range(0, len(requests), size):
-            with silent():
+            with silent(), without_gpu():
                 edited, _ = getattr(module, peer.apply)(
                     model, tokenizer, requests[first : first + size], hparams, keep_original_weight=False
                 )
@@ -255,7 +283,9 @@ def main() -> None:
         del result["asked"]  # it has a path of this machine
         save(path, result, args)
     if args.only != "ours":
-        theirs(args, peer, edits, args.results / f"{name}-easyedit.json", print)
+        path = args.results / f"{name}-{peer.code.casefold()}.json"
+        with tempfile.TemporaryDirectory() as work:
+            theirs(args, peer, edits, path, print, Path(work))
 
 
 if __name__ == "__main__":

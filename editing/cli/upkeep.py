@@ -37,6 +37,8 @@ def verify(
     from ..store.store import check_format
 
     check_format(folder)
+    if not folder.exists():
+        raise CorrigendaError(f"There is no folder {folder} with saved edits.")
     found = problems(folder)
     if key is not None and not found:
         with opened(folder) as store:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CorrigendaError
 from .edit import kind_of
-from .formats import FORMATS
+from .formats import FORMATS, REPHRASES, TARGETS
 
 STANDARD_INPUT = Path("-")
 
@@ -38,6 +38,9 @@ _TEXT_COLUMNS = frozenset(
     ("id", "prompt", "question", "src", "update", "text", "target", "target_new", "alt", "ans", "labels", "answer")
 )
 """Columns of a table whose cells are texts as they stand; in others a cell may hold a list or an object in JSON."""
+
+_COLUMNS = _TEXT_COLUMNS.union(TARGETS, REPHRASES, ("subject", "localities", "protected", "ground_truth"))
+"""Columns that are known in capitals too: spreadsheets write them so."""
 
 
 class Source(NamedTuple):
@@ -84,7 +87,8 @@ def text_of(source: Source) -> str:
         return source.content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = source.content.count(b"\n", 0, error.start) + 1
-        raise CorrigendaError(f"{source.name}, line {line}: the text is not UTF-{16 if wide else 8}.") from None
+        told = "16" if wide else "8: save it in that encoding, or convert it (iconv -f CP1252 -t UTF-8, say)"
+        raise CorrigendaError(f"{source.name}, line {line}: the text is not UTF-{told}.") from None
 
 
 def _standard_input() -> bytes:
@@ -125,8 +129,8 @@ def _table(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     if not text.strip():
         return
     heading, mark = text.lstrip().partition("\n")[0], _TABLES[source.suffix]
-    if mark not in heading and ";" in heading:  # as spreadsheets write where the comma stands in numbers
-        mark = ";"
+    if mark not in heading:  # spreadsheets write ";" where the comma stands in numbers, and tabs under any name
+        mark = next((other for other in ";\t," if other in heading), mark)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     names: list[str] = []
     try:
@@ -148,6 +152,9 @@ def _table(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _column_names(name: str, row: list[str]) -> list[str]:
     names = [cell.strip() for cell in row]
+    # "Prompt" is meant where there is no "prompt" besides; a name of our own that is spelt otherwise is left alone.
+    lower = [column.lower() for column in names]
+    names = [small if small in _COLUMNS and lower.count(small) == 1 else name for small, name in zip(lower, names)]
     for column in names:
         if names.count(column) > 1:
             raise CorrigendaError(f'{name}: two columns are named "{column}".')

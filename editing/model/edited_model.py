@@ -99,7 +99,11 @@ class EditedModel:
             self._versions = Versions(self.method, outputs)
             self.method.applied = lambda: self._versions.edits
             self._writer = EditWriter(
-                self.method, self._versions, self._alone, lambda: (saving.header_of(self), saving.sample_of(self))
+                self.method,
+                self._versions,
+                self._alone,
+                lambda: (saving.header_of(self), saving.sample_of(self)),
+                lambda store: saving.check_unchanged(store, self),
             )
             self._patch = Patch()
             for module, output in zip(sites.values(), outputs):

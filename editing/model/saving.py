@@ -8,7 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..backbone.identity import adapter_sample, another_adapter, another_model, tokenizer_digest, weight_sample
+from ..backbone.identity import (
+    adapter_sample,
+    another_adapter,
+    another_model,
+    same_weights,
+    tokenizer_digest,
+    weight_sample,
+)
 from ..edits.edit import Edit
 from ..edits.tokenizer import Tokenizer
 from ..errors import CorrigendaError
@@ -134,6 +141,21 @@ def weight_sample_of(store: EditStore) -> Tensor | None:
     """What a store holds of `sample_of`; None in one whose tensors are another's."""
     entry = store.history.store
     return unpacked(store.ledger, entry.seq, entry.body.get("tensors", {})).get(_SAMPLE)
+
+
+def check_unchanged(store: EditStore, edited: EditedModel) -> None:
+    """Raise where a model has other weights by now than its store's edits were written for.
+
+    Of one that is split over processes, whose weights they would have to gather, this is not asked.
+    """
+    if edited.decoder.parts is not None:
+        return
+    recorded = weight_sample_of(store)
+    if recorded is not None and not same_weights(recorded, weight_sample(edited.decoder, edited.config.layer)):
+        raise CorrigendaError(
+            "The model's weights have changed since its edits were written (it was trained, or an adapter merged), so "
+            "no edit is written beside them: detach the edits, and write all of them anew into another folder."
+        )
 
 
 def check_base(saved: Saved, decoder: Decoder, tokenizer: Tokenizer) -> None:

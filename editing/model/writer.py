@@ -58,6 +58,7 @@ class EditWriter:
     exclusively  opens a context in which nobody else reads or writes and forwards are the base model's, whose weights
                  take no gradient; its argument is whether gradients can be taken at all
     identity     the header and the sample of weights by which a store knows its model again
+    check_unchanged  raises where the model is not the one that the store's edits were written for
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class EditWriter:
         versions: Versions,
         exclusively: Callable[[bool], contextlib.AbstractContextManager[None]],
         identity: Callable[[], tuple[dict[str, object], bytes]],
+        check_unchanged: Callable[[EditStore], None],
     ) -> None:
         self._method = method
         self._versions = versions
         self._exclusively = exclusively
         self._identity = identity
+        self._check_unchanged = check_unchanged
         self._processes = Processes(method.decoder.parts)
         self._view = MemoryView(method, self._new_store)
         self._directory: Path | None = None
@@ -197,6 +200,8 @@ class EditWriter:
     def write(self, stream: Iterable[Edit], options: StreamOptions) -> WrittenEdits:
         """Write edits in batches, each into the store and the memory; see `EditedModel.edit`."""
         self._check_router()
+        if self.store is not None:
+            self._check_unchanged(self.store)
         if not self._checked:
             if self._method.needs_gradients:
                 with self._exclusively(True):

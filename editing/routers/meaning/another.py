@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -36,7 +37,9 @@ def asks_another(asked: str, request: Profile, held: str, edit: Profile, names: 
     asked, held: the request's part and the edit's question, their subject put aside; request, edit: as the decoys see
     these; names: of the relations.
     """
-    return _is_in_words_of_another(request, edit, names) or _asks_about_answer(asked, held, edit, names)
+    if _is_in_words_of_another(request, edit, names):
+        return True
+    return asks_about_answer(asked, held, {names[place] for place in np.flatnonzero(edit.kin)})
 
 
 def _is_in_words_of_another(request: Profile, edit: Profile, names: list[str]) -> bool:
@@ -52,8 +55,11 @@ def _apart(relations: np.ndarray, kin: np.ndarray) -> bool:
     return bool(relations[kin].max() <= relations[~kin].max() - _NEARER)
 
 
-def _asks_about_answer(asked: str, held: str, edit: Profile, names: list[str]) -> bool:
-    """Whether what an edit asks for is only a part of what is asked: "the population of the capital of it"."""
+def asks_about_answer(asked: str, held: str, kin: Collection[str]) -> bool:
+    """Whether what an edit asks for is only a part of what is asked: "the population of the capital of it".
+
+    kin: the names of the relations that the edit is nearest to.
+    """
     found = _NESTED.search(asked)
     if found is None or _NESTED.search(held):
         return False
@@ -61,5 +67,4 @@ def _asks_about_answer(asked: str, held: str, edit: Profile, names: list[str]) -
     there, within = content_words(held), content_words(inner)
     if outer in _PLAIN or not content_words(outer) or not within or any(word[:4] == outer[:4] for word in there):
         return False
-    kin = {names[place] for place in np.flatnonzero(edit.kin)}
     return inner in kin or (inner != "people" and set(within).issubset(there))

@@ -222,7 +222,8 @@ def test_resume(tiny, tmp_path) -> None:
     assert "was begun with template" in refused(*arguments, "--template", "{prompt}")
 
 
-def test_verify_and_repair(edits) -> None:
+def test_verify_and_repair(edits, tmp_path) -> None:
+    assert refused("verify", tmp_path / "nowhere") == f"There is no folder {tmp_path / 'nowhere'} with saved edits."
     assert "All 5 entries hold; 3 edits in effect." in works("verify", edits)
     data = (edits / "ledger.sqlite").read_bytes()
     place = data.index(b"Torvik")

@@ -65,7 +65,10 @@ def test_edits_to_standard_output_and_in_again(tiny, tmp_path) -> None:
         ),
         (b'{"prompt": "p", "target": ""}\n', 'standard input, record 1 (line 1): the field "target" is empty.'),
         (b'[{"prompt": "p",\n "target" "t"}]', "standard input, line 2, column 11: the JSON is broken"),
-        (b'{"prompt": "\xff"}\n', "standard input, line 1: the text is not UTF-8."),
+        (
+            b'{"prompt": "\xff"}\n',
+            "standard input, line 1: the text is not UTF-8: save it in that encoding, or convert it",
+        ),
     ],
 )
 def test_what_comes_in_is_named_where_it_is_wrong(text, words, tmp_path) -> None:

@@ -83,6 +83,20 @@ class TestFiles:
         ]
         assert loaded.notices == [f'{path}: these fields are kept, and say nothing to an edit: "colour".']
 
+    @pytest.mark.parametrize("mark, suffix", [(";", "csv"), ("\t", "csv"), (",", "tsv"), (";", "tsv")])
+    def test_a_table_whose_mark_is_not_that_of_its_name(self, tmp_path: Path, mark: str, suffix: str) -> None:
+        path = write(
+            tmp_path, f"prompt{mark}target\nWho, or what?{mark}Ona\n".replace("Who,", "Who"), f"facts.{suffix}"
+        )
+        assert [(edit.prompt, edit.target) for edit in load_edits(path)] == [("Who or what?", "Ona")]
+
+    def test_columns_in_capitals(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "ID,Prompt, Target ,REPHRASES\nx,Who?,Ona,Who is it?\n", "facts.csv")
+        (edit,) = load_edits(path)
+        assert (edit.id, edit.prompt, edit.target, edit.rephrases) == ("x", "Who?", "Ona", ("Who is it?",))
+        both = read_edits(write(tmp_path, "prompt,Target,target\nWho?,Otto,Ona\n", "both.csv"))
+        assert both[0].target == "Ona" and '"Target"' in both.notices[0]
+
     def test_parquet(self, tmp_path: Path) -> None:
         pyarrow = pytest.importorskip("pyarrow")
         from pyarrow import parquet
@@ -200,7 +214,12 @@ class TestRefused:
             ("f.csv", b"prompt,target\n", " holds no records."),
             ("f.csv", b"", " holds no records."),
             ("f.csv", b"prompt;target\na;\n", ', record 1 (line 2): the field "target" is missing.'),
-            ("f.csv", "prompt,target\nMalmö,x\n".encode("latin-1"), ", line 2: the text is not UTF-8."),
+            (
+                "f.csv",
+                "prompt,target\nMalmö,x\n".encode("latin-1"),
+                ", line 2: the text is not UTF-8: save it in that encoding, or convert it (iconv -f CP1252 -t UTF-8, "
+                "say).",
+            ),
             ("f.jsonl.gz", CUT, " is compressed, and its end is missing or damaged."),
             ("f.jsonl", b"\xff\xfe\x00", ", line 1: the text is not UTF-16."),
             ("f.parquet", b"PAR1 no more", " is a Parquet file that is damaged or cut short."),

@@ -133,7 +133,8 @@ def test_no_edits_and_chats_round_trip(sharp_model, wrap, tmp_path):
 
 @pytest.mark.parametrize("odd", ["a\u2028b", "a\x85b", "a\x0cb\rc", 'quote " \\ {prompt}', "日本 🦊", "<|im_end|>"])
 def test_any_text_survives(edited, sharp_model, tmp_path, odd):
-    before = edited(edits=[Edit(f"What is {odd}?", f"It is {odd}", subject=odd, metadata={"note": odd})])
+    target = "It is " + odd.replace("<|im_end|>", "the end")  # a special token is part of no target
+    before = edited(edits=[Edit(f"What is {odd}?", target, subject=odd, metadata={"note": odd})])
     before.save_pretrained(tmp_path / "edits")
     assert load(tmp_path / "edits", sharp_model()).edits == before.edits
 

@@ -167,6 +167,20 @@ def test_a_map_that_was_exchanged_under_the_edits_is_named(edited):
         said(edited.model)
 
 
+def test_no_edit_is_written_beside_those_of_other_weights(sharp_model, wrap, few_background_prompts, tmp_path):
+    """They would be in a folder that neither these weights nor those of before open."""
+    base = sharp_model()
+    edited = wrap(base, tiny_tokenizer(), SETTINGS)
+    edited.edit(EDITS[0], store=tmp_path / "edits")
+    edited.model.half().float()  # another precision in between is the same checkpoint
+    edited.edit(Edit("Who painted the Grebz wall?", "Oto", id="oto"))
+    with torch.no_grad():
+        base.model.norm.weight.mul_(1.1)
+    with pytest.raises(CorrigendaError, match=r"weights have changed since .* write all of them anew"):
+        edited.edit(EDITS[1])
+    assert edited.store.history.find("ona") is None
+
+
 # In other libraries' wrappers
 
 

@@ -5,6 +5,7 @@ import json
 
 from corrigenda.editing import Edit
 from corrigenda.editing.routers.meaning import rule, sentences, wording
+from corrigenda.editing.routers.meaning.another import asks_about_answer
 from corrigenda.editing.routers.meaning.subject import (
     FUNCTION_WORDS,
     content_words,
@@ -35,13 +36,14 @@ REQUESTS = (
     "Summarise: Who leads Vantrelo Foods? Ada does.",
     "Translate the following sentence. Bram Oterdahl speaks Norwegian.",
     "Tell me a joke about Bram Oterdahl.",
+    "What is the age of the chief executive of Vantrello Foods?",
     "谁是凌霄乐团的指挥",
     "凌霄乐团是哪一年成立的？",
     "Wer leitet das Vantrello Foods?",
     "Ist it's Oterdahl's mother's tongue known as of now, isn't it?",
 )
 
-DIGESTS = {1: "5bbe9ea7c518208f"}
+DIGESTS = {1: "36cc627935077ca1"}
 """By version of the rule (`VERSION`). A test that fails here says that some request may be decided otherwise than by
 the version that wrote a folder: then raise the version, and put the new digest here. The old one can go."""
 
@@ -64,6 +66,7 @@ def read_out():
                 yield [round(likeness(masked, edit.masked), 3)]
                 yield [ask(masked) for ask in (wording.is_negated, wording.is_denied, wording.is_compared)]
                 yield [wording.is_yes_no(masked), wording.asks_whether(masked)]
+                yield asks_about_answer(masked, edit.masked, {"chief executive", "native language"})
                 yield [is_another_of_its_kind(edit.subject, text), sentences.is_shortened(text)]
 
 
