@@ -3,10 +3,10 @@
     python bench/field_edits.py --data FOLDER --out bench-work/field-zsre.jsonl
     python bench/field_edits.py --data FOLDER --file qaedit.jsonl --out bench-work/field-qaedit.jsonl
 
-FOLDER has the file of edits and `same_subject.jsonl`. Of the first edit of each subject, in file order, every second one
-is taken, from the second on. Those of which another question about their subject is known are laid between the others,
-one by one; that question becomes `protected`. Localities that name the edit's own subject are left out: of these some
-ask the edited relation again.
+FOLDER has the file of edits and `same_subject.jsonl`. Of the first edit of each subject, in file order, every second
+one is taken, from the second on. Those of which another question about their subject is known are laid between the
+others, one by one; that question becomes `protected`. Localities that name the edit's own subject are left out: of
+these some ask the edited relation again.
 """
 
 from __future__ import annotations
