@@ -41,6 +41,15 @@ def works(*arguments: object) -> str:
     return result.output
 
 
+def printed(*arguments: object):
+    """The JSON that a command prints."""
+    return json.loads(works(*arguments))
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {row["id"]: row["status"] for row in printed("log", folder, "--json")}
+
+
 def refused(*arguments: object) -> str:
     """The one sentence with which a command refuses its input."""
     result = corrigenda(*arguments)

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import TEMPLATE, corrigenda, refused, works, write_records
+from command_line import TEMPLATE, corrigenda, printed, refused, statuses, works, write_records
 from first_format import write_first_format
 from tiny import save_tiny
 
@@ -58,14 +58,6 @@ def original(tiny, tmp_path_factory, few_background_prompts):
 @pytest.fixture
 def edits(original, tmp_path) -> Path:
     return Path(shutil.copytree(original / "edits", tmp_path / "edits"))
-
-
-def printed(*arguments: object):
-    return json.loads(works(*arguments))
-
-
-def statuses(folder: Path) -> dict[str, str]:
-    return {row["id"]: row["status"] for row in printed("log", folder, "--json")}
 
 
 def test_log_and_show(edits) -> None:
