@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import resource
@@ -29,19 +28,19 @@ STEPS = 12 * int(os.environ.get("CORRIGENDA_SOAK", "1"))
 LEDGER = "ledger.sqlite"
 
 
-def in_child(work, *arguments, wait: float = 60) -> int:
+def told(writing, work, arguments) -> None:
+    try:
+        work(*arguments)
+    except BaseException:
+        writing.send(traceback.format_exc())  # where there is no room, nothing that is printed arrives
+        raise
+
+
+def in_child(work, *arguments, wait: float = 60, start: str = "fork") -> int:
     """Run `work` in a process of its own; how that ended, 0 where it ended well."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(start)
     reading, writing = context.Pipe(duplex=False)
-
-    def run() -> None:
-        try:
-            work(*arguments)
-        except BaseException:
-            writing.send(traceback.format_exc())  # where there is no room, nothing that is printed arrives
-            raise
-
-    process = context.Process(target=run)
+    process = context.Process(target=told, args=(writing, work, arguments))
     process.start()
     process.join(wait)
     try:
@@ -51,6 +50,16 @@ def in_child(work, *arguments, wait: float = 60) -> int:
     finally:
         process.kill()
         process.join()
+
+
+def read_in_little_memory(folder: Path, number: int) -> None:
+    """Be refused an edit of 64 MB where there are 40, and go on."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (pages + (40 << 20), pages + (40 << 20)))
+    store = reopened(folder)
+    with refusal(LEDGER):
+        record_of(store.ledger, store.history.edits[number])
+    assert len(log_of(store)) == 6
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -349,14 +358,6 @@ class TestOtherFaults:
         store.append([New("edit", {**body, "id": "large", "batch": number}, large)])
         store.close()
 
-        def run() -> None:
-            gc.collect()  # or what other tests left would be given back later, and make the room that is missing
-            pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (pages + (40 << 20), pages + (40 << 20)))
-            store = reopened(edits_folder)
-            with refusal(LEDGER):
-                record_of(store.ledger, store.history.edits[number])
-            assert len(log_of(store)) == 6
-
         if Path("/proc/self/statm").exists():
-            assert in_child(run) == 0
+            # In a new process: one that other tests ran in gives back what they left, and has the room that is to lack.
+            assert in_child(read_in_little_memory, edits_folder, number, start="spawn") == 0
