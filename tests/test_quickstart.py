@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def test_every_command_of_the_page(tmp_path):
     folder = copy_tree(tmp_path)
     environment = {
         **os.environ,
-        "PATH": f"{folder / 'env' / 'bin'}:{os.environ['PATH']}",
+        # The last is for machines that have no `python` but `python3`.
+        "PATH": f"{folder / 'env' / 'bin'}:{os.environ['PATH']}:{Path(sys.executable).parent}",
         "PYTHONPATH": sysconfig.get_path("purelib"),
         "PIP_NO_INDEX": "1",
         "PIP_NO_DEPS": "1",
