@@ -18,7 +18,7 @@ class CandidateIndex:
 
     prompts   the token ids of each edit's prompt
     subjects  each edit's normalised subject, "" where it has none
-    passages  whether its prompt is a passage
+    long      whether its prompt is a passage, or a question in several sentences
     rarity    int `[vocabulary]`: what a token weighs
     """
 
@@ -26,13 +26,13 @@ class CandidateIndex:
         self,
         prompts: Sequence[Sequence[int]],
         subjects: Sequence[str],
-        passages: Sequence[bool],
+        long: Sequence[bool],
         rarity: np.ndarray,
         weight: Callable[[str], float],
     ) -> None:
         self.rarity = rarity
         self._rarities = rarity.tolist()
-        self.passages = any(passages)
+        self.long = frozenset(place for place, is_long in enumerate(long) if is_long)
         lengths = np.fromiter(map(len, prompts), dtype=np.int64, count=len(prompts))
         tokens = np.fromiter((token for row in prompts for token in row), dtype=np.int64, count=int(lengths.sum()))
         edits: np.ndarray = np.repeat(np.arange(len(prompts)), lengths)

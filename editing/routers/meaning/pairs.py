@@ -62,7 +62,7 @@ def pairs_of(
     parts = parts_of(request)
     asking = [part for part in parts if part.asks or part.open or len(parts) == 1]
     rows = tokens.queries([part.text for part in asking])
-    if index.passages:
+    if index.long:
         rows.append(tokens.fingerprint(request))
     texts = [normalised(part.text) for part in asking]
     wholes = [core(text) for text in texts]
@@ -74,7 +74,7 @@ def pairs_of(
         if one.whole == entire:  # an edit's own prompt, whatever sentences that seems to have
             found.append((place, Pair(Part(request, True, True, 0, False), one, 1.0, 1.0, one.masked, one.whole)))
             continue
-        if one.is_long:
+        if place in index.long:
             score = index.score(place, set(one.tokens), rows[-1])
             if score >= _PASSAGE:
                 found.append((place, Pair(Part(request, True, True, 0, False), one, score, 1.0, "", "")))
