@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from record import ROOT, provenance, results_folder, write_json
 
 from corrigenda.editing.memories.row_form import RowForm
@@ -101,9 +102,8 @@ class Fleet:
 
 def row_bytes(form: RowForm, assumed: Assumed) -> int:
     """An edit's rows beside a model in bfloat16."""
-    keys = 2 * (form.key_dimensions or assumed.width)
-    values = assumed.out_width + 4 if form.has_scales else 2 * assumed.out_width
-    return assumed.positions * (keys + values)
+    keys = torch.zeros(assumed.positions, form.key_dimensions or assumed.width)
+    return form.kept(keys, torch.zeros(assumed.positions, assumed.out_width), torch.bfloat16).nbytes
 
 
 def hit_share(edits: int, room: int, popularity: float) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from record import provenance, results_folder, write_json
+from simulate_fleet import Assumed, row_bytes
 
 from corrigenda.editing import AssociativeConfig, EditedModel, Evaluator, load_base, load_edits
 from corrigenda.editing.memories.row_form import rows_in
@@ -29,14 +30,6 @@ FORMS = {
     "model's type, keys of 256": {"key_dimensions": 256},
     "model's type, keys of 64": {"key_dimensions": 64},
 }
-LLAMA_3_8B = (14336, 4096)
-
-
-def bytes_of_8_positions(settings, widths=LLAMA_3_8B):
-    """Of an edit beside a model in bfloat16."""
-    form = row_form(AssociativeConfig(**settings))
-    keys = torch.zeros(8, form.key_dimensions or widths[0])
-    return form.kept(keys, torch.zeros(8, widths[1]), torch.bfloat16).nbytes
 
 
 class SolvedEdits:
@@ -96,7 +89,9 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     result = {**provenance(), "threads": 1, "count": args.count, "router": args.router}
-    result["bytes_of_8_positions_at_llama_3_8b"] = {name: bytes_of_8_positions(FORMS[name]) for name in args.forms}
+    result["bytes_of_8_positions_at_llama_3_8b"] = {
+        name: row_bytes(row_form(AssociativeConfig(**FORMS[name])), Assumed()) for name in args.forms
+    }
     for file in args.files:
         solved = SolvedEdits(args, file)
         result[file] = {}

@@ -237,11 +237,13 @@ class ServedModel:
     def _placed(self, request: str, admission: Admission) -> tuple[Admission, int]:
         """The same, and where the rows of its edit are: -1 for none. For a row of a call of `generate`."""
         admission = self._admitted(request, admission)
-        if (key := admission.key) is None:
-            return admission, -1
+        key = admission.key
+        rows = None if key is None else self.memory.rows_of(key)
+        if key is None or rows is None:
+            return admission, self.memory.place(key)
         self._of_call.add(key)
         kept = self._of_call.union(*(requests.reading() for requests in list(self._managers)))
-        return admission, self._bring(key, self.memory.rows_of(key), kept)
+        return admission, self._bring(key, rows, kept)
 
     def place_of(self, served: ServedRequest, in_pass: Callable[[], set[str | None]]) -> int:
         """Where the rows of a request's edit are, before its first pass."""
@@ -251,7 +253,7 @@ class ServedModel:
         with self._lock:
             return self._bring(key, served.rows, in_pass())
 
-    def _bring(self, key: str, rows: Rows | None, kept: Container[str | None]) -> int:
+    def _bring(self, key: str, rows: Rows, kept: Container[str | None]) -> int:
         place = self.memory.bring(key, rows, kept)
         self.metrics.paged(self.memory.counts)
         return place

@@ -82,7 +82,7 @@ class ServedMemory:
         """What a request in flight must hold itself of its edit: nothing, where every edit's rows are in place."""
         return None
 
-    def bring(self, key: str, rows: Rows | None, kept: Container[str | None]) -> int:
+    def bring(self, key: str, rows: Rows, kept: Container[str | None]) -> int:
         """Where the layer reads an edit that a request asks, by its `rows_of`; those `kept` make no room for it."""
         return self.place(key)
 

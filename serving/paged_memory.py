@@ -98,9 +98,9 @@ class PagedServedMemory(ServedMemory):
         ledger = self._ledgers[source.folder] = Ledger.open(source.folder)
         return self._record(ledger, key, source.seq)
 
-    def bring(self, key: str, rows: Rows | None, kept: Container[str | None]) -> int:
+    def bring(self, key: str, rows: Rows, kept: Container[str | None]) -> int:
         """Where the layer reads an edit, whose rows are put there unless they are; those `kept` make no room."""
-        return self.paged.bring(key, lambda: self.rows_of(key) if rows is None else rows, kept)
+        return self.paged.bring(key, lambda: rows, kept)
 
     @property
     def counts(self) -> PagingCounts:

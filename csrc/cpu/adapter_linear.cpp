@@ -5,9 +5,6 @@
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
 namespace {
 
-// Columns of `up` in work at once: with 4 tokens, 32 KB of sums, which the first cache holds.
-constexpr int64_t block = 2048;
-
 // inner = x down^T of the tile's tokens: [rank, size].
 template <class Factor, int size>
 void take_inner(const AdapterLinear& op, const AdapterTile& tile, const void** rows, float* features, float* inner) {
@@ -31,21 +28,8 @@ template <class Factor, int size>
 void add_outer(const AdapterLinear& op, const AdapterTile& tile, const void** rows, const float* inner, float* sums) {
   const auto* up = static_cast<const Factor*>(op.up) + tile.block * op.rank * op.outputs;
   const Factor** factors = reinterpret_cast<const Factor**>(rows);
-  float* targets[size];
-  for (int k = 0; k < size; ++k) targets[k] = sums + k * block;
-  for (int64_t left = 0; left < op.outputs; left += block) {
-    const int64_t width = left + block < op.outputs ? block : op.outputs - left;
-    for (int64_t r = 0; r < op.rank; ++r) factors[r] = up + r * op.outputs + left;
-    std::memset(sums, 0, size * block * sizeof(float));
-    accumulate<size>(targets, factors, inner, op.rank, width);
-    for (int k = 0; k < size; ++k) {
-      restore<Factor>(targets[k], padded(width));
-      with_float(op.y_type, [&](auto element) {
-        auto* y = static_cast<decltype(element)*>(op.y) + op.tokens[tile.begin + k] * op.y_row + left * op.y_column;
-        add_rounded(y, op.y_column, targets[k], width);
-      });
-    }
-  }
+  for (int64_t r = 0; r < op.rank; ++r) factors[r] = up + r * op.outputs;
+  add_weighted<size>(op, op.tokens + tile.begin, factors, inner, op.rank, op.outputs, sums);
 }
 
 }  // namespace
@@ -56,7 +40,7 @@ void adapter_linear(const AdapterLinear& op, int64_t begin, int64_t end) {
   static thread_local Buffer<float> features_memory, inner_memory, sums_memory;
   float* features = features_memory.reserve(4 * padded(op.width));
   float* inner = inner_memory.reserve(4 * op.rank);
-  float* sums = sums_memory.reserve(4 * block);
+  float* sums = sums_memory.reserve(4 * sum_block);
   for (int64_t item = begin; item < end; ++item) {
     in_tiles<4>(op.tiles[item].size, [&](int64_t t, auto size) {
       const AdapterTile part = {op.tiles[item].block, static_cast<int32_t>(op.tiles[item].begin + t), size.size};

@@ -4,9 +4,6 @@
 namespace corrigenda::CORRIGENDA_INSTRUCTIONS {
 namespace {
 
-// Columns of values in work at once: with 4 tokens, 32 KB of sums, which the first cache holds.
-constexpr int64_t block = 2048;
-
 // The shares of the tile's tokens in rows 1 .. of the edit: [rows - 1, size].
 template <class Key, int size>
 void take_shares(const AssociativeRead& op, const ReadTile& tile, const float* background, float* centred,
@@ -28,27 +25,13 @@ void add_values(const AssociativeRead& op, const ReadTile& tile, int64_t from, i
                 float* weights, float* sums) {
   const ReadBank& bank = op.bank;
   const Value** values = reinterpret_cast<const Value**>(rows);
-  float* targets[size];
-  for (int k = 0; k < size; ++k) targets[k] = sums + k * block;
   for (int64_t r = 0; r < count; ++r) {
     const int64_t slot = slot_of(bank, tile.edit, from + r);
     values[r] = row_of<Value>(bank.values, slot, bank.outputs);
     if (bank.scales)
       for (int k = 0; k < size; ++k) weights[r * size + k] *= bank.scales[slot];
   }
-  for (int64_t left = 0; left < bank.outputs; left += block) {
-    const int64_t width = left + block < bank.outputs ? block : bank.outputs - left;
-    std::memset(sums, 0, size * block * sizeof(float));
-    accumulate<size>(targets, values, weights, count, width);
-    for (int64_t r = 0; r < count; ++r) values[r] += block;
-    for (int k = 0; k < size; ++k) {
-      restore<Value>(targets[k], padded(width));
-      with_float(op.y_type, [&](auto element) {
-        auto* y = static_cast<decltype(element)*>(op.y) + bank.tokens[tile.begin + k] * op.y_row + left * op.y_column;
-        add_rounded(y, op.y_column, targets[k], width);
-      });
-    }
-  }
+  add_weighted<size>(op, bank.tokens + tile.begin, values, weights, count, bank.outputs, sums);
 }
 
 }  // namespace
@@ -62,7 +45,7 @@ void associative_read(const AssociativeRead& op, int64_t begin, int64_t end) {
   float* background = background_memory.reserve(stride);
   float* centred = centred_memory.reserve(4 * stride);
   float* weights = weights_memory.reserve(4 * most);
-  float* sums = sums_memory.reserve(4 * block);
+  float* sums = sums_memory.reserve(4 * sum_block);
   with_float(bank.key_type, [&](auto key) { take_background<decltype(key)>(bank, background); });
   for (int64_t item = begin; item < end; ++item) {
     const ReadTile& tile = op.tiles[item];

@@ -123,6 +123,16 @@ inline void in_tiles(int64_t count, Function&& function) {
 template <int operands>
 constexpr int rows_beside = operands == 1 ? 8 : 4;
 
+// Call `function` with a value of the float type that `type` names.
+template <class Function>
+inline void with_float(Type type, Function&& function) {
+  switch (type) {
+    case Type::bfloat16: return function(BFloat16{});
+    case Type::float16: return function(Float16{});
+    default: return function(float{});
+  }
+}
+
 // The functions below stay out of line: inlined into every combination of types they take minutes to compile.
 
 // sums[t][j] += sum over r of weights[r][t] rows[r][j], for `targets` sums, `count` rows, a multiple of `step` entries.
@@ -162,6 +172,31 @@ template <int targets, class T>
     }
 }
 
+// Columns of sums in work at once: with 4 tokens, 32 KB of sums, which the first cache holds.
+constexpr int64_t sum_block = 2048;
+
+// y += the rows' weighted sums, for `targets` tokens: weights [count, targets], room for sums [targets, sum_block].
+// `rows` point behind their last entries afterwards. Op says where y is: y, y_type, y_row, y_column.
+template <int targets, class T, class Op>
+void add_weighted(const Op& op, const int32_t* tokens, const T** rows, const float* weights, int64_t count,
+                  int64_t width, float* sums) {
+  float* blocks[targets];
+  for (int t = 0; t < targets; ++t) blocks[t] = sums + t * sum_block;
+  for (int64_t left = 0; left < width; left += sum_block) {
+    const int64_t columns = left + sum_block < width ? sum_block : width - left;
+    std::memset(sums, 0, targets * sum_block * sizeof(float));
+    accumulate<targets>(blocks, rows, weights, count, columns);
+    for (int64_t r = 0; r < count; ++r) rows[r] += sum_block;
+    for (int t = 0; t < targets; ++t) {
+      restore<T>(blocks[t], padded(columns));
+      with_float(op.y_type, [&](auto element) {
+        auto* y = static_cast<decltype(element)*>(op.y) + tokens[t] * op.y_row + left * op.y_column;
+        add_rounded(y, op.y_column, blocks[t], columns);
+      });
+    }
+  }
+}
+
 // dots[r][t] = rows[r] . vectors[t], for `targets` vectors `stride` apart, `count` rows, a multiple of `step` entries.
 template <int targets, int count, class T>
 [[gnu::noinline]] void dot_tile(const float* vectors, int64_t stride, const T* const* rows, int64_t width,
@@ -195,16 +230,6 @@ template <int targets, class T>
         dots[r * targets + t] += sum(row.a * load(vector) + row.b * load(vector + lanes));
       }
     }
-}
-
-// Call `function` with a value of the float type that `type` names.
-template <class Function>
-inline void with_float(Type type, Function&& function) {
-  switch (type) {
-    case Type::bfloat16: return function(BFloat16{});
-    case Type::float16: return function(Float16{});
-    default: return function(float{});
-  }
 }
 
 }  // namespace corrigenda::CORRIGENDA_INSTRUCTIONS

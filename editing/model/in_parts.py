@@ -6,7 +6,7 @@ The first one has the folder. What it appends to its ledger, the others append t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from ..backbone.parts import Parts
@@ -85,7 +85,7 @@ class Processes:
             store.follows = functools.partial(_append, self._parts)
 
 
-def _append(parts: Parts, entries: Sequence[New], write: Callable[[Sequence[New]], list[int]]) -> list[int]:
+def _append(parts: Parts, entries: Sequence[New], write: Callable[[Iterable[New]], list[int]]) -> list[int]:
     """Once they are on the first one's disk; where that fails, nowhere."""
     numbers: list[int] = []
 

@@ -27,7 +27,7 @@ from .parallel import solved_by_all
 from .resume import Recorded
 from .stream import named, superseded
 from .versions import Versions
-from .view import MemoryView
+from .view import MemoryView, Outcome
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -233,18 +233,16 @@ class EditWriter:
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 owed = fallbacks.owed()
                 known = fallbacks.later(later)
-                outcome = self._view.write(
+                own = self._view.write(
                     batch, known, on_conflict=options.on_conflict, author=options.author, keep_unsolved=keep
                 )
                 self.store.notices += sentences + taken
-                outcome = owed.and_then(fallbacks.after(batch, known, outcome))
-                results.declined[:] = [one for one in results.declined if one.edit not in outcome.edits]
+                outcome = owed.and_then(fallbacks.after(batch, known, own))
+                if len(outcome.edits) > len(own.edits):  # some that were declined before have come in another's place
+                    results.declined[:] = [one for one in results.declined if one.edit not in outcome.edits]
                 self._versions.current = self._view.edits
                 self._processes.check_same(self.store)
-            results += outcome.written
-            results.unsolved += outcome.unsolved
-            results.failing += outcome.failing
-            results.declined += outcome.declined
+            _add(results, outcome)
             recorded.passed += len(batch)
             seconds += time.perf_counter() - start
             if on_progress is not None:
@@ -259,8 +257,8 @@ class EditWriter:
                 self._make_writable(stacklevel=5)
                 outcome = fallbacks.owed()
                 self._versions.current = self._view.edits
-            results += outcome.written
-            results.unsolved += outcome.unsolved
+                self._processes.check_same(self.store)
+            _add(results, outcome)
         if on_progress is not None and recorded.passed > told:  # the last ones were recorded before
             on_progress(Progress(len(results), seconds, (), (), recorded.passed))
         return results
@@ -359,6 +357,13 @@ def names_of(what: str, ids: str | Iterable[str]) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise CorrigendaError(f"{what} takes ids of edits, which are text, not {kind_of(name)}.")
     return names
+
+
+def _add(results: WrittenEdits, outcome: Outcome) -> None:
+    results += outcome.written
+    results.unsolved += outcome.unsolved
+    results.failing += outcome.failing
+    results.declined += outcome.declined
 
 
 def _checked(edits: Iterable[Edit]) -> Iterator[Edit]:

@@ -43,7 +43,7 @@ class EditStore:
         self.ledger = ledger
         self.history = history
         self.pinned = pinned
-        self.follows: Callable[[list[New], Callable[[list[New]], list[int]]], list[int]] | None = None
+        self.follows: Callable[[Sequence[New], Callable[[Iterable[New]], list[int]]], list[int]] | None = None
         self.notices: list[str] = []
 
     @property
@@ -130,12 +130,12 @@ class EditStore:
     def append(self, entries: Iterable[New], *, dropping: Sequence[int] = ()) -> list[int]:
         """Write entries in one transaction and fold them in; they are on the disk when this returns."""
         before = self.ledger.count, self.ledger.chain
-        new = [_named(entry) for entry in entries]
+        new = map(_named, entries)  # one by one: the tensors of all that is merged may not fit into memory
 
-        def write(these: list[New]) -> list[int]:
+        def write(these: Iterable[New]) -> list[int]:
             return self.ledger.append(these, dropping=dropping)
 
-        numbers = write(new) if self.follows is None else self.follows(new, write)
+        numbers = write(new) if self.follows is None else self.follows(list(new), write)
         self.ledger.count, self.ledger.chain = before
         # Read back: what is folded in is what any other reader of the ledger gets.
         self.history.take(self.ledger.entries(after=before[0]))

@@ -29,7 +29,7 @@ class PackedBert:
         self.positions = (
             weights[f"{embeddings}position_embeddings.weight"] + weights[f"{embeddings}token_type_embeddings.weight"][0]
         )
-        self.first_norm = self._norm(weights, f"{embeddings}LayerNorm")
+        self.first_norm = self._affine(weights, f"{embeddings}LayerNorm")
         # Given a plain weight in bfloat16, a product lays it out anew each time: 4 of the 10 ms of a whole decision.
         self._lays_out = self.words.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
         self._linear = _linear_laid_out if self._lays_out else F.linear
@@ -42,16 +42,18 @@ class PackedBert:
         plain = getattr(config, "position_embedding_type", None) in (None, "absolute")
         return type(model).__name__ == "BertModel" and plain and config.hidden_act == "gelu" and not config.is_decoder
 
-    def _norm(self, weights: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    def _affine(self, weights: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
         return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
     def _layer(self, weights: dict[str, Tensor], name: str) -> tuple[Any, ...]:
         own = f"{name}attention.self."
         kinds = ("query", "key", "value")
-        joint = [torch.cat([weights[f"{own}{kind}.{part}"] for kind in kinds]) for part in ("weight", "bias")]
-        others = (self._norm(weights, f"{name}{part}.dense") for part in ("attention.output", "intermediate", "output"))
-        joint, out, up, down = [(self._laid_out(weight), bias) for weight, bias in (joint, *others)]
-        first, last = (self._norm(weights, f"{name}{part}.LayerNorm") for part in ("attention.output", "output"))
+        products = (
+            [torch.cat([weights[f"{own}{kind}.{part}"] for kind in kinds]) for part in ("weight", "bias")],
+            *(self._affine(weights, f"{name}{part}.dense") for part in ("attention.output", "intermediate", "output")),
+        )
+        joint, out, up, down = [(self._laid_out(weight), bias) for weight, bias in products]
+        first, last = (self._affine(weights, f"{name}{part}.LayerNorm") for part in ("attention.output", "output"))
         return joint, out, first, up, down, last
 
     def _laid_out(self, weight: Tensor) -> Tensor:

