@@ -87,7 +87,7 @@ def main():
     found = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
     for key, value in found.items():
         print(key, value, flush=True)
-    write_json(args.results / "routing-speed.json", {**provenance(), **found})
+    write_json(args.results / f"routing-speed-beside-{args.edits}.json", {**provenance(), **found})
 
 
 if __name__ == "__main__":
