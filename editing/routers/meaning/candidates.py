@@ -36,22 +36,26 @@ class CandidateIndex:
         lengths = np.fromiter(map(len, prompts), dtype=np.int64, count=len(prompts))
         tokens = np.fromiter((token for row in prompts for token in row), dtype=np.int64, count=int(lengths.sum()))
         edits: np.ndarray = np.repeat(np.arange(len(prompts)), lengths)
-        order: np.ndarray = np.argsort(tokens, kind="stable")
-        self._edits = edits[order]
-        self._starts: np.ndarray = np.asarray(np.searchsorted(tokens[order], np.arange(len(rarity) + 1)))
+        rare = rarity[tokens] > 0  # others add nothing, and of such as "?" every edit has one
+        order: np.ndarray = np.argsort(tokens[rare], kind="stable")
+        self._edits = edits[rare][order]
+        self._starts: np.ndarray = np.asarray(np.searchsorted(tokens[rare][order], np.arange(len(rarity) + 1)))
         self.own = np.bincount(edits, weights=rarity[tokens], minlength=len(prompts))
         self._by_word: dict[str, list[int]] = {}
         for edit, subject in enumerate(subjects):
             for key in _keys(subject, weight):
                 self._by_word.setdefault(key, []).append(edit)
 
-    def shared(self, tokens: np.ndarray) -> np.ndarray:
-        """float64 `[edits]`: the weight of these distinct tokens that each edit has too."""
-        starts, ends = self._starts[tokens], self._starts[tokens + 1]
-        postings = [self._edits[start:end] for start, end in zip(starts, ends)]
-        weights: np.ndarray = np.repeat(self.rarity[tokens], ends - starts).astype(np.float64)
-        edits = np.concatenate(postings) if postings else np.zeros(0, dtype=np.int64)
-        return np.bincount(edits, weights=weights, minlength=len(self.own))
+    def sharing(self, tokens: Sequence[int], floor: float) -> list[int]:
+        """The edits whose token score for these distinct tokens could be `floor` or more."""
+        # Only edits that have one of the tokens are touched: `zeros` takes memory where it is written.
+        shared = np.zeros(len(self.own))
+        postings = [self._edits[self._starts[token] : self._starts[token + 1]] for token in tokens]
+        for token, edits in zip(tokens, postings):
+            shared[edits] += self._rarities[token]
+        touched = np.concatenate(postings) if postings else np.zeros(0, dtype=np.int64)
+        enough = touched[shared[touched] >= floor * np.maximum(self.own[touched], 1)]
+        return enough.tolist()
 
     def score(self, edit: int, own: set[int], tokens: Sequence[int]) -> float:
         """The token score of an edit, whose tokens are `own`, for distinct token ids (see `TokenRouter`)."""
@@ -69,8 +73,7 @@ class CandidateIndex:
         tokens: the distinct token ids of all its parts; texts: the parts, normalised. No part can share more with an
         edit than all do, so what stays below `floor` here needs no second look.
         """
-        bound = self.shared(np.asarray(tokens, dtype=np.int64)) >= floor * np.maximum(self.own, 1)
-        found = set(np.flatnonzero(bound).tolist())
+        found = set(self.sharing(tokens, floor))
         for text in texts:
             there = words(text)
             for key in {*there, *map("".join, pairwise(there))}:
