@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from .decoys import Profile
+from .decoys import Decoys, Profile
 from .subject import STAND_IN, content_words
+from .wording import answer_kind
 
 _EXACT, _NEARER = 0.95, 0.05
 """From this cosine on a text is a relation's own wording, where it is nearer by this much to it than to the other's."""
@@ -30,16 +31,53 @@ _PLAIN = frozenset(
 )
 """Words before "of" that ask for nothing more: "the city of its birth", "the post of the president of it"."""
 
+_RELATION = (
+    rf"\bthe ([\w' -]{{2,40}}?) (?:of|in|at|for|by|to|with) {STAND_IN}\b|\bits ([\w'-]+)|\bthe {STAND_IN} ([\w'-]+)"
+)
+_OF_SUBJECT = re.compile(_RELATION)
+_IS = re.compile(rf"^\W*(who|where|when)('s| is| was| are| were| will be) ({_RELATION})\W*$")
+_OPENS = (
+    ("person", re.compile(r"^\W*((by|to|with|from) )?who(m|se)?\b")),
+    (
+        "place",
+        re.compile(r"^\W*((in|at|from) )?(where\b|(which|what) (country|city|town|village|state|continent)\b)"),
+    ),
+    ("time", re.compile(r"^\W*((in|since|until) )?(when\b|(which|what) (year|century|month)\b)")),
+)
+_IS_ONE = (
+    *("is", "was", "are", "were", "be", "became", "becomes", "serves", "served", "holds", "held", "acts", "acted"),
+    *(
+        "works",
+        "worked",
+        "does",
+        "did",
+        "do",
+        "has",
+        "had",
+        "have",
+        "will",
+        "would",
+        "can",
+        "could",
+        "currently",
+        "now",
+    ),
+    *("plays", "played", "fills", "filled", "gets", "got"),
+)
+_DOES_TO = re.compile(rf"^\W*who (?!({'|'.join(_IS_ONE)})\b)[a-z]+( (?!its?\b)[a-z]+){{0,2}} ({_RELATION})")
+_DOES = re.compile(rf"\b(did|does|do) (the [\w' -]{{2,40}}? of {STAND_IN}|its [\w'-]+) [a-z]+")
 
-def asks_another(asked: str, request: Profile, held: str, edit: Profile, names: list[str]) -> bool:
+
+def asks_another(asked: str, request: Profile, held: str, edit: Profile, decoys: Decoys) -> bool:
     """Whether a request asks for another relation than an edit, or for something about the edit's answer.
 
     asked, held: the request's part and the edit's question, their subject put aside; request, edit: as the decoys see
-    these; names: of the relations.
+    these.
     """
-    if _is_in_words_of_another(request, edit, names):
+    if _is_in_words_of_another(request, edit, decoys.names):
         return True
-    return asks_about_answer(asked, held, {names[place] for place in np.flatnonzero(edit.kin)})
+    kin = {decoys.names[place]: decoys.kinds[place] for place in np.flatnonzero(edit.kin)}
+    return asks_about_answer(asked, held, kin) or asks_what_answer_does(asked, held, kin)
 
 
 def _is_in_words_of_another(request: Profile, edit: Profile, names: list[str]) -> bool:
@@ -68,3 +106,21 @@ def asks_about_answer(asked: str, held: str, kin: Collection[str]) -> bool:
     if outer in _PLAIN or not content_words(outer) or not within or any(word[:4] == outer[:4] for word in there):
         return False
     return inner in kin or (inner != "people" and set(within).issubset(there))
+
+
+def asks_what_answer_does(asked: str, held: str, kin: Mapping[str, Collection[str]]) -> bool:
+    """Whether something else is asked of an edit's answer: "who governs its capital?", "what did its mother do?".
+
+    kin: by the names of the relations that the edit is nearest to, the kinds of answer that these are asked for with.
+    """
+    there = set(content_words(held))
+    said = [next(filter(None, found.groups())) for found in _OF_SUBJECT.finditer(asked)]
+    of_edit = [one for one in said if one in kin or there.issuperset(content_words(one) or [one])]
+    if _IS.match(asked) or not of_edit:
+        return False
+    kinds = set().union(*([kin[one] for one in of_edit if one in kin] or kin.values()))
+    wanted = next((kind for kind, opening in _OPENS if opening.match(asked)), "")
+    if wanted and wanted != answer_kind(held) and wanted not in kinds:
+        return True
+    # Of somebody: "who succeeded its leader?" and "what does its leader say?" ask nothing that the edit answers.
+    return "person" in kinds and (_DOES_TO.match(asked) is not None or _DOES.search(asked) is not None)

@@ -17,7 +17,7 @@ from ...errors import CorrigendaError
 from .encoder import Encoder
 from .known import as_int8, as_unit
 from .subject import STAND_IN, holds_stand_in, normalised
-from .wording import core
+from .wording import answer_kind, core
 
 DECOYS = "decoys.json"
 """The decoys' texts: relations with their wordings, tasks, mentions, and which relations are alike."""
@@ -77,6 +77,7 @@ class Decoys:
     """The project's decoys, and a user's own, under an encoder.
 
     names    of the relations, in order
+    kinds    of the answers that each is asked for with, as of `answer_kind`
     alike    bool `[relations, relations]`: whether one question may ask for either: "where is it?" for country or town
     digest   of all texts: what decisions with them can be compared with
     vectors  float32 `[texts, width]`: relations' wordings first (`asking` of them), then tasks, then mentions
@@ -87,6 +88,7 @@ class Decoys:
     def __init__(self, encoder: Encoder, own: Sequence[str] = ()) -> None:
         relations, tasks, mentions = texts_of(own)
         self.names = list(relations)
+        self.kinds = [frozenset(map(answer_kind, texts)) for texts in relations.values()]
         self.alike = _alike(self.names)
         wordings = [text for texts in relations.values() for text in texts]
         self.asking = len(wordings)

@@ -249,7 +249,7 @@ class MeaningRouter(EditRouter):
             match = match_of(pair, score, compared.vectors)
             if match.against is None:
                 asked, held = compared.profiles[pair.masked], self._held(pair.known)
-                if asks_another(pair.masked, asked, held.masked, held.profile, self.decoys.names):
+                if asks_another(pair.masked, asked, held.masked, held.profile, self.decoys):
                     match = match._replace(score=0.0)
                 against = against_of(row, asked, held) if match.score < self.threshold else NOTHING
                 match = match._replace(against=against)

@@ -27,6 +27,10 @@ ASKED = {
     "Who is the father of Lurin Oster?": None,
     "Who is Lurin Oster's mother?": "mother",
     "What is the occupation of the mother of Lurin Oster?": None,
+    "Who governs the capital of Ostania?": None,
+    "When did Lutz become the capital of Ostania?": None,
+    "What did Lurin Oster's mother do for a living?": None,
+    "Whom did Lurin Oster's mother marry?": None,
 }
 
 
@@ -59,10 +63,20 @@ def test_the_reason_is_the_other_relation(router):
         ("what is the religion of the author of it?", "who is the author of it?", True),
         ("what is the occupation of its spouse?", "who is it married to?", True),
         ("the city of its birth is", "where was it born?", False),
+        ("who governs the capital of it?", "what is the capital of it?", True),
+        ("who is the capital of it?", "what is the capital of it?", False),
+        ("when did it become the capital of it?", "the capital of it is", True),
+        ("where is the capital of it?", "what is the capital of it?", False),
+        ("where was the it manufacturer formed?", "which company is it produced by?", True),
+        ("what did its mother do for a living?", "who is the mother of it?", True),
+        ("who took over from the chief executive of it?", "who is the chief executive of it?", True),
+        ("who became the chief executive of it?", "who is the chief executive of it?", False),
+        ("who serves as the chief executive of it?", "who is the chief executive of it?", False),
+        ("who makes it?", "which company is it produced by?", False),
     ],
 )
 def test_what_asks_another(asked, held, another):
     encoder = load_encoder(PACKAGED_ENCODER)
     decoys = Decoys(encoder)
     profiles = [Profile(decoys, vector) for vector in encoder.encode([asked, held]).numpy()]
-    assert asks_another(asked, profiles[0], held, profiles[1], decoys.names) is another
+    assert asks_another(asked, profiles[0], held, profiles[1], decoys) is another
