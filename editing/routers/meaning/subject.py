@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 STAND_IN = "it"
@@ -31,6 +32,7 @@ FUNCTION_WORDS = frozenset(
 _NO_SPACES = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿က-႟ក-៿]")
 _NUMBER = re.compile(r"\w*\d\w*|[vx]|[ivx]{2,4}")
 """A word that tells one of a series from the others: "Fiat 126", "Clement X"."""
+_ORDINAL = re.compile(r"^(\d+)(st|nd|rd|th)$")
 _APPOSED = re.compile(
     rf"\bthe ((city|town|village|island|state|kingdom|republic|province|county|district|municipality|country) of"
     rf"|company|firm|band|film|movie|song|novel|album|series|river|lake|museum|team|club) {STAND_IN}\b"
@@ -76,11 +78,21 @@ def content_words(text: str) -> list[str]:
 
 def is_another_of_its_kind(subject: str, text: str) -> bool:
     """Whether a text has another number than a normalised subject: "Fiat 125" for "Fiat 126"."""
+    own = _numbered(words(subject))
     # In a name "I" is the first; elsewhere in a text it is who asks.
-    numbers = {word for word in words(subject)[1:] if word == "i" or _NUMBER.fullmatch(word)}
-    if not numbers or numbers.issubset(words(text)):
+    numbers = [place for place, word in enumerate(own) if place and (word == "i" or _NUMBER.fullmatch(word))]
+    if not numbers:
         return False
-    return any(_NUMBER.fullmatch(word) for word in words(text) if word not in words(subject))
+    there = _numbered(words(text))
+    joined = {*there, *map("".join, pairwise(there))}  # "Mu1" is "Mu 1"
+    if all(own[place] in joined or own[place - 1] + own[place] in joined for place in numbers):
+        return False
+    return any(_NUMBER.fullmatch(word) for word in there if word not in own)
+
+
+def _numbered(found: Sequence[str]) -> list[str]:
+    """Words with numerals for ordinals: the "3rd" is the "3."."""
+    return [_ORDINAL.sub(r"\1", word) for word in found]
 
 
 def names_in(text: str) -> set[str]:

@@ -59,6 +59,11 @@ def test_whom_it_is_about(router, asked, edit):
         ("clement i", "clement x has the position of", True),
         ("clement i", "which office did clement hold, i ask?", False),
         ("1999 cup", "who won the 1998 cup?", False),
+        ("ada weber, 3rd countess", "the mother of ada weber, 3. countess is", False),
+        ("ada weber, 3rd countess", "the mother of ada weber, 2nd countess is", True),
+        ("ostarase mu 1", "which species has ostarase mu1?", False),
+        ("ostarase mu1", "which species has ostarase mu 1?", False),
+        ("ostarase mu 1", "which species has ostarase mu2?", True),
     ],
 )
 def test_a_number_tells_one_of_a_series_from_another(subject, text, another):
