@@ -151,9 +151,12 @@ class TestDatabase:
         with contextlib.closing(sqlite3.connect(edits_folder / LEDGER)) as connection:
             connection.execute(f"CREATE TRIGGER t AFTER INSERT ON entries BEGIN {body}; END")
             connection.commit()
-        with refusal("cannot be written"):
+        # From Python 3.12 on a connection lets no trigger run; before, what a trigger would do is forbidden.
+        off = hasattr(sqlite3.Connection, "setconfig")
+        with contextlib.nullcontext() if off else refusal("cannot be written"):
             store.undo(store.selected(["a"]))
         assert len(store.ledger.owners()) == count
+        assert len(list(store.ledger.entries(after=0))) == store.ledger.count
         store.close()
 
     def test_a_page_that_leads_in_a_circle_ends(self, edits_folder) -> None:
