@@ -164,6 +164,8 @@ class ServedModel:
             outputs = self.model.generate_batch(prompts, **kwargs)
         finally:
             call_requests.reset(token)
+        if batch.refused is not None:
+            raise batch.refused
         if not provenance:
             return outputs
         decided = batch.admissions

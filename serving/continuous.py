@@ -97,17 +97,56 @@ class BatchedRequests:
 
     # Arrival, in the thread of whoever asks
 
-    def _on_add_request(self, original: Any, input_ids: list[int], *args: Any, **kwargs: Any) -> str | None:
-        """`add_request`, which also takes a `tenant`."""
+    def _on_add_request(
+        self,
+        original: Any,
+        input_ids: list[int],
+        request_id: str | None = None,
+        max_new_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """`add_request`, which also takes a `tenant`, and refuses what there is no room for."""
         batch, request = call_requests.get(), current_request()
         tenant = None if request is None else request.tenant
         if batch is not None:
             tenant = batch.tenants.get(id(input_ids))
         token = asking_tenant.set(kwargs.pop("tenant", tenant))
         try:
-            return original(input_ids, *args, **kwargs)
+            wanted = self.manager.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+            return original(input_ids, request_id, self._new_tokens(len(input_ids), wanted), **kwargs)
+        except ServingError as error:
+            if batch is not None:
+                batch.refused = error
+            raise
         finally:
             asking_tenant.reset(token)
+
+    def _new_tokens(self, prompt: int, wanted: int | None) -> int | None:
+        """How many tokens the answer to a prompt may have, which is cut where the room ends.
+
+        A prompt that never fits would be scheduled and put off without end, and fail every request beside it.
+        """
+        room = self._room()
+        if room is None:
+            return wanted
+        if prompt >= room:
+            raise ServingError(
+                f"The prompt has {prompt:,} tokens, and there is room for {room:,} with the answer: shorten it."
+            )
+        return room - prompt if wanted is None else min(wanted, room - prompt)
+
+    def _room(self) -> int | None:
+        """Tokens of the longest request: what the cache holds, or the positions that the model has, if those are fewer.
+
+        None where neither is known, before the cache is made.
+        """
+        processor, config = self.manager.batch_processor, self.manager.model.config
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        held = None if processor is None else processor.cache.max_tokens_read
+        settings = self.manager.continuous_batching_config
+        if held is None and settings.num_blocks is not None:
+            held = settings.num_blocks * (getattr(settings, "page_size", None) or settings.block_size)
+        return min((limit for limit in (positions, held) if limit is not None), default=None)
 
     def _on_arrival(self, original: Any, state: Any, *args: Any, **kwargs: Any) -> None:
         """The decision belongs to a request's arrival: what changes later is for those that come later."""

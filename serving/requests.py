@@ -12,6 +12,7 @@ from ..editing.edits.spelling import Vocabulary
 from ..editing.memories.row_form import Rows
 from ..editing.model.layer import Site
 from ..editing.routers.context import RoutingContext
+from .errors import ServingError
 from .served_edits import Admission
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class CallRequests:
     def __init__(self, tenants: dict[int, str | None]) -> None:
         self.tenants = tenants  # by the identity of the prompt's list, which the manager hands on
         self.admissions: dict[str, Admission] = {}
+        self.refused: ServingError | None = None  # transformers logs what is raised within, and gives no answers
 
 
 call_requests: ContextVar[CallRequests | None] = ContextVar("corrigenda_arrivals", default=None)

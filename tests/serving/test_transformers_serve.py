@@ -67,6 +67,9 @@ def test_a_server_answers_by_the_edits_of_each_tenant(server):
     body = {"messages": [{"role": "user", "content": "Who founded the Krellin museum?"}], "max_tokens": 3}
     chat = server.post("/v1/chat/completions", json={**body, "stream": True})
     assert chat.status_code == 200 and chat.headers["x-corrigenda-edit"] == "b"
+    for more in ({}, {"stream": True}):
+        long = server.post("/v1/completions", json={"prompt": "river " * 900, "max_tokens": 4, **more})
+        assert long.status_code == 400 and "there is room for 512" in long.json()["error"]["message"]
     later = [
         *body["messages"],
         {"role": "assistant", "content": "Anna Blom"},
