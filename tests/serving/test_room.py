@@ -16,7 +16,7 @@ def test_a_prompt_that_never_fits_is_refused_and_those_beside_it_are_answered(se
     rows = served.encode([EDITED[0], PLAIN[0]])
     before = running.manager.add_request(rows[0])
     for streaming in (False, True):
-        with pytest.raises(ServingError, match="The prompt has .* tokens, and there is room for 64") as refused:
+        with pytest.raises(ServingError, match=r"The prompt has .* tokens, and there is room for 64") as refused:
             running.manager.add_request(rows[1] * 20, streaming=streaming)
         assert refused.value.status == 400
     assert running.result(before) == alone(rows[:1])[0]

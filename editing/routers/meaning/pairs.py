@@ -11,7 +11,7 @@ from ..tokens import TokenRouter
 from .candidates import CandidateIndex
 from .known import Known, as_unit
 from .sentences import Part, parts_of
-from .subject import is_another_of_its_kind, locate, normalised, stands_whole, words
+from .subject import is_another_name, is_another_of_its_kind, locate, normalised, stands_whole, words
 from .wording import core
 
 _TOKENS = 0.25
@@ -92,6 +92,8 @@ def pairs_of(
             if (weak and not enough) or is_another_of_its_kind(one.subject, text):
                 continue
             found_at = locate(one.subject, text, weight, 0.0 if enough else SHARE)
+            if found_at.share < 1 and is_another_name(one.subject, part.text, weight):
+                continue
             if enough or found_at.share >= SHARE:
                 pairs.append((place, Pair(part, one, score, found_at.share, found_at.masked, whole)))
         found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(pairs, weight)]

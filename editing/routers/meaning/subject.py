@@ -29,9 +29,19 @@ FUNCTION_WORDS = frozenset(
         *("called", "known"),
     )
 )
+_TITLES = frozenset(
+    (
+        *("mr", "mrs", "ms", "miss", "dr", "prof", "professor", "sir", "lord", "lady", "president", "king", "queen"),
+        *("prince", "princess", "pope", "saint", "general", "captain", "senator", "judge", "rev", "jr", "sr"),
+    )
+)
 _NO_SPACES = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿က-႟ក-៿]")
 _NUMBER = re.compile(r"\w*\d\w*|[vx]|[ivx]{2,4}")
 """A word that tells one of a series from the others: "Fiat 126", "Clement X"."""
+_SHORTEST_MISSPELT = 5
+"""Letters: of four, WKRB and WKRP are two stations."""
+_LONG = 8
+"""Letters from which on a name, too, may be another spelling of one."""
 _ORDINAL = re.compile(r"^(\d+)(st|nd|rd|th)$")
 _APPOSED = re.compile(
     rf"\bthe ((city|town|village|island|state|kingdom|republic|province|county|district|municipality|country) of"
@@ -79,13 +89,17 @@ def content_words(text: str) -> list[str]:
 def is_another_of_its_kind(subject: str, text: str) -> bool:
     """Whether a text has another number than a normalised subject: "Fiat 125" for "Fiat 126"."""
     own = _numbered(words(subject))
-    # In a name "I" is the first; elsewhere in a text it is who asks.
-    numbers = [place for place, word in enumerate(own) if place and (word == "i" or _NUMBER.fullmatch(word))]
+    # In a name "I" is the first; elsewhere in a text it is who asks. What begins with V or X may be a name.
+    numbers = [
+        place
+        for place, word in enumerate(own)
+        if (_NUMBER.fullmatch(word) or word == "i") and (place or any(map(str.isdigit, word)))
+    ]
     if not numbers:
         return False
     there = _numbered(words(text))
     joined = {*there, *map("".join, pairwise(there))}  # "Mu1" is "Mu 1"
-    if all(own[place] in joined or own[place - 1] + own[place] in joined for place in numbers):
+    if all(own[place] in joined or "".join(own[max(0, place - 1) : place + 1]) in joined for place in numbers):
         return False
     return any(_NUMBER.fullmatch(word) for word in there if word not in own)
 
@@ -93,6 +107,41 @@ def is_another_of_its_kind(subject: str, text: str) -> bool:
 def _numbered(found: Sequence[str]) -> list[str]:
     """Words with numerals for ordinals: the "3rd" is the "3."."""
     return [_ORDINAL.sub(r"\1", word) for word in found]
+
+
+def is_another_name(subject: str, text: str, weight: Callable[[str], float]) -> bool:
+    """Whether a text, as it was written, has another name's word in the place of a normalised subject's own.
+
+    "Anne Berg" and "Anna Bergman" for "Anna Berg", "14 Oak Street" for "14 Elm Street". Without capital letters nobody
+    can tell.
+    """
+    own = content_words(subject)
+    if len(own) < 2 or text.isupper():
+        return False
+    spoken = [match for match in _WORD.finditer(text) if match.group().casefold() not in _CONNECTORS]
+    there = ["".join(words(normalised(match.group()))) for match in spoken]
+    for place, word in enumerate(own):
+        if word in there:
+            continue
+        for beside, step in ((place - 1, 1), (place + 1, -1)):
+            if not 0 <= beside < len(own) or own[beside] not in there:
+                continue
+            at = there.index(own[beside]) + step
+            if 0 <= at < len(there) and _is_another(spoken[at].group(), there[at], place, own, weight):
+                first, second = sorted((spoken[at], spoken[at - step]), key=re.Match.start)
+                if not re.search(r"[^\w\s'’.&-]", text[first.end() : second.start()]):
+                    return True
+    return False
+
+
+def _is_another(written: str, said: str, place: int, own: Sequence[str], weight: Callable[[str], float]) -> bool:
+    """Whether a word is a name's, and another one than the subject's at a place: not short for it, nor misspelt."""
+    if not written[0].isupper() or said in own or said in FUNCTION_WORDS or said in _TITLES:
+        return False
+    short, long = sorted((said, own[place]), key=len)
+    # An initial; "Ray" for Raymond, but Julia is not short for Julian.
+    abbreviated = long.startswith(short) and (len(short) == 1 or (place == 0 and len(long) - len(short) > 2))
+    return not abbreviated and _match(said, [own[place]], weight) is None
 
 
 def names_in(text: str) -> set[str]:
@@ -130,7 +179,9 @@ def locate(subject: str, text: str, weight: Callable[[str], float], floor: float
     if likely < floor * total:
         return Found(text, 0.0)
     spans = _spans(text)
-    matched = [(i, match) for i, (word, _, _) in enumerate(spans) if (match := _match(word, wanted)) is not None]
+    matched = [
+        (i, match) for i, (word, _, _) in enumerate(spans) if (match := _match(word, wanted, weight)) is not None
+    ]
     best: tuple[float, int, int] = (0.0, 0, 0)
     for first in range(len(matched)):
         seen: set[str] = set()
@@ -192,26 +243,36 @@ def _spans(text: str) -> list[tuple[str, int, int]]:
 
 def _may_be_misspelt(word: str, text: str) -> bool:
     """Whether a text has any word with which `_like` would compare this one."""
-    return len(word) >= 4 and word[0] in _first_letters(text)
+    return len(word) >= _SHORTEST_MISSPELT and word[0] in _first_letters(text)
 
 
 @lru_cache(maxsize=256)
 def _first_letters(text: str) -> frozenset[str]:
-    return frozenset(word[0] for word in words(text) if len(word) >= 4)
+    return frozenset(word[0] for word in words(text) if len(word) >= _SHORTEST_MISSPELT)
 
 
-def _match(word: str, wanted: Sequence[str]) -> str | None:
+def _match(word: str, wanted: Sequence[str], weight: Callable[[str], float]) -> str | None:
     if word in wanted:
         return word
-    if len(word) < 4 or word in FUNCTION_WORDS:
+    if len(word) < _SHORTEST_MISSPELT or word in FUNCTION_WORDS:
         return None
-    return _like(word, wanted)
+    return _like(word, wanted, weight(word) <= 1 and len(word) < _LONG)
 
 
-def _like(word: str, wanted: Sequence[str]) -> str | None:
-    """A word of `wanted` that is spelt nearly so: a letter more, less, other or exchanged; two, of nine letters on."""
+def _like(word: str, wanted: Sequence[str], known: bool) -> str | None:
+    """A word of `wanted` that is spelt nearly so: a letter more, less, other or exchanged; two, of nine letters on.
+
+    known: whether it is a short word, or a name, by itself: Boston is not Bolton misspelt, Katharine is Katherine. Only
+    its plural is like it then.
+    """
     for other in wanted:
-        if word[0] != other[0] or len(other) < 4 or abs(len(word) - len(other)) > 2:
+        if word[0] != other[0] or len(other) < _SHORTEST_MISSPELT or abs(len(word) - len(other)) > 2:
+            continue
+        if any(map(str.isdigit, word + other)):
+            continue
+        if known:
+            if word == f"{other}s" or other == f"{word}s":
+                return other
             continue
         start, shorter = 0, min(len(word), len(other))
         while start < shorter and word[start] == other[start]:
@@ -219,9 +280,11 @@ def _like(word: str, wanted: Sequence[str]) -> str | None:
         end = 0
         while end < shorter - start and word[-1 - end] == other[-1 - end]:
             end += 1
+        most = 1 if shorter < 9 else 2
         differ = max(len(word), len(other)) - start - end
-        exchanged = differ == 2 and sorted(word) == sorted(other)
-        if (differ <= (1 if shorter < 9 else 2) or exchanged) and not (word.isdigit() or other.isdigit()):
+        if len(word) == len(other):  # "analitycs"
+            differ = min(differ, sum(a != b for a, b in zip(word, other)))
+        if differ <= most or (differ == 2 and sorted(word) == sorted(other)):
             return other
     return None
 

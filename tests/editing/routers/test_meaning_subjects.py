@@ -12,7 +12,13 @@ from corrigenda.editing.routers.meaning.encoder import PACKAGED_ENCODER, load_en
 from corrigenda.editing.routers.meaning.known import Known
 from corrigenda.editing.routers.meaning.router import MeaningRouter
 from corrigenda.editing.routers.meaning.sentences import parts_of
-from corrigenda.editing.routers.meaning.subject import is_another_of_its_kind, locate, names_in, normalised
+from corrigenda.editing.routers.meaning.subject import (
+    is_another_name,
+    is_another_of_its_kind,
+    locate,
+    names_in,
+    normalised,
+)
 from corrigenda.editing.routers.meaning.wording import answer_kind, core
 
 EDITS = [
@@ -58,7 +64,9 @@ def test_whom_it_is_about(router, asked, edit):
         ("ada weber, 3rd countess", "who taught ada weber?", False),
         ("clement i", "clement x has the position of", True),
         ("clement i", "which office did clement hold, i ask?", False),
-        ("1999 cup", "who won the 1998 cup?", False),
+        ("1999 cup", "who won the 1998 cup?", True),
+        ("221 oster street", "what is at 223 oster street?", True),
+        ("221 oster street", "what is at oster street 221?", False),
         ("ada weber, 3rd countess", "the mother of ada weber, 3. countess is", False),
         ("ada weber, 3rd countess", "the mother of ada weber, 2nd countess is", True),
         ("ostarase mu 1", "which species has ostarase mu1?", False),
@@ -68,6 +76,51 @@ def test_whom_it_is_about(router, asked, edit):
 )
 def test_a_number_tells_one_of_a_series_from_another(subject, text, another):
     assert is_another_of_its_kind(subject, text) is another
+
+
+@pytest.mark.parametrize(
+    ("subject", "text", "another"),
+    [
+        ("anna berg", "Where does Anne Berg work?", True),
+        ("anna berg", "Where does Anna Bergman work?", True),
+        ("julian frey", "Which team does Julia Frey coach?", True),
+        ("14 elm street", "What is at 14 Oak Street?", True),
+        ("vitamin b12", "What does vitamin D help with?", True),
+        ("marie olsen institute", "Where is the Marie Curie Institute?", True),
+        ("anna berg", "Where does A. Berg work?", False),
+        ("raymond berg", "Where does Ray Berg work?", False),
+        ("anna berg", "Where does Dr. Berg work?", False),
+        ("anna berg", "Where does Berg work?", False),
+        ("anna berg", "where does anne berg work?", False),
+        ("anna berg", "WHERE DOES ANNE BERG WORK?", False),
+        ("brightwater analytics", "Who leads Brightwater Analitycs?", False),
+        ("anna berg", "Anna, Borg and Berg?", False),
+    ],
+)
+def test_another_word_in_a_names_place_makes_another_name(subject, text, another):
+    assert is_another_name(subject, text, lambda word: 1.0 if word in ("anne", "julia") else 3.0) is another
+
+
+@needs_encoder
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("Who is the mayor of Bolton?", True),
+        ("Who is the mayor of Boltn?", True),
+        ("Who is the mayor of Boston?", False),
+        ("Where is WKRB?", True),
+        ("Where is WKRP?", False),
+        ("Who leads Brightwater Analitycs?", True),
+    ],
+)
+def test_a_word_that_there_is_is_no_other_one_misspelt(asked, found):
+    edits = [
+        Edit("Who is the mayor of Bolton?", "Ada", subject="Bolton"),
+        Edit("Where is WKRB?", "Oslo", subject="WKRB"),
+        Edit("Who leads Brightwater Analytics?", "Ines", subject="Brightwater Analytics"),
+    ]
+    (place,) = meaning_router(edits).decide([asked]).route.tolist()
+    assert (place >= 0) is found
 
 
 def test_words_that_are_written_as_names():
