@@ -171,5 +171,23 @@ def test_what_was_not_read_is_not_read_from_a_closed_store(folder):
     edited = load(folder, tiny_model())
     edits = edited.edits
     edited.detach()
-    with refusal("was closed", "open them again"):
+    with refusal("was closed", "open it again"):
         list(edits)
+
+
+def test_nothing_is_written_into_a_closed_store(folder):
+    edited = load(folder, tiny_model())
+    edited.write_into(folder)
+    edited.close()
+    for change in (lambda: edited.edit(Edit("Who leads Six Mills?", "Pi", id="d")), lambda: edited.undo("a")):
+        with refusal("was closed", "open it again"):
+            change()
+    assert [edit.id for edit in load(folder, tiny_model()).edits] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("edits", [None, 5, "Who leads Six Mills?", {"prompt": "Who?"}, [Edit("Who?", "Pi"), None]])
+def test_what_is_no_edit_is_refused_in_a_sentence(folder, edits):
+    edited = load(folder, tiny_model())
+    with refusal("edit takes Edit objects"):
+        edited.edit(edits)
+    assert len(edited.edits) == 3
