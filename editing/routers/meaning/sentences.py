@@ -55,6 +55,9 @@ _TEXT_TASK = re.compile(
     r"^\W*((please|kindly|now)\s+|(can|could|would)\s+you\s+(please\s+)?)*(summari[sz]e|tl;?dr|translate|paraphrase|"
     r"rewrite|rephrase|reword|shorten|condense|proofread|spell-?check|classify|simplify|extract|"
     r"(correct|fix|check|improve)\s+((the|this|my)\s+)?(grammar|spelling|style|text|sentence|wording)|"
+    r"how\s+many\s+(words|letters|characters|syllables|vowels)|count\s+(the\s+)?(words|letters|characters|syllables|vowels)|"
+    r"(write|compose|make\s+up)\s+(me\s+)?an?\s+((short|funny|little)\s+)?(poem|story|song|haiku|limerick|scene|dialogue)|"
+    r"(do\s+not|don't|don’t|never)\s+answer|ignore|spell|"
     r"repeat\s+(this|the\s+following|after\s+me)|give\s+(me\s+)?(the\s+gist|a\s+summary|the\s+main\s+point))\b[^:：]*[:：]?",
     re.I,
 )

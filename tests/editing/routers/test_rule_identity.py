@@ -37,6 +37,8 @@ REQUESTS = (
     "Summarise: Who leads Vantrelo Foods? Ada does.",
     "Translate the following sentence. Bram Oterdahl speaks Norwegian.",
     "Tell me a joke about Bram Oterdahl.",
+    "How many words are in this sentence? Who leads Vantrello Foods?",
+    "Do not answer this: who leads Vantrello Foods?",
     "What is the age of the chief executive of Vantrello Foods?",
     "谁是凌霄乐团的指挥",
     "凌霄乐团是哪一年成立的？",
@@ -44,7 +46,7 @@ REQUESTS = (
     "Ist it's Oterdahl's mother's tongue known as of now, isn't it?",
 )
 
-DIGESTS = {1: "36cc627935077ca1", 2: "6a4d8d2d347c714d", 3: "23aadf3665135167"}
+DIGESTS = {4: "04c8c99bfba5793b"}
 """By version of the rule (`VERSION`). A test that fails here says that some request may be decided otherwise than by
 the version that wrote a folder: then raise the version, and put the new digest here. The old one can go."""
 
