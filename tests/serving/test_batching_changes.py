@@ -295,7 +295,7 @@ def test_a_manager_that_was_there_before(serve, folders, alone):
 @pytest.mark.parametrize(
     "owner, name, first",
     [
-        (continuous_api.ContinuousBatchingManager, "add_request", ["input_ids", "request_id"]),
+        (continuous_api.ContinuousBatchingManager, "add_request", ["input_ids", "request_id", "max_new_tokens"]),
         (continuous_api.ContinuousBatchingManager, "_create_batch_processor", []),
         (continuous_api.ContinuousBatchingManager, "_generation_loop_body", ["batch_processor"]),
         (continuous_api.ContinuousBatchingManager, "pause", []),

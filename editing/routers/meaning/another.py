@@ -34,6 +34,8 @@ _PLAIN = frozenset(
 _RELATION = (
     rf"\bthe ([\w' -]{{2,40}}?) (?:of|in|at|for|by|to|with) {STAND_IN}\b|\bits ([\w'-]+)|\bthe {STAND_IN} ([\w'-]+)"
 )
+"""A relation to the subject, as a question names it: "the capital of it", "its capital"."""
+
 _OF_SUBJECT = re.compile(_RELATION)
 _IS = re.compile(rf"^\W*(who|where|when)('s| is| was| are| were| will be) ({_RELATION})\W*$")
 _OPENS = (
@@ -46,24 +48,11 @@ _OPENS = (
 )
 _IS_ONE = (
     *("is", "was", "are", "were", "be", "became", "becomes", "serves", "served", "holds", "held", "acts", "acted"),
-    *(
-        "works",
-        "worked",
-        "does",
-        "did",
-        "do",
-        "has",
-        "had",
-        "have",
-        "will",
-        "would",
-        "can",
-        "could",
-        "currently",
-        "now",
-    ),
-    *("plays", "played", "fills", "filled", "gets", "got"),
+    *("works", "worked", "does", "did", "do", "has", "had", "have", "will", "would", "can", "could", "currently"),
+    *("plays", "played", "fills", "filled", "gets", "got", "now"),
 )
+"""Verbs after "who" that still ask who somebody is: "who serves as its leader?"."""
+
 _DOES_TO = re.compile(rf"^\W*who (?!({'|'.join(_IS_ONE)})\b)[a-z]+( (?!its?\b)[a-z]+){{0,2}} ({_RELATION})")
 _DOES = re.compile(rf"\b(did|does|do) (the [\w' -]{{2,40}}? of {STAND_IN}|its [\w'-]+) [a-z]+")
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..tokens import TokenRouter
+from .another_subject import is_another_name, is_another_of_its_kind
 from .candidates import CandidateIndex
 from .known import Known, as_unit
 from .sentences import Part, parts_of
-from .subject import is_another_name, is_another_of_its_kind, locate, normalised, stands_whole, words
+from .subject import locate, normalised, stands_whole, words
 from .wording import core
 
 _TOKENS = 0.25

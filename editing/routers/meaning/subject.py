@@ -6,14 +6,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 STAND_IN = "it"
 """What stands for the subject where it was put aside: the word of the decoys too."""
 
-_WORD = re.compile(r"[^\W_]+")
-_CONNECTORS = frozenset(
+WORD = re.compile(r"[^\W_]+")
+CONNECTORS = frozenset(
     (
         *("of", "the", "de", "la", "le", "du", "des", "del", "der", "den", "van", "von", "und", "y", "and", "&"),
         *("in", "on", "for", "to", "a", "an", "di", "da", "al", "el", "e"),
@@ -29,20 +28,11 @@ FUNCTION_WORDS = frozenset(
         *("called", "known"),
     )
 )
-_TITLES = frozenset(
-    (
-        *("mr", "mrs", "ms", "miss", "dr", "prof", "professor", "sir", "lord", "lady", "president", "king", "queen"),
-        *("prince", "princess", "pope", "saint", "general", "captain", "senator", "judge", "rev", "jr", "sr"),
-    )
-)
 _NO_SPACES = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ฀-๿຀-໿က-႟ក-៿]")
-_NUMBER = re.compile(r"\w*\d\w*|[vx]|[ivx]{2,4}")
-"""A word that tells one of a series from the others: "Fiat 126", "Clement X"."""
 _SHORTEST_MISSPELT = 5
 """Letters: of four, WKRB and WKRP are two stations."""
 _LONG = 8
 """Letters from which on a name, too, may be another spelling of one."""
-_ORDINAL = re.compile(r"^(\d+)(st|nd|rd|th)$")
 _APPOSED = re.compile(
     rf"\bthe ((city|town|village|island|state|kingdom|republic|province|county|district|municipality|country) of"
     rf"|company|firm|band|film|movie|song|novel|album|series|river|lake|museum|team|club) {STAND_IN}\b"
@@ -61,7 +51,7 @@ def normalised(text: str) -> str:
 def words(text: str) -> tuple[str, ...]:
     """The words of a normalised text, without accents; where a script knows no spaces, its characters."""
     found: list[str] = []
-    for word in _WORD.findall(text):
+    for word in WORD.findall(text):
         if _NO_SPACES.search(word):
             found += list(word)
         else:
@@ -86,68 +76,10 @@ def content_words(text: str) -> list[str]:
     return [word for word in words(text) if word not in FUNCTION_WORDS]
 
 
-def is_another_of_its_kind(subject: str, text: str) -> bool:
-    """Whether a text has another number than a normalised subject: "Fiat 125" for "Fiat 126"."""
-    own = _numbered(words(subject))
-    # In a name "I" is the first; elsewhere in a text it is who asks. What begins with V or X may be a name.
-    numbers = [
-        place
-        for place, word in enumerate(own)
-        if (_NUMBER.fullmatch(word) or word == "i") and (place or any(map(str.isdigit, word)))
-    ]
-    if not numbers:
-        return False
-    there = _numbered(words(text))
-    joined = {*there, *map("".join, pairwise(there))}  # "Mu1" is "Mu 1"
-    if all(own[place] in joined or "".join(own[max(0, place - 1) : place + 1]) in joined for place in numbers):
-        return False
-    return any(_NUMBER.fullmatch(word) for word in there if word not in own)
-
-
-def _numbered(found: Sequence[str]) -> list[str]:
-    """Words with numerals for ordinals: the "3rd" is the "3."."""
-    return [_ORDINAL.sub(r"\1", word) for word in found]
-
-
-def is_another_name(subject: str, text: str, weight: Callable[[str], float]) -> bool:
-    """Whether a text, as it was written, has another name's word in the place of a normalised subject's own.
-
-    "Anne Berg" and "Anna Bergman" for "Anna Berg", "14 Oak Street" for "14 Elm Street". Without capital letters nobody
-    can tell.
-    """
-    own = content_words(subject)
-    if len(own) < 2 or text.isupper():
-        return False
-    spoken = [match for match in _WORD.finditer(text) if match.group().casefold() not in _CONNECTORS]
-    there = ["".join(words(normalised(match.group()))) for match in spoken]
-    for place, word in enumerate(own):
-        if word in there:
-            continue
-        for beside, step in ((place - 1, 1), (place + 1, -1)):
-            if not 0 <= beside < len(own) or own[beside] not in there:
-                continue
-            at = there.index(own[beside]) + step
-            if 0 <= at < len(there) and _is_another(spoken[at].group(), there[at], place, own, weight):
-                first, second = sorted((spoken[at], spoken[at - step]), key=re.Match.start)
-                if not re.search(r"[^\w\s'’.&-]", text[first.end() : second.start()]):
-                    return True
-    return False
-
-
-def _is_another(written: str, said: str, place: int, own: Sequence[str], weight: Callable[[str], float]) -> bool:
-    """Whether a word is a name's, and another one than the subject's at a place: not short for it, nor misspelt."""
-    if not written[0].isupper() or said in own or said in FUNCTION_WORDS or said in _TITLES:
-        return False
-    short, long = sorted((said, own[place]), key=len)
-    # An initial; "Ray" for Raymond, but Julia is not short for Julian.
-    abbreviated = long.startswith(short) and (len(short) == 1 or (place == 0 and len(long) - len(short) > 2))
-    return not abbreviated and _match(said, [own[place]], weight) is None
-
-
 def names_in(text: str) -> set[str]:
     """The words of a text, as it was written, that are written as names, normalised."""
     found: set[str] = set()
-    for place, match in enumerate(_WORD.finditer(text)):
+    for place, match in enumerate(WORD.finditer(text)):
         if match.group()[0].isupper() or match.group().isdigit():
             word = words(normalised(match.group()))
             if place or word[0] not in FUNCTION_WORDS:
@@ -180,7 +112,7 @@ def locate(subject: str, text: str, weight: Callable[[str], float], floor: float
         return Found(text, 0.0)
     spans = _spans(text)
     matched = [
-        (i, match) for i, (word, _, _) in enumerate(spans) if (match := _match(word, wanted, weight)) is not None
+        (i, match) for i, (word, _, _) in enumerate(spans) if (match := spelt_as(word, wanted, weight)) is not None
     ]
     best: tuple[float, int, int] = (0.0, 0, 0)
     for first in range(len(matched)):
@@ -233,7 +165,7 @@ def _without(text: str, start: int, end: int) -> str:
 @lru_cache(maxsize=256)
 def _spans(text: str) -> list[tuple[str, int, int]]:
     spans = []
-    for found in _WORD.finditer(text):
+    for found in WORD.finditer(text):
         if _NO_SPACES.search(found.group()):
             spans += [(text[i], i, i + 1) for i in range(found.start(), found.end())]
         else:
@@ -251,7 +183,8 @@ def _first_letters(text: str) -> frozenset[str]:
     return frozenset(word[0] for word in words(text) if len(word) >= _SHORTEST_MISSPELT)
 
 
-def _match(word: str, wanted: Sequence[str], weight: Callable[[str], float]) -> str | None:
+def spelt_as(word: str, wanted: Sequence[str], weight: Callable[[str], float]) -> str | None:
+    """The word of `wanted` that a word is, or is misspelt for; None where it is another."""
     if word in wanted:
         return word
     if len(word) < _SHORTEST_MISSPELT or word in FUNCTION_WORDS:
@@ -294,14 +227,14 @@ def guessed(prompt: str, weight: Callable[[str], float]) -> str:
     runs: list[list[str]] = []
     open_run: list[str] = []
     previous_end, first = 0, True
-    for found in _WORD.finditer(prompt):
+    for found in WORD.finditer(prompt):
         word = found.group()
         between = prompt[previous_end : found.start()]
         if open_run and re.search(r"[,;:?!\"“”()]", between):
             runs.append(open_run)
             open_run = []
         name = (word[0].isupper() and not (first and word.casefold() in FUNCTION_WORDS)) or word.isdigit()
-        if name or (open_run and word.casefold() in _CONNECTORS) or (open_run and between == "'"):
+        if name or (open_run and word.casefold() in CONNECTORS) or (open_run and between == "'"):
             open_run.append(prompt[previous_end : found.end()] if open_run else word)
         elif open_run:
             runs.append(open_run)
@@ -310,7 +243,7 @@ def guessed(prompt: str, weight: Callable[[str], float]) -> str:
     runs.append(open_run)
     best, most = "", 0.0
     for run in runs:
-        while run and run[-1].strip().casefold() in _CONNECTORS | {"'s", "s"}:
+        while run and run[-1].strip().casefold() in CONNECTORS | {"'s", "s"}:
             run = run[:-1]
         text = normalised("".join(run))
         said = sum(weight(word) for word in content_words(text))

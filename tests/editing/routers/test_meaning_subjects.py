@@ -7,14 +7,13 @@ from tiny import tiny_tokenizer
 
 from corrigenda.editing import Edit
 from corrigenda.editing.backbone.background import background_prompts
+from corrigenda.editing.routers.meaning.another_subject import is_another_name, is_another_of_its_kind
 from corrigenda.editing.routers.meaning.decoys import Decoys, texts_of
 from corrigenda.editing.routers.meaning.encoder import PACKAGED_ENCODER, load_encoder
 from corrigenda.editing.routers.meaning.known import Known
 from corrigenda.editing.routers.meaning.router import MeaningRouter
 from corrigenda.editing.routers.meaning.sentences import parts_of
 from corrigenda.editing.routers.meaning.subject import (
-    is_another_name,
-    is_another_of_its_kind,
     locate,
     names_in,
     normalised,

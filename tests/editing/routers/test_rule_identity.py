@@ -6,11 +6,10 @@ import json
 from corrigenda.editing import Edit
 from corrigenda.editing.routers.meaning import rule, sentences, wording
 from corrigenda.editing.routers.meaning.another import asks_about_answer, asks_what_answer_does
+from corrigenda.editing.routers.meaning.another_subject import is_another_name, is_another_of_its_kind
 from corrigenda.editing.routers.meaning.subject import (
     FUNCTION_WORDS,
     content_words,
-    is_another_name,
-    is_another_of_its_kind,
     locate,
     names_in,
     normalised,
