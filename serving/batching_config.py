@@ -35,7 +35,7 @@ def batching_config(given: dict[str, Any], device: torch.device, resident: int |
         )
     config.use_async_batching = False
     if device.type == "cpu" and config.num_blocks is None and config.max_memory_percent is None:
-        config.num_blocks = -(-CPU_TOKENS // (getattr(config, "page_size", None) or config.block_size))
+        config.num_blocks = -(-CPU_TOKENS // config.page_size)
     if device.type == "cpu" and config.max_batch_tokens is None:
         config.max_batch_tokens = CPU_BATCH_TOKENS
     if resident is not None and config.max_requests_per_batch is None:

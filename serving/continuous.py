@@ -103,6 +103,7 @@ class BatchedRequests:
         input_ids: list[int],
         request_id: str | None = None,
         max_new_tokens: int | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> str | None:
         """`add_request`, which also takes a `tenant`, and refuses what there is no room for."""
@@ -113,7 +114,7 @@ class BatchedRequests:
         token = asking_tenant.set(kwargs.pop("tenant", tenant))
         try:
             wanted = self.manager.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-            return original(input_ids, request_id, self._new_tokens(len(input_ids), wanted), **kwargs)
+            return original(input_ids, request_id, self._new_tokens(len(input_ids), wanted), *args, **kwargs)
         except ServingError as error:
             if batch is not None:
                 batch.refused = error
@@ -145,7 +146,7 @@ class BatchedRequests:
         held = None if processor is None else processor.cache.max_tokens_read
         settings = self.manager.continuous_batching_config
         if held is None and settings.num_blocks is not None:
-            held = settings.num_blocks * (getattr(settings, "page_size", None) or settings.block_size)
+            held = settings.num_blocks * settings.page_size
         return min((limit for limit in (positions, held) if limit is not None), default=None)
 
     def _on_arrival(self, original: Any, state: Any, *args: Any, **kwargs: Any) -> None:

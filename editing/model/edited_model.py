@@ -247,7 +247,7 @@ class EditedModel:
                 with self._alone():
                     solve_for_another(self.method, group)
                 return WrittenEdits()
-        stream: Iterable[Edit] = [edits] if isinstance(edits, Edit) or not isinstance(edits, Iterable) else edits
+        stream: Iterable[Edit] = edits if isinstance(edits, Iterable) else [edits]
         if store is not None:
             self.write_into(store)
         options = StreamOptions(resume, on_conflict, author, keep_unsolved, on_progress, score_each, group)

@@ -53,7 +53,10 @@ class LedgerReader:
     @property
     def size(self) -> int:
         """Of its files, in bytes: what it says cannot take more."""
-        self._check_open()
+        if self.closed:
+            raise CorrigendaError(
+                f"{self.name} was closed: what was not read by then cannot be, nor anything written; open it again."
+            )
         if self.folder is None:
             (pages,), (size,) = (
                 self._connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("count", "size")
@@ -186,16 +189,9 @@ class LedgerReader:
             f"{self.name} is damaged: {what}; restore it from a copy, or run `corrigenda repair` to keep what is whole."
         )
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise CorrigendaError(
-                f"{self.name} was closed: what was not read by then cannot be, nor anything written; open it again."
-            )
-
     @contextlib.contextmanager
     def _sentences(self, writing: bool = False) -> Iterator[None]:
         """Within: an error of SQLite becomes one that a user can read."""
-        self._check_open()
         try:
             self._steps.begin(self.size)
             yield
