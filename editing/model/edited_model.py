@@ -345,6 +345,8 @@ class EditedModel:
     def generate(self, inputs: Tensor | None = None, *, provenance: bool = False, **kwargs: Any) -> Any:
         """As transformers' `generate`, with every sequence answered by the edit that its prompt is about, if any.
 
+        Prompts that are padded on the right are read padded on the left, and given back as they came before what is
+        new. Raises CorrigendaError where there is no row, or no token.
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
         prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
@@ -386,6 +388,9 @@ class EditedModel:
         self, rows: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int = 16
     ) -> list[Answer]:
         """The same for tokenised prompts, each with its own limit."""
+        for number, row in enumerate(rows, start=1):
+            if not len(row):
+                raise CorrigendaError(f"Prompt {number} has no tokens, after which nothing can follow: ask something.")
         with self._reading() as edits:
             read, known = self.read_as(rows)
             self.decoder.check_lengths(read, max_new_tokens)

@@ -21,7 +21,7 @@ from ..errors import CorrigendaError
 from ..routers.context import RoutingContext
 from ..routers.progress import AnswerProgress
 from ..routers.router import Decision
-from .read_prompts import ReadPrompts
+from .read_prompts import PAD_LEFT, ReadPrompts, padded_on_the_right
 
 
 class DecidingMethod(Protocol):
@@ -158,6 +158,9 @@ class Session:
     ) -> None:
         self.method = method
         self.context = context
+        check_prompts(prompt, mask)
+        if mask is not None and padded_on_the_right(mask):  # what follows a row would be read off its padding
+            raise CorrigendaError(f"Prompts are padded on the right here, after which none is continued: {PAD_LEFT}.")
         self.prompt_mask = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
         rows = [row[keep].tolist() for row, keep in zip(prompt.cpu(), self.prompt_mask.cpu())]
         self._known = method.decide(rows) if known is None else known
@@ -320,7 +323,22 @@ def prompts_of(model: CausalModel, inputs: Tensor | None, kwargs: dict[str, Any]
         pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         kwargs["attention_mask"] = torch.ones_like(prompt) if pad is None or pad in ends else (prompt != pad).long()
+    check_prompts(prompt, kwargs["attention_mask"])
     return prompt, kwargs["attention_mask"]
+
+
+def check_prompts(prompt: Tensor, mask: Tensor | None) -> None:
+    """Raise where prompts are not ids `[rows, length]` of at least one row and column, or the mask is not theirs."""
+    if prompt.dim() != 2 or 0 in prompt.shape:
+        raise CorrigendaError(
+            "generate needs prompts of at least one token, as token ids of the shape [rows, length], not "
+            f"{list(prompt.shape)}."
+        )
+    if mask is not None and mask.shape != prompt.shape:
+        raise CorrigendaError(
+            f"The attention mask of generate must have the shape of the prompts, {list(prompt.shape)}, not "
+            f"{list(mask.shape)}."
+        )
 
 
 def fingerprint_weight(method: DecidingMethod, rows: list[list[int]], mask: Tensor) -> Tensor:

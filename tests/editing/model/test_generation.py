@@ -199,6 +199,58 @@ def test_padding_is_inferred_as_transformers_does():
         edited.generate(max_new_tokens=3)
 
 
+def padded_right(prompts):
+    """The same prompts with their padding after them."""
+    left = padded(prompts)
+    count = left["attention_mask"].sum(1)
+    return {name: torch.stack([row.roll(int(n)) for row, n in zip(values, count)]) for name, values in left.items()}
+
+
+@every_case
+def test_prompts_padded_on_the_right_are_answered_as_those_alone(kind, method):
+    """What follows a row is predicted at its last column, which is padding there: it came without the edit."""
+    edited = edited_model(kind, method)
+    inputs = padded_right(PROMPTS)
+    assert bool((inputs["attention_mask"][:, -1] == 0).any()) and bool(inputs["attention_mask"][:, 0].all())
+    assert generated(edited, inputs) == alone_greedily(kind, method)
+    assert generated(edited, {"input_ids": inputs["input_ids"]}) == alone_greedily(kind, method)
+    assert generated(edited, inputs, num_beams=2, num_return_sequences=2)[1][::2] == alone(edited, num_beams=2)[1]
+    for model in (edited, edited.model):
+        output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        assert torch.equal(output[:, :-3], inputs["input_ids"])
+
+
+def test_what_stands_beside_prompts_must_be_padded_as_they_are_read():
+    edited = edited_model("llama", "associative")
+    inputs = padded_right(PROMPTS)
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with pytest.raises(CorrigendaError, match=r"^Prompts padded on the right .*`position_ids`.*padding_side"):
+        edited.generate(**inputs, position_ids=positions, max_new_tokens=3)
+    with pytest.raises(CorrigendaError, match=r"^Prompts are padded on the right .*padding_side"):
+        edited.generate(
+            **padded(PROMPTS),
+            guidance_scale=1.5,
+            negative_prompt_ids=inputs["input_ids"],
+            negative_prompt_attention_mask=inputs["attention_mask"],
+            max_new_tokens=3,
+        )
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(0, 5), (1, 0), (0, 0), (4,)])
+def test_a_call_without_a_prompt_is_refused_in_a_sentence(method, shape):
+    edited = edited_model("llama", method)
+    for model in (edited, edited.model):
+        with pytest.raises(CorrigendaError, match=r"^generate needs prompts of at least one token[^.]*\.$"):
+            model.generate(torch.zeros(shape, dtype=torch.int64), max_new_tokens=3)
+    with pytest.raises(CorrigendaError, match=r"^The attention mask[^.]*\[1, 3\], not \[1, 2\]\.$"):
+        edited.generate(torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 2), max_new_tokens=3)
+    for prompts in ([""], [PROMPTS[0], ""]):
+        with pytest.raises(CorrigendaError, match=rf"^Prompt {len(prompts)} has no tokens[^.]*\.$"):
+            edited.answer(prompts)
+    assert generated(edited, padded(PROMPTS)) == alone_greedily("llama", method)
+
+
 # One decision a sequence, for this call alone
 
 
