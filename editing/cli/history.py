@@ -290,7 +290,12 @@ def _explained(found: dict[str, Any], count: int, out: dict[str, str]) -> Iterat
         answer = "No edit applies" if found["edit"] is None else f'Edit "{shown(found["edit"])}" applies'
         if found.get("memory") is not None:
             answer = f"One of the edits in {found['memory']} applies"
-        yield f"{answer}: best score {score}, needed {needed}, margin {margin}."
+        scores = [row["score"] for row in found["nearest"]]
+        higher = bool(scores) and max(scores) > scores[0] + 1e-6  # more than rounding
+        best = "the nearest key's score" if higher else "best score"
+        yield f"{answer}: {best} {score}, needed {needed}, margin {margin}."
+        if higher:
+            yield "A key that is further from the prompt scores higher for its wider radius, and is not asked."
         if found.get("reason"):
             yield f'It is near "{shown(found["nearest"][0]["id"])}", but {found["reason"]}.'
         if found.get("begun"):

@@ -65,7 +65,8 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
     """The answer, from a router that knows `edits`, to one request in the form that it decides by.
 
     edit       the id of the applied edit
-    score      of the best match, the first of `nearest`
+    score      of the best match, the first of `nearest`; of routers by keys that is the one with the nearest key, where
+               one with a wider radius may have a higher score
     needed     the score from which that is applied: `threshold` + `rival_weight` * `runner_up`, the next best's score;
                or the score of the `withdrawn` edit
     margin     score - needed; an edit is applied where it is not below 0
@@ -79,8 +80,10 @@ def explained(router: EditRouter, requests: Any, edits: list[Any], most: int = 5
     decision = router.decide_queries(query)
     (route,), (nearest,), (score,), _, (margin,), (withdrawn,), (against,) = (part.tolist() for part in decision)
     scores = router.scores(query)
-    best = scores.topk(max(0, min(most, len(edits))))
-    places = sorted(best.indices.tolist(), key=lambda place: (place != nearest, -float(scores[place]), place))
+    best = scores.topk(max(0, min(most, len(edits)))).indices.tolist()
+    if best and nearest >= 0 and nearest not in best:  # the nearest key decides, whatever another scores
+        best[-1] = nearest
+    places = sorted(best, key=lambda place: (place != nearest, -float(scores[place]), place))
     undone = None
     if router.withdrawn is not None:
         (place,), (likeness,) = (part.tolist() for part in router.nearest_withdrawn(query))

@@ -11,7 +11,9 @@ from stores import refusal
 from tiny import tiny_model, tiny_tokenizer
 
 from corrigenda.editing import Edit, EditedModel
+from corrigenda.editing.cli.history import _explained
 from corrigenda.editing.methods.grace.config import GraceConfig
+from corrigenda.editing.model.why import explained
 from corrigenda.editing.routers.nearest import NearestKeyRouter
 
 EDITS = [
@@ -138,6 +140,26 @@ def test_a_later_view_of_the_keys_keeps_what_a_reader_saw():
     assert not torch.equal(before.route, router.decide(asked).route)
     router.reset()
     assert all(torch.equal(a, b) for a, b in zip(before, view.decide(asked)))
+
+
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_why_shows_the_nearest_key_first_whatever_another_scores(most):
+    """A row with a wide radius scores higher from further away, and is not asked."""
+    router = NearestKeyRouter(2, 1.0)
+    keys = [(0, 1), (1, 2), (10, 3), (12, 3), (13, 3), (14, 3)]  # the last four are one row, of the radius 4
+    known = torch.tensor([[key, 0, label] for key, label in keys], dtype=torch.float32)
+    router.add_fingerprints(router.fingerprints_of(known))
+    edits = [Edit(f"Key {number}?", "x", id=str(number)) for number in range(len(keys))]
+    found = explained(router, torch.tensor([[3.0, 0.0]]), edits, most)
+    first = found["nearest"][0]
+    assert first["id"] == "1" and first["score"] == found["score"] < 0.5 and found["edit"] is None
+    assert len(found["nearest"]) == min(most, len(edits))
+    (line, *more) = _explained(found, len(edits), {})
+    if most == 1:
+        assert "best score 0.2" in line and not more
+    else:
+        assert max(row["score"] for row in found["nearest"]) == pytest.approx(4 / 11)
+        assert "the nearest key's score 0.2" in line and "wider radius" in more[0]
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
