@@ -14,7 +14,8 @@ class Folders:
     """The folders of a server, as its clients may name them.
 
     A folder that was served to one tenant alone, at the start or since, stays that tenant's until the server ends:
-    nobody else has it loaded, shared or as another's, also after it is taken out.
+    nobody else has it loaded, shared or as another's, also after it is taken out. Other tenants are not told that it is
+    there; whoever names none may see all of them, and is told whose it is.
     """
 
     def __init__(self, settings: ServingSettings) -> None:
@@ -50,12 +51,20 @@ class Folders:
             raise ServingError(f'Several folders are called "{folder}" here: they cannot be told apart by a name.', 409)
         if named:
             return path if path in named else named[0]
-        if root is None:
-            raise ServingError('This server loads no further folders: start it with a "root" to allow it.', 403)
-        if not path.is_relative_to(root):
-            raise ServingError(f'The folder "{folder}" is outside of the root from where this server loads.', 403)
+        inside = root is not None and path.is_relative_to(root)
         # A name that is too long, or one behind a closed folder, is none either; nor is another tenant's, for all that
         # this one may know.
-        if self._owner.get(path) not in (None, tenant) or not os.path.isdir(path):
-            raise ServingError(f'There is no folder "{folder}" under the root.', 404)
-        return path
+        if inside and self._owner.get(path) in (None, tenant) and os.path.isdir(path):
+            return path
+        if tenant is None:  # asked by none of them, but with the key that lists them all
+            for known, owner in self._owner.items():
+                if owner is not None and (known == path or self.name_of(known) == folder):
+                    raise ServingError(
+                        f'The folder "{folder}" is the tenant "{owner}"\'s alone: name that tenant, or serve a copy.',
+                        403,
+                    )
+        if root is None:
+            raise ServingError('This server loads no further folders: start it with a "root" to allow it.', 403)
+        if not inside:
+            raise ServingError(f'The folder "{folder}" is outside of the root from where this server loads.', 403)
+        raise ServingError(f'There is no folder "{folder}" under the root.', 404)

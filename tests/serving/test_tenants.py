@@ -38,24 +38,36 @@ def take(catalogue, change):
     return catalogue
 
 
+WHOSE = r"""^The folder "[^"]+" is the tenant "acme"'s alone: name that tenant, or serve a copy\.$"""
+
+
 @pytest.mark.parametrize("tenant", [None, "zeta", "new"])
 def test_a_tenants_folder_is_nobody_elses(settings, root, tenant):
     """It was served to somebody, and so anybody could have it loaded: as shared, or as their own."""
     catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse(settings))
     for name in ("acme", str(root / "acme"), "./acme", "shared/../acme"):
-        with pytest.raises(ServingError, match="There is no folder") as refused:
+        with pytest.raises(ServingError, match=WHOSE if tenant is None else "There is no folder") as refused:
             catalogue.allowed(name, tenant)
-        assert refused.value.status == 404
+        assert refused.value.status == (403 if tenant is None else 404)
     assert catalogue.allowed("acme", "acme") == root / "acme"
     assert catalogue.allowed("more", tenant) == root / "more"
     take(catalogue, catalogue.read([("acme", root / "more")]))  # loaded meanwhile: theirs too
     take(catalogue, catalogue.unload("acme", root / "more"))
     take(catalogue, catalogue.forget("acme"))
     for name in ("acme", "more"):
-        with pytest.raises(ServingError, match="There is no folder"):
+        with pytest.raises(ServingError, match=WHOSE if tenant is None else "There is no folder"):
             catalogue.allowed(name, tenant)
     assert catalogue.allowed("more", "acme") == root / "more"
     assert catalogue.allowed("shared", tenant) == root / "shared"
+
+
+def test_a_tenants_folder_is_known_by_its_name_where_none_can_be_loaded(settings, root):
+    catalogue = Catalogue(tiny_tokenizer(), ServingSettings.parse({**settings, "root": None}))
+    with pytest.raises(ServingError, match=WHOSE):
+        catalogue.allowed("acme")
+    with pytest.raises(ServingError, match="loads no further folders"):
+        catalogue.allowed("acme", "zeta")
+    assert catalogue.allowed("acme", "acme") == root / "acme"
 
 
 def test_a_tenant_is_told_its_own_and_the_shared(settings, root):
@@ -88,8 +100,11 @@ def test_folders_outside_of_a_root_are_called_by_their_last_part(folders, tmp_pa
     assert catalogue.allowed(str(twin), "acme") == twin
     with pytest.raises(ServingError, match="cannot be told apart"):
         catalogue.allowed("acme", "acme")
-    with pytest.raises(ServingError, match="loads no further folders"):
+    with pytest.raises(ServingError, match=WHOSE):
         catalogue.allowed("acme")
+    shutil.copytree(folders / "shared", tmp_path / "root" / "acme")  # a name under the root comes first
+    settings = {"edits": folders / "shared", "tenants": tenants, "root": tmp_path / "root"}
+    assert Catalogue(tiny_tokenizer(), ServingSettings.parse(settings)).allowed("acme") == tmp_path / "root" / "acme"
 
 
 def test_there_are_as_many_tenants_and_folders_as_the_settings_allow(settings, root):
