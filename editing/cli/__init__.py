@@ -3,7 +3,13 @@
 Every command imports what it works with when it runs, so that `--help` does not wait for torch.
 """
 
-from . import commands, comparing, fleet, history, routing, serve, upkeep, weights
-from .app import app, main
+import sys
+
+try:
+    from . import commands, comparing, fleet, history, routing, serve, upkeep, weights
+    from .app import app, main
+except KeyboardInterrupt:  # Ctrl-C ends a command in one line from its first moment on
+    sys.stderr.write("Stopped.\n")
+    raise SystemExit(130) from None
 
 __all__ = ["app", "commands", "comparing", "fleet", "history", "main", "routing", "serve", "upkeep", "weights"]

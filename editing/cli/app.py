@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from ...kernels.errors import BackendError
 from ..errors import CorrigendaError
 from ..shown import shown
+from . import interrupts
 
 # Without markup: what is printed may hold a user's paths, prompts and ids, and brackets in these mean nothing.
 output = Console(highlight=False, markup=False)
@@ -31,8 +32,19 @@ class _Commands(TyperGroup):
             fail(str(sentence))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            errors.print("Stopped.", style="yellow")
-            raise typer.Exit(130) from None
+            raise stopped() from None
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise stopped() from None
+
+
+def stopped() -> typer.Exit:
+    """Say that Ctrl-C ended a command; what to raise."""
+    errors.print("Stopped.", style="yellow")
+    return typer.Exit(interrupts.STOPPED)
 
 
 app = typer.Typer(
@@ -87,4 +99,8 @@ def use_threads(count: int | None) -> None:
 def main() -> None:
     """The program `corrigenda`."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries cut through our own
-    app(prog_name="corrigenda")
+    with interrupts.heeded():
+        try:
+            app(prog_name="corrigenda")
+        except KeyboardInterrupt:  # before a command was made of the arguments
+            raise SystemExit(stopped().exit_code) from None

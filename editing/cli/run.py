@@ -21,6 +21,7 @@ from ..scores.evaluate import Evaluator, Scores
 from ..scores.report import scores_json, scores_table, write_json
 from ..shown import one_line, shown
 from ..store.matching import matched
+from . import interrupts
 from .app import counted, say, tell
 from .panels import AnswerOptions, MachineOptions, ReportOptions, StreamOptions
 from .stream import StoppedError, Stream, write_stream
@@ -75,7 +76,7 @@ def _tell_written(console: Console, job: Writing, stream: Stream) -> None:
             say(f"{ended}; what was written is saved in {job.out}.", console=console)
             _tell_held(console, stream)
         if isinstance(stream.ended_by, StoppedError):
-            raise typer.Exit(130)
+            raise typer.Exit(interrupts.STOPPED)
         raise stream.ended_by
     took = f"{stream.seconds:.1f} s ({stream.rate:.2f} edits/s)"
     say(f"Wrote {counted(stream.inside, 'edit')} in {took}; saved in {job.out}.", console=console)
@@ -166,8 +167,11 @@ def _source(answer: Answer, provenance: bool) -> dict[str, Any]:
 
 def load(console: Console, model: str, machine: MachineOptions, **options: Any) -> EditedModel:
     """`EditedModel.from_pretrained`, with a sign of life."""
+    interrupts.check()  # of what came while torch and transformers were imported
     with console.status(Text(f"Loading {model}")):  # as text: a status reads markup, whatever the console does
-        return EditedModel.from_pretrained(model, device=machine.device, dtype=machine.dtype, **options)
+        edited = EditedModel.from_pretrained(model, device=machine.device, dtype=machine.dtype, **options)
+    interrupts.check()
+    return edited
 
 
 def score(console: Console, evaluator: Evaluator, edits: Sequence[Edit]) -> Scores:

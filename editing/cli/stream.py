@@ -24,6 +24,7 @@ from ..model.answers import Progress
 from ..model.edited_model import EditedModel
 from ..scores.evaluate import Evaluator
 from ..shown import one_line, shown
+from . import interrupts
 
 
 class StoppedError(Exception):
@@ -102,7 +103,7 @@ def write_stream(
             last = [*progress.edits, *(declined.edit for declined in progress.declined)][-1:]
             current = "" if progress.passed == len(edits) else escape(one_line("".join(edit.prompt for edit in last)))
             bar.update(task, completed=progress.passed, rate=stream.rate, loss=progress.loss, current=current)
-            if interrupted.is_set() and progress.passed < len(edits):
+            if interrupted.is_set():
                 raise StoppedError
 
         def ask(edit: Edit, rival: Edit) -> str:
@@ -124,6 +125,8 @@ def write_stream(
         policy = ask if on_conflict == "ask" else on_conflict
         try:
             edited.edit(edits, on_progress=advance, score_each=score_each, on_conflict=policy, **options)
+            if interrupted.is_set():  # where all was written before, there was no batch to stop after
+                raise StoppedError
         except (CorrigendaError, StoppedError) as error:
             stream.ended_by = error
         except torch.OutOfMemoryError:
@@ -136,6 +139,7 @@ def write_stream(
 @contextlib.contextmanager
 def _interruptible(console: Console) -> Iterator[threading.Event]:
     """Within: the first Ctrl-C sets the event, so that the batch in work is finished; the second one interrupts."""
+    interrupts.check()
     interrupted = threading.Event()
 
     def note(_signal: int, _frame: FrameType | None) -> None:

@@ -16,6 +16,7 @@ from corrigenda.editing.cli.inputs import read_prompts
 from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.methods.associative.method import Associative
 from corrigenda.editing.model import saving
+from corrigenda.editing.model.edited_model import EditedModel
 from corrigenda.editing.scores import report
 from corrigenda.kernels import dispatch
 
@@ -201,20 +202,31 @@ class TestEdit:
         assert not (tmp_path / "out").exists()
 
     def test_interrupt_saves_whole_batches(self, tiny, facts, tmp_path, monkeypatch) -> None:
-        solve = Associative.solve
+        def interrupted(method):
+            def wrapped(*given, **options):
+                signal.raise_signal(signal.SIGINT)
+                return method(*given, **options)
+
+            return wrapped
+
         # A shell starts background jobs with SIGINT ignored; a terminal's program does not.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        def interrupted(method, edits):
-            signal.raise_signal(signal.SIGINT)
-            return solve(method, edits)
-
-        monkeypatch.setattr(Associative, "solve", interrupted)
+        monkeypatch.setattr(Associative, "solve", interrupted(Associative.solve))
         arguments = ("--model", tiny, "--edits", facts, "--out", tmp_path / "out", "--batch-size", 1)
         result = corrigenda("edit", *arguments)
         assert result.exit_code == 130
         assert "The stream ended after 1 of 3 edits; what was written is saved in" in result.output
         assert len(saving.read(tmp_path / "out").edits) == 1
+        # The last batch too, and a stream that was written before: what comes after it is not begun.
+        again = [*arguments[:-2], "--resume", "--evaluate"]
+        for _ in range(2):
+            result = corrigenda("edit", *again)
+            assert result.exit_code == 130 and "The stream ended after 1 of 3 edits" in result.output
+        assert len(saving.read(tmp_path / "out").edits) == 3
+        monkeypatch.setattr(EditedModel, "edit", interrupted(EditedModel.edit))
+        result = corrigenda("edit", *again)
+        assert result.exit_code == 130 and "3 of 3 edits were recorded before." in result.output
         assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
