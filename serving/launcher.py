@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..editing.store.snapshots import Snapshot
 from .access import Access, keep_keys, listens_locally
 from .edit_header import EditHeader
 from .endpoints import edits_router
-from .errors import error_body
+from .errors import ServingError, error_body
 from .log import logger_of
 from .metrics import exposition
 from .settings import ServingSettings
@@ -188,6 +189,7 @@ def _dtype(manager: Any) -> Any:
 @contextlib.contextmanager
 def _seams(edits: LiveEdits) -> Iterator[None]:
     """Within: the server loads the model that it is pinned to with edits, and has routes for them."""
+    from huggingface_hub.errors import CacheNotFound
     from transformers.cli.serving import server
     from transformers.cli.serving.model_manager import ModelManager
     from transformers.cli.serving.utils import split_model_id
@@ -199,12 +201,15 @@ def _seams(edits: LiveEdits) -> Iterator[None]:
     def build_server(*args: Any, **kwargs: Any) -> Any:
         if edits.served is None:
             raise CorrigendaError("This release of transformers loads its model elsewhere: no edits would be served.")
+        given = inspect.signature(build).bind(*args, **kwargs).arguments
+        _check_messages(given.get("chat_handler"))
         app = build(*args, **kwargs)
         app.include_router(edits_router(edits))
         if exposition() is not None:
             app.add_api_route("/metrics", _metrics, include_in_schema=False)
         app.add_middleware(EditHeader)
         app.add_exception_handler(CorrigendaError, _refuse)
+        app.add_exception_handler(CacheNotFound, functools.partial(_served_alone, edits.name))
         return app
 
     def loading(name: str, ours: Callable[..., Any]) -> Callable[..., Any]:
@@ -228,6 +233,32 @@ def _seams(edits: LiveEdits) -> Iterator[None]:
         server.build_server = build
         for name, original in originals.items():
             setattr(ModelManager, name, original)
+
+
+def _check_messages(handler: Any) -> None:
+    """Let a chat without a turn be refused: the server itself fails inside of its template."""
+    validate = getattr(handler, "_validate_request", None)
+    if validate is None:  # a release that has it elsewhere says what it says
+        return
+
+    @functools.wraps(validate)
+    def checked(body: dict[str, Any]) -> None:
+        validate(body)
+        turns = body.get("messages")
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+            raise ServingError('The request must hold "messages", a list of one turn or more.', 422)
+
+    handler._validate_request = checked
+
+
+async def _served_alone(name: str, request: Any, error: Exception) -> Any:
+    """Where there is no cache of the hub's models to list, that which is served."""
+    from fastapi.responses import JSONResponse
+
+    if request.url.path != "/v1/models":
+        raise error
+    model = {"id": name, "object": "model", "owned_by": "", "created": 0}
+    return JSONResponse({"object": "list", "data": [model]})
 
 
 async def _metrics() -> Any:

@@ -6,6 +6,7 @@ import inspect
 import json
 
 import pytest
+from huggingface_hub import scan_cache_dir
 from running import transformers_server
 from served import OF_ACME, SHARED, banned, store
 from tiny import save_tiny
@@ -81,6 +82,20 @@ def test_a_server_answers_by_the_edits_of_each_tenant(server):
 
 
 @pytest.mark.slow
+def test_what_transformers_fails_at_is_answered(server, tmp_path, monkeypatch):
+    """An internal error each, of a machine without a cache of the hub's models and of a chat without a turn."""
+    monkeypatch.setattr(
+        "transformers.cli.serving.model_manager.scan_cache_dir", lambda _: scan_cache_dir(tmp_path / "no")
+    )
+    (model,) = server.get("/v1/models").json()["data"]
+    assert model["object"] == "model" and model["id"].endswith("/model")
+    for messages in ([], "Hm", ["Hm"], None):
+        refused = server.post("/v1/chat/completions", json={"messages": messages})
+        assert refused.status_code == 422 and '"messages"' in refused.json()["error"]["message"], refused.text
+    assert complete(server, "Who founded the Krellin museum?") == (" Anna Blom", "b")
+
+
+@pytest.mark.slow
 def test_a_server_takes_edits_in_and_undoes_them(server, folders):
     listed = server.get("/v1/edits").json()
     before = listed["version"]
@@ -136,6 +151,10 @@ def test_where_the_server_is_patched_is_where_it_was():
     for name in ("_load_processor", "_load_model"):
         parameters = list(inspect.signature(getattr(ModelManager, name)).parameters)
         assert parameters[:2] == ["self", "model_id_and_revision"]
+    from transformers.cli.serving.utils import BaseHandler
+
+    assert list(inspect.signature(BaseHandler._validate_request).parameters) == ["self", "body"]
+    assert "chat_handler" in inspect.signature(server.build_server).parameters
     assert callable(ModelManager.process_model_name) and utils.split_model_id("a:b.gguf") == ("a", "b.gguf")
     assert "server import build_server" in inspect.getsource(Serve.__init__) and callable(server.build_server)
     options = inspect.signature(Serve.__init__).parameters
