@@ -44,7 +44,7 @@ class _Commands(TyperGroup):
 def stopped() -> typer.Exit:
     """Say that Ctrl-C ended a command; what to raise."""
     errors.print("Stopped.", style="yellow")
-    return typer.Exit(interrupts.STOPPED)
+    return typer.Exit(interrupts.ended())
 
 
 app = typer.Typer(
@@ -99,8 +99,8 @@ def use_threads(count: int | None) -> None:
 def main() -> None:
     """The program `corrigenda`."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries cut through our own
-    with interrupts.heeded():
-        try:
+    try:
+        with interrupts.heeded():
             app(prog_name="corrigenda")
-        except KeyboardInterrupt:  # before a command was made of the arguments
-            raise SystemExit(stopped().exit_code) from None
+    except KeyboardInterrupt:  # before a command was made of the arguments, or what a failure was taken for
+        raise SystemExit(stopped().exit_code) from None

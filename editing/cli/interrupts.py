@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 STOPPED = 130
-"""The exit status of a command that Ctrl-C ended."""
+"""The exit status of a stream that Ctrl-C ended, and of a command (`ended`)."""
 
 _LATER = 0.01
 """Seconds after which an interrupt that was dropped is raised again: what dropped it has ended by then."""
@@ -22,8 +22,13 @@ _came = threading.Event()
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-    """Within, on the main thread: a Ctrl-C whose exception is dropped is raised again, and `check` knows of any."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # a background job of a shell ignores it
+    """Within, on the main thread: a Ctrl-C whose exception is dropped is raised again, and `check` knows of any.
+
+    What fails within after one is taken for its doing: a library that catches it half way through its import fails at
+    something else later.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # a shell's background jobs
         yield
         return
     report = sys.unraisablehook
@@ -45,6 +50,9 @@ def heeded() -> Iterator[None]:
     sys.unraisablehook = raise_again
     try:
         yield
+    except Exception:
+        check()
+        raise
     finally:
         sys.unraisablehook = report
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,3 +63,13 @@ def check() -> None:
     code that tries what a machine has takes any exception for an answer."""
     if _came.is_set():
         raise KeyboardInterrupt
+
+
+def ended() -> int:
+    """The exit status of a command that Ctrl-C ended, to be asked for once it was caught.
+
+    Where it was raised below `exec` of a text, as every dataclass is made by one, Python takes it for uncaught and
+    ends by the signal instead of the status, unless another text was executed since.
+    """
+    exec("")
+    return STOPPED

@@ -9,6 +9,8 @@ import pytest
 
 from corrigenda.editing.cli import interrupts
 
+RAISED = "signal.raise_signal(signal.SIGINT)"
+
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal():
@@ -52,22 +54,38 @@ def test_a_job_that_ignores_it_goes_on():
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-@pytest.mark.parametrize(
-    "module", ["corrigenda.editing.cli.commands", "typer", "torch", "corrigenda.editing.model.edited_model"]
-)
-def test_at_every_import_it_is_one_line(module, tmp_path):
+def interrupted(folder, module, raised):
+    """The exit status of a command, and what it said, where a line is executed at the import of a module."""
     program = f"""
 import runpy, signal, sys
 
 class Finder:
     def find_spec(self, name, path, target=None):
         if name == {module!r}:
-            signal.raise_signal(signal.SIGINT)
+            {raised}
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Finder())
-sys.argv = ["corrigenda", "eval", "--model", "none", "--edits-dir", {str(tmp_path)!r}, "--edits", {__file__!r}]
+sys.argv = ["corrigenda", "eval", "--model", "none", "--edits-dir", {str(folder)!r}, "--edits", {__file__!r}]
 runpy.run_module("corrigenda.editing.cli", run_name="__main__")
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    assert (ended.returncode, ended.stderr.strip()) == (130, "Stopped."), ended.stderr
+    (folder / "interrupted.py").write_text(program, encoding="utf-8")
+    command = [sys.executable, "-m", "interrupted"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return ended.returncode, ended.stderr.strip()
+
+
+PLACES = ["typer", "torch", "corrigenda.editing.cli.commands", "corrigenda.editing.model.edited_model"]
+
+
+@pytest.mark.parametrize("module", PLACES)
+@pytest.mark.parametrize("raised", [RAISED, f"exec({RAISED!r})"], ids=["alone", "below exec"])
+def test_at_every_import_it_is_one_line_and_one_status(module, raised, tmp_path):
+    assert interrupted(tmp_path, module, raised) == (130, "Stopped.")
+
+
+@pytest.mark.parametrize("module", ["torch", "corrigenda.editing.model.edited_model"])
+def test_what_fails_after_it_was_caught_is_its_doing(module, tmp_path):
+    """As numpy does, of which torch's import catches the interrupt and asks on."""
+    caught = f"try:\n    {RAISED}\nexcept KeyboardInterrupt:\n    raise RecursionError"
+    assert interrupted(tmp_path, module, f"exec({caught!r})") == (130, "Stopped.")
