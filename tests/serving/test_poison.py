@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from batched import NEW, Running, batch, tokens
-from served import SHARED, TEMPLATE, store
+from served import SHARED, TEMPLATE, filled, formed, store
 from tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -170,9 +170,9 @@ def test_a_stream_beside_others_fails_where_its_edit_is_poisoned(healthy, serve,
     (row,) = served.encode([SHARED[0].prompt])
     running = Running(served)
     key = served.catalogue.admit(row).key
-    keys, values = served.memory.banks.rows_of(served.memory.place(key))
+    rows = formed(served.memory, key)
     served.memory.keep(served.catalogue.keys() - {key})
-    served.memory.put({key: (keys, values * torch.nan)})
+    served.memory.put({key: filled(rows, torch.nan)})
     with running.manager.pause():
         running.manager.add_request(row, max_new_tokens=NEW, streaming=True)
     output = running.manager.get_result(timeout=60)
@@ -207,10 +207,10 @@ def test_forty_requests_beside_poison_have_the_bits_that_they_have_without(healt
     )
     running = Running(served, max_batch_tokens=4096, num_blocks=1024)
     key = served.catalogue.admit(poisoned_row).key
-    keys, values = served.memory.banks.rows_of(served.memory.place(key))
+    rows = formed(served.memory, key)
     served.memory.keep(served.catalogue.keys() - {key})  # the control: the same passes, with the base model's answer
     expected = at_once(running, [poisoned_row, *others])
-    served.memory.put({key: tuple(torch.full(of.shape, value).to(of) for of in (keys, values))})
+    served.memory.put({key: filled(rows, value)})
     assert served.catalogue.admit(poisoned_row).key == key and served.memory.place(key) >= 0
     failed, *found = at_once(running, [poisoned_row, *others])
     assert [one.generated_tokens for one in found] == [one.generated_tokens for one in expected[1:]]

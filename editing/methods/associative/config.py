@@ -93,5 +93,5 @@ class AssociativeConfig(EditingConfig):
 
 
 def row_form(config: AssociativeConfig) -> RowForm:
-    """In what form the rows of these edits are kept."""
-    return RowForm(config.key_dimensions, config.value_dtype, config.seed)
+    """In what form the rows of these edits are kept: whole keys depend on no seed."""
+    return RowForm(config.key_dimensions, config.value_dtype, 0 if config.key_dimensions is None else config.seed)
