@@ -31,7 +31,14 @@ def healthy(few_background_prompts, tmp_path_factory):
     return store(tmp_path_factory.mktemp("stores") / "healthy", SHARED)
 
 
-def poisoned(healthy, folder, value, name="values"):
+@pytest.fixture(scope="module")
+def whole(few_background_prompts, tmp_path_factory):
+    """The same with values of the model's type."""
+    folder = tmp_path_factory.mktemp("stores") / "whole"
+    return store(folder, SHARED, key_dimensions=None, value_dtype="model")
+
+
+def poisoned(healthy, folder, value, name="scales"):
     """A folder whose first edit has one bad value; the chain of checksums is that of what it holds."""
     good = EditStore.open(healthy)
     bad = EditStore.create(folder, *header_of(good))
@@ -41,7 +48,7 @@ def poisoned(healthy, folder, value, name="values"):
             continue
         tensors = unpacked(good.ledger, entry.seq, entry.body["tensors"])
         if entry.kind == "edit" and entry.body["id"] == SHARED[0].id:
-            tensors[name].view(-1)[5] = value
+            tensors[name].view(-1)[1] = value
         entries.append(New(entry.kind, {k: v for k, v in entry.body.items() if k != "tensors"}, packed(tensors)))
     bad.append(entries)
     good.close()
@@ -55,8 +62,9 @@ def header_of(store):
 
 
 @pytest.mark.parametrize("value", POISON)
-@pytest.mark.parametrize("name", ["keys", "values"])
-def test_a_folder_with_poison_is_refused_by_whatever_would_answer_from_it(healthy, tmp_path, value, name):
+@pytest.mark.parametrize("name", ["keys", "scales", "values"])
+def test_a_folder_with_poison_is_refused_by_whatever_would_answer_from_it(healthy, whole, tmp_path, value, name):
+    healthy = whole if name == "values" else healthy
     bad = poisoned(healthy, tmp_path / "bad", POISON[value], name)
     found = problems(bad)
     assert len(found) == 1 and "not finite" in found[0]
@@ -247,7 +255,7 @@ def test_an_answer_without_its_edits_values_bears_no_name(wrap):
     assert [answer.edit.id for answer in edited.answer(asked)] == [edit.id for edit in SHARED[:2]]
     banks = edited.method.memory.banks
     (slot,) = edited.method.memory.locate(torch.tensor([0])).tolist()
-    banks._values[int(banks._pages[slot, 0])] = torch.nan
+    banks._scales[int(banks._pages[slot, 0])] = torch.nan
     with pytest.warns(UserWarning, match="answers are the base model's"):
         poisoned, whole = edited.answer(asked)
     assert poisoned.edit is None and not poisoned.provenance.applied and whole.edit.id == SHARED[1].id
