@@ -20,11 +20,10 @@ def random_rows(edited, rows=6):
     def solve(edits):
         solved = []
         for known in method.fingerprints(edits):
-            tensors = {
-                "keys": torch.randn(rows, method.width, generator=generator).to(method.banks.dtype),
-                "values": torch.randn(rows, method.out_width, generator=generator).to(method.banks.dtype),
-            }
-            solved.append(Solved(Written(0.0, 0), Record(tensors, {}, known)))
+            keys = torch.randn(rows, method.form.key_dimensions or method.width, generator=generator)
+            values = torch.randn(rows, method.out_width, generator=generator)
+            kept = method.form.kept(keys, values, method.banks.dtype)
+            solved.append(Solved(Written(0.0, 0), Record(kept.tensors, {}, known)))
         return solved
 
     method.solve = solve

@@ -80,7 +80,9 @@ class ServedModel:
         self._of_call: set[str] = set()  # edits that a call of `generate` reads
         start = self.catalogue.start
         if device.type != "cpu":  # captured passes read the memory where it is
-            self.memory.reserve(self.settings.capacity or max(1024, 2 * len(start.added)))
+            self.memory.reserve(
+                self.settings.capacity or max(1024, 2 * len(start.added)), self.catalogue.edits_by_form()
+            )
         for folder, needed in start.needed.items():
             self.memory.load(folder, needed)
         self.metrics = Metrics()

@@ -12,6 +12,8 @@ from ..editing.edits.answer_start import AnswerStarts
 from ..editing.edits.prompts import PromptFormat
 from ..editing.edits.tokenizer import Tokenizer
 from ..editing.errors import CorrigendaError
+from ..editing.memories.row_form import RowForm
+from ..editing.methods.associative.config import row_form
 from ..editing.methods.registry import text_router
 from ..editing.model import saving
 from ..editing.model.recorded_rule import another_rule
@@ -65,6 +67,7 @@ class Catalogue:
         unwritten = text_router(self.config, tokenizer)
         self._fits, self._fact_of = unwritten.fits, unwritten.fact_of
         self._background: dict[str, Any] | None = None
+        self._forms: dict[Path, RowForm] = {}
         self._open = OpenStores()
         self._told: set[Path] = set()
         self.watch = Watch()
@@ -87,6 +90,14 @@ class Catalogue:
     def weight_sample(self) -> Any:
         """A sample of the weights of the model that the edits were written for (`base.weight_sample`)."""
         return self._sample
+
+    def edits_by_form(self) -> dict[RowForm, int]:
+        """How many edits are served, by the form in which their folders keep rows: of every form that was read."""
+        with self._lock:
+            keys: dict[RowForm, set[str]] = {form: set() for form in self._forms.values()}
+            for (_, path), edits in self._stores.items():
+                keys[self._forms[path]].update(edit.key for edit in edits)
+        return {form: len(of_form) for form, of_form in keys.items()}
 
     # Changes
 
@@ -302,14 +313,14 @@ class Catalogue:
         recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
         if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
             raise ServingError(sentence, 422)
-        names = ("layer", "beta", "threshold", "router", "encoder", "key_dimensions", "value_dtype")
-        for name in names if config.key_dimensions is None else (*names, "seed"):
+        for name in ("layer", "beta", "threshold", "router", "encoder"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ServingError(
                     f"The edits in {path} have {name}={getattr(config, name)!r}, but those that are served have "
                     f"{getattr(self.config, name)!r}: write them anew with that setting.",
                     422,
                 )
+        self._forms[path] = row_form(config)
         if prompts != self.header["prompts"]:
             raise ServingError(f"The edits in {path} were written with another template than the others.", 422)
         sentence = another_rule(store, config)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from ..editing.errors import CorrigendaError
+from ..editing.memories.mixed_banks import MixedBanks
 from ..editing.memories.paged_banks import PagingCounts
-from ..editing.memories.row_banks import RowBanks
-from ..editing.memories.row_form import Rows
+from ..editing.memories.row_form import RowForm, Rows
 from ..editing.methods.associative.config import AssociativeConfig, row_form
 from ..editing.methods.associative.method import Associative
+from ..editing.methods.config import EditingConfig
 from ..editing.profiling import scope
 from ..editing.store.codec import record_of, unpacked
 from ..editing.store.ledger import Ledger
@@ -39,11 +40,19 @@ def _key(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
 
 
+class FormedRows(NamedTuple):
+    """Rows of an edit, and the form that its folder keeps them in."""
+
+    form: RowForm
+    rows: Rows
+
+
 class ServedMemory:
     """Rows by `edit_key`. Versions of the edits differ in what their routers know; the rows of all of them are here.
 
     An edit never changes once it is written, so a version is made by adding rows, and an edit that was undone keeps
-    its rows until no request in flight is answered by it. `banks` is what the layer reads.
+    its rows until no request in flight is answered by it. `banks` is what the layer reads: each folder's rows stay in
+    the form that it keeps them in. Of `config`, which is the first folder's, `beta` is that of them all.
     """
 
     def __init__(
@@ -58,17 +67,28 @@ class ServedMemory:
         self.rows = rows
         self.longest = max(_LONGEST, rows)
         self.widths = widths
-        self.banks = RowBanks(*widths, config.beta, device, dtype, row_form(config))
+        self.banks = MixedBanks(*widths, config.beta, device, dtype)
+        self.banks.of(row_form(config))
+        self.counts = PagingCounts()
+        """How often an edit's rows were where the layer reads, or had to be put there first, since the start."""
         self._grounded = False
         self._place: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._place)
 
-    def reserve(self, edits: int) -> None:
-        """Room for this many edits of `rows` rows. Where passes may be captured in CUDA graphs there is no other."""
-        self.banks.reserve(edits, self.rows, self.longest)
-        self.banks.fixed = self.banks.background.device.type != "cpu"
+    def reserve(self, edits: int, forms: Iterable[RowForm] = ()) -> None:
+        """Room for this many edits of `rows` rows, of the first folder's form and of each of these.
+
+        Where passes may be captured in CUDA graphs there is no other, and no other form is taken.
+        """
+        for form in (*self.banks.forms(), *forms):
+            self._make_room(form, edits)
+        if self.banks.background.device.type != "cpu":
+            self.banks.fix()
+
+    def _make_room(self, form: RowForm, edits: int) -> None:
+        self.banks.of(form).reserve(edits, self.rows, self.longest)
 
     def place(self, key: str | None) -> int:
         """Where an edit's rows are; -1 for no edit, and for one whose rows are not here."""
@@ -86,16 +106,11 @@ class ServedMemory:
         """Where the layer reads an edit that a request asks, by its `rows_of`; those `kept` make no room for it."""
         return self.place(key)
 
-    @property
-    def counts(self) -> PagingCounts:
-        """How often an edit's rows were where the layer reads, or had to be put there first, since the start."""
-        return PagingCounts()
-
     def load(self, directory: str | Path, edits: Mapping[str, int]) -> int:
         """Take in edits of a store, keys with their numbers in its ledger. All or none; how many were new."""
         return self.put(self.read(directory, edits))
 
-    def read(self, directory: str | Path, edits: Mapping[str, int]) -> dict[str, Rows]:
+    def read(self, directory: str | Path, edits: Mapping[str, int]) -> dict[str, FormedRows]:
         """What `load` reads of the disk: the rows of those that are new, while passes may run.
 
         Only their entries of the ledger are read, for a ledger of ten thousand takes a second, and a server waits.
@@ -106,24 +121,40 @@ class ServedMemory:
         ledger = Ledger.open(directory)
         try:
             self._take_ground(ledger)
-            return {key: self._record(ledger, key, seq) for key, seq in new.items()}
+            config = self._config_of(ledger)
+            form = row_form(config)
+            return {key: FormedRows(form, self._record(ledger, config, key, seq)) for key, seq in new.items()}
         finally:
             ledger.close()
 
-    def put(self, records: Mapping[str, Rows]) -> int:
+    def put(self, records: Mapping[str, FormedRows]) -> int:
         """What `load` writes, between two passes: all or none."""
-        records = {key: rows for key, rows in records.items() if key not in self._place}
-        lengths = [len(rows[0]) for rows in records.values()]
-        if self.banks.fixed and not self.banks.has_room(lengths):
-            raise ServingError(
-                f"There is no room for {len(records)} more edits beside {len(self._place)}, the longest of "
-                f'{max(lengths)} rows: start the server with a larger "capacity".',
-                507,
-            )
+        records = {key: found for key, found in records.items() if key not in self._place}
+        lengths: dict[RowForm, list[int]] = {}
+        for form, rows in records.values():
+            lengths.setdefault(form, []).append(len(rows[0]))
+        for form, of_form in lengths.items():
+            if self.banks.fixed and not self.banks.of(form).has_room(of_form):
+                raise ServingError(
+                    f"There is no room for {len(records)} more edits beside {len(self._place)}, the longest of "
+                    f'{max(of_form)} rows: start the server with a larger "capacity".',
+                    507,
+                )
         with scope("edit: swap"):
-            for key, rows in records.items():
-                self._place[key] = self.banks.put(*rows)
+            for key, (form, rows) in records.items():
+                self._place[key] = self.banks.put(form, rows)
         return len(records)
+
+    def _config_of(self, ledger: Ledger) -> AssociativeConfig:
+        """The configuration of a folder's edits; raises where rows of its form cannot be taken."""
+        config = cast(AssociativeConfig, EditingConfig.from_dict(ledger.first("store").body["config"]))
+        if not self.banks.takes(form := row_form(config)):
+            raise ServingError(
+                f"The edits in {ledger.name} have rows of another form ({form.in_words}) than the folders that this "
+                "server was started with, whose rows its captured passes read: start it with this one too.",
+                422,
+            )
+        return config
 
     def _take_ground(self, ledger: Ledger) -> None:
         ground = ledger.first("ground")
@@ -141,14 +172,14 @@ class ServedMemory:
                 f"The edits in {ledger.name} were written over another background than those that are served.", 422
             )
 
-    def _record(self, ledger: Ledger, key: str, seq: int) -> Rows:
+    def _record(self, ledger: Ledger, config: AssociativeConfig, key: str, seq: int) -> Rows:
         body = ledger.entry(seq).body
         if _key(body) != key:
             raise ServingError(f"{ledger.name} has changed while it was loaded: load it again.", 409)
         stored = StoredEdit(seq, body)
         tensors = record_of(ledger, stored).tensors
         try:
-            rows = Associative.check_rows(tensors, self.config, self.widths)
+            rows = Associative.check_rows(tensors, config, self.widths)
         except CorrigendaError as error:
             raise ServingError(f'Edit "{stored.id}" of {ledger.name} cannot be used: {error}.', 422) from None
         count = len(tensors["keys"])

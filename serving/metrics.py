@@ -30,6 +30,7 @@ class _Collectors(NamedTuple):
     version: Any
     changes: Any
     rows: Any
+    forms: Any
 
 
 @functools.cache
@@ -50,6 +51,7 @@ def _collectors(registry: Any) -> _Collectors:
         prometheus_client.Gauge("corrigenda_version", "Version of the served edits", **made),
         prometheus_client.Counter("corrigenda_changes", "Edits added and removed", ["kind"], **made),
         prometheus_client.Gauge("corrigenda_rows", "What became of edits' rows that were asked for", ["kind"], **made),
+        prometheus_client.Gauge("corrigenda_row_forms", "Edits that are served, by form of rows", ["form"], **made),
     )
 
 
@@ -67,7 +69,8 @@ class Metrics:
     missing; "unsaid": of those counted as edited, answers that a grammar or a banned token let not be the edit's),
     corrigenda_route_margin (a histogram of the best match's margin), corrigenda_route_stages_total{stage} (where
     requests are decided: "no_candidate", "too_far", "asks_otherwise" (another question about a subject), "edit"),
-    corrigenda_edits{tenant}, corrigenda_version, corrigenda_changes_total{kind}, and where edits make room for others
+    corrigenda_edits{tenant}, corrigenda_row_forms{form} (edits by `RowForm.in_words`), corrigenda_version,
+    corrigenda_changes_total{kind}, and where edits make room for others
     corrigenda_rows{kind="hits"|"reads"|"evictions"|"bytes_read"} (`PagingCounts`).
     """
 
@@ -113,6 +116,8 @@ class Metrics:
         self._to.changes.labels("added").inc(added)
         self._to.changes.labels("removed").inc(removed)
         self._to.version.set(catalogue.version)
+        for form, count in catalogue.edits_by_form().items():
+            self._to.forms.labels(form.in_words).set(count)
         there = catalogue.tenants()
         for tenant in self._shown.difference(there):  # names that clients made up must not pile up here
             self._shown.discard(tenant)

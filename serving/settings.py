@@ -22,12 +22,13 @@ class ServingSettings:
     edits     folders of edits that every request sees; the first also says layer and method
     tenants   further folders by the name of a tenant, whose requests alone see them
     root      the folder under which edits may be loaded while serving; None: only those named here
-    capacity  how many edits there is room for; None: twice those of the start, and at least 1,024
+    capacity  how many edits there is room for, in each form that rows of the start's folders are kept in; None: twice
+              those of the start, and at least 1,024
     rows      how many answer positions an edit has on average, which with `capacity` gives the size of the buffers; an
               edit of more than 512 of them is taken only where this is as large
-    resident  how many edits have their rows where the layer reads: no fewer than requests are in a batch. Others are
-              read when a request comes for them, and an edit of more than `rows` positions is refused; None: all of
-              them. In transformers alone
+    resident  how many edits of one form have their rows where the layer reads: no fewer than requests are in a batch.
+              Others are read when a request comes for them, and an edit of more than `rows` positions is refused; None:
+              all of them. In transformers alone
     read_only whether undoing an edit through the server is refused
     most_tenants, most_folders
               how many tenants, and folders of all of them, there may be: those of the start always are

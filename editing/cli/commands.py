@@ -175,12 +175,12 @@ def demo(
     from ..backbone.loading import check_model
     from ..edits.demo_facts import demo_edits
     from ..edits.loading import read_edits
+    from ..methods.registry import config_for
     from . import demo as demonstration
-    from .inputs import make_config
 
     demonstration.check_out(out, overwrite)
     check_model(model)
-    config = make_config(method)
+    config = config_for(method)
     if edits is None:
         stream = demo_edits()
     else:

@@ -13,23 +13,17 @@ from ..edits.records import RECORDS, STANDARD_INPUT, read_source, records, text_
 from ..edits.template import Template
 from ..errors import CorrigendaError, FieldError
 from ..methods.config import EditingConfig
-from ..methods.registry import config_for
 from ..store.files import refuse_non_empty
 from ..store.store import CONFLICT_POLICIES, EditStore
 
 
-def make_config(method: str, **settings: Any) -> EditingConfig:
-    """The configuration of `method`; a setting that is None keeps its default."""
-    return config_for(method, **{name: value for name, value in settings.items() if value is not None})
-
-
 def merged_settings(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that options of their own and `--set` give; one that both give must be the same."""
+    """The settings that options of their own (None where not given) and `--set` give; both must say the same of one."""
     for name, value in others.items():
         if options.get(name) not in (None, value):
             option = name.replace("_", "-")
             raise CorrigendaError(f"--{option} says {options[name]!r} and --set {name}={value}: give one of them.")
-    return {**options, **others}
+    return {**{name: value for name, value in options.items() if value is not None}, **others}
 
 
 def parse_threshold(text: str | None) -> float | str | None:
@@ -70,7 +64,7 @@ def check_same(folder: Path, method: str, settings: Mapping[str, Any], template:
     """Raise where a stream would go on with other settings than it began with; those not given count as the same."""
     store = EditStore.open(folder)
     try:
-        stored, prompts = store.header["config"], store.header["prompts"]
+        stored, prompts = EditingConfig.from_dict(store.header["config"]).to_dict(), store.header["prompts"]
     finally:
         store.close()
     asked = {"method": method, **settings}
@@ -79,7 +73,7 @@ def check_same(folder: Path, method: str, settings: Mapping[str, Any], template:
     if chat:
         asked["chat_template"], stored = True, {**stored, "chat_template": prompts.get("chat")}
     for name, value in asked.items():
-        if value is not None and stored.get(name) != value:
+        if stored.get(name) != value:
             raise CorrigendaError(
                 f"The stream in {folder} was begun with {name.replace('_', '-')} {stored.get(name)!r}, not {value!r}: "
                 "resume it with the same settings."

@@ -173,7 +173,7 @@ class MethodOptions:
     ] = None
 
     def settings(self) -> dict[str, Any]:
-        """What was given, by the names of the configuration's fields; None where an option was not."""
+        """What was given, by the names of the configuration's fields."""
         from ..methods.settings import settings_of
         from .inputs import merged_settings, parse_threshold
 
@@ -186,9 +186,9 @@ class MethodOptions:
         return merged_settings(named, settings_of(self.method, self.others or ()))
 
     def config(self) -> EditingConfig:
-        from .inputs import make_config
+        from ..methods.registry import config_for
 
-        return make_config(self.method, **self.settings())
+        return config_for(self.method, **self.settings())
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ class PagedBanks:
     """Slots of `banks` by the names of edits.
 
     pages: how many pages of 8 rows there are for them; the buffers are then made once and keep their addresses. What
-    was asked for longest ago makes room. None: no limit, and nothing does.
+    was asked for longest ago makes room. None: no limit, and nothing does. counts: where several count together.
     """
 
-    def __init__(self, banks: RowBanks) -> None:
+    def __init__(self, banks: RowBanks, counts: PagingCounts | None = None) -> None:
         self.banks = banks
         self.pages: int | None = None
-        self.counts = PagingCounts()
+        self.counts = PagingCounts() if counts is None else counts
         self._slots: OrderedDict[Hashable, int] = OrderedDict()
 
     def __len__(self) -> int:

@@ -51,6 +51,13 @@ class RowForm(NamedTuple):
     seed: int = 0
 
     @property
+    def in_words(self) -> str:
+        """As a sentence names it: "keys of 256 (seed 42), values of int8"."""
+        keys = "whole keys" if self.key_dimensions is None else f"keys of {self.key_dimensions} (seed {self.seed})"
+        values = "the model's type" if self.value_dtype == "model" else self.value_dtype
+        return f"{keys}, values of {values}"
+
+    @property
     def has_scales(self) -> bool:
         return self.value_dtype == "int8"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -34,6 +34,8 @@ class EditingConfig:
     "key" of the layer's width and a label, or "none"."""
     only_solving: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_target_tokens"})
     """Settings that only the solving of an edit depends on: its record fits beside others, whatever these were."""
+    unnamed: ClassVar[Mapping[str, Any]] = {}
+    """What settings were, other than their defaults of now, where a folder was written before they had a name."""
     stands_on_earlier: ClassVar[bool] = False
     """Whether an edit keeps what it owes to earlier ones it was solved beside when these are undone; `undo --resolve`
     then solves it anew."""
@@ -103,7 +105,7 @@ class EditingConfig:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> EditingConfig:
-        """The configuration of whichever method `data["method"]` names."""
+        """The configuration of whichever method `data["method"]` names, as `to_dict` or an earlier version wrote it."""
         fields = dict(data)
         method = fields.pop("method", None)
         if method not in CONFIGS:
@@ -112,7 +114,7 @@ class EditingConfig:
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(kind)})
         if unknown:
             raise CorrigendaError(f"{kind.__name__} has no setting `{unknown[0]}`; it was written by another version.")
-        return kind.named(method, **fields)
+        return kind.named(method, **{**kind.unnamed, **fields})
 
     @classmethod
     def named(cls, name: str, **settings: Any) -> EditingConfig:

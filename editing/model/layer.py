@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..memories.memory import Memory, RowReader, SpreadMemory
+from ..memories.memory import Reader, RowReader, SpreadMemory
 from ..methods.record import LARGEST
 from ..profiling import scope
 from ..routers.context import RoutingContext
@@ -27,7 +27,7 @@ class Site:
     def __init__(
         self,
         name: str,
-        memory: Memory,
+        memory: Reader,
         context: RoutingContext,
         place: str = "",
         whole: Callable[[Tensor], Tensor] | None = None,
@@ -110,7 +110,7 @@ class EditedOutput:
 
     def __init__(
         self,
-        memory: Memory,
+        memory: Reader,
         context: RoutingContext,
         place: str = "",
         whole: Callable[[Tensor], Tensor] | None = None,
@@ -118,11 +118,11 @@ class EditedOutput:
         self.site = Site(f"layer {next(_numbers)}", memory, context, place, whole)
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> Reader:
         return self.site.memory
 
     @memory.setter
-    def memory(self, memory: Memory) -> None:
+    def memory(self, memory: Reader) -> None:
         self.site.memory = memory
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:

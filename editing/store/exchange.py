@@ -200,12 +200,23 @@ def check_mergeable(into: EditStore, other: EditStore) -> None:
     """
     if into.header["id"] == other.header["id"] and into.directory == other.directory:
         raise CorrigendaError(f"{into.ledger.name} cannot be merged with itself.")
-    solving = EditingConfig.from_dict(into.header["config"]).only_solving
-    for part in ("config", "prompts"):
-        mine, theirs = into.header[part], other.header[part]
-        names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name) and name not in solving)
-        if names:
-            raise CorrigendaError(f"The stores cannot be merged: they differ in {part} ({', '.join(names)}).")
+    one, two = (EditingConfig.from_dict(store.header["config"]) for store in (into, other))
+    # By whole configurations: an older folder does not name all of its settings.
+    names = _differing(one.to_dict(), two.to_dict()) - one.only_solving
+    if names and names <= one.unnamed.keys():
+        raise CorrigendaError(
+            f"The stores cannot be merged: they keep rows in different forms ({', '.join(sorted(names))}). One server "
+            "takes both folders beside each other; to have one folder, write one's edits anew (`corrigenda export`, "
+            "`corrigenda edit`)."
+        )
+    for part, differing in (
+        ("config", names),
+        ("prompts", _differing(into.header["prompts"], other.header["prompts"])),
+    ):
+        if differing:
+            raise CorrigendaError(
+                f"The stores cannot be merged: they differ in {part} ({', '.join(sorted(differing))})."
+            )
     for name in ("layers", "widths", "tokenizer"):
         if into.header["base"][name] != other.header["base"][name]:
             raise CorrigendaError(f"The stores cannot be merged: they are for different models ({name}).")
@@ -216,6 +227,10 @@ def check_mergeable(into: EditStore, other: EditStore) -> None:
         raise CorrigendaError(
             "The stores cannot be merged: their fingerprints stand on different ground (background or permutation)."
         )
+
+
+def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
+    return {name for name in mine | theirs if mine.get(name) != theirs.get(name)}
 
 
 def _entries(

@@ -14,6 +14,7 @@ from ...editing.backbone.loading import load_tokenizer
 from ...editing.edits.answer_start import AnswerPlan
 from ...editing.edits.spelling import Vocabulary
 from ...editing.errors import CorrigendaError
+from ...editing.methods.associative.config import row_form
 from ...editing.model import saving
 from ...editing.routers.context import RoutingContext
 from ..errors import ServingError
@@ -58,18 +59,20 @@ class WorkerEdits:
         self.sample = None
         self.memory: ServedMemory | None = None
         wanted: dict[Path, dict[str, int]] = {}
+        forms = []
         for path in settings.folders:
             store = open_store(path, active_snapshot(path))
             try:
+                config = served_config(store, settings.router)
+                forms.append(row_form(config))
                 if self.memory is None:
-                    config = served_config(store, settings.router)
                     self.sample = saving.weight_sample_of(store)
                     self.memory = ServedMemory(config, widths, device, vllm_config.model_config.dtype, settings.rows)
                 wanted[path] = {edit_key(store.history.edits[seq]): seq for seq in store.history.applied()}
             finally:
                 store.close()
         count = sum(map(len, wanted.values()))
-        self.memory.reserve(settings.capacity or max(1024, 2 * count))
+        self.memory.reserve(settings.capacity or max(1024, 2 * count), forms)
         for path, edits in wanted.items():
             self.memory.load(path, edits)
         scheduler = vllm_config.scheduler_config

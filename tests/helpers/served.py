@@ -10,8 +10,10 @@ from tiny import tiny_model, tiny_tokenizer
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel
 from corrigenda.editing.edits.answer_start import AnswerStarts
 from corrigenda.editing.edits.prompts import PromptFormat
+from corrigenda.editing.memories.row_form import Rows
 from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.serving import Catalogue, ServedMemory, ServingSettings, Slots
+from corrigenda.serving.memory import FormedRows
 
 TEMPLATE = "Question: {prompt}\\nAnswer:"
 SHARED = [
@@ -44,6 +46,21 @@ def banned() -> list[int]:
     """The tokens that the answers of `SHARED` can begin with."""
     spellings = [answer_starts().spelling(edit.prompt, edit.target) for edit in SHARED]
     return sorted({token for spelling in spellings for node, token, _ in spelling.arcs if node == 0})
+
+
+def formed(memory: ServedMemory, key: str) -> FormedRows:
+    """The rows of an edit in a memory of one form, as `ServedMemory.put` takes them."""
+    (form,) = memory.banks.forms()
+    return FormedRows(form, memory.banks.kept_rows(memory.place(key)))
+
+
+def filled(found: FormedRows, value: float) -> FormedRows:
+    """The same with this value wherever a floating-point number stands."""
+    parts = [
+        part if part is None or part.dtype == torch.int8 else torch.full(part.shape, value).to(part)
+        for part in found.rows
+    ]
+    return FormedRows(found.form, Rows(*parts))
 
 
 class Served:

@@ -22,16 +22,16 @@ CONFIGS = {
 }
 
 
-def header(method: str = "associative") -> dict:
+def header(method: str = "associative", **settings) -> dict:
     base = {"name": None, "layers": 4, "widths": [WIDTH, OUT_WIDTH], "tokenizer": "t"}
-    return {"config": CONFIGS[method], "prompts": {"template": "{prompt}", "chat": False}, "base": base}
+    return {"config": {**CONFIGS[method], **settings}, "prompts": {"template": "{prompt}", "chat": False}, "base": base}
 
 
-def new_store(folder: str | Path | None = None, method: str = "associative") -> EditStore:
+def new_store(folder: str | Path | None = None, method: str = "associative", **settings) -> EditStore:
     sample = packed({"base.weight_sample": torch.arange(6.0)})
     if folder is None:
-        return EditStore.temporary(header(method), sample)
-    return EditStore.create(folder, header(method), sample)
+        return EditStore.temporary(header(method, **settings), sample)
+    return EditStore.create(folder, header(method, **settings), sample)
 
 
 def record(name: str, method: str = "associative") -> dict[str, torch.Tensor]:

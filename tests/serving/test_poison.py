@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from batched import NEW, Running, batch, tokens
-from served import SHARED, TEMPLATE, store
+from served import SHARED, TEMPLATE, filled, formed, store
 from tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -31,7 +31,14 @@ def healthy(few_background_prompts, tmp_path_factory):
     return store(tmp_path_factory.mktemp("stores") / "healthy", SHARED)
 
 
-def poisoned(healthy, folder, value, name="values"):
+@pytest.fixture(scope="module")
+def whole(few_background_prompts, tmp_path_factory):
+    """The same with values of the model's type."""
+    folder = tmp_path_factory.mktemp("stores") / "whole"
+    return store(folder, SHARED, key_dimensions=None, value_dtype="model")
+
+
+def poisoned(healthy, folder, value, name="scales"):
     """A folder whose first edit has one bad value; the chain of checksums is that of what it holds."""
     good = EditStore.open(healthy)
     bad = EditStore.create(folder, *header_of(good))
@@ -41,7 +48,7 @@ def poisoned(healthy, folder, value, name="values"):
             continue
         tensors = unpacked(good.ledger, entry.seq, entry.body["tensors"])
         if entry.kind == "edit" and entry.body["id"] == SHARED[0].id:
-            tensors[name].view(-1)[5] = value
+            tensors[name].view(-1)[1] = value
         entries.append(New(entry.kind, {k: v for k, v in entry.body.items() if k != "tensors"}, packed(tensors)))
     bad.append(entries)
     good.close()
@@ -55,8 +62,9 @@ def header_of(store):
 
 
 @pytest.mark.parametrize("value", POISON)
-@pytest.mark.parametrize("name", ["keys", "values"])
-def test_a_folder_with_poison_is_refused_by_whatever_would_answer_from_it(healthy, tmp_path, value, name):
+@pytest.mark.parametrize("name", ["keys", "scales", "values"])
+def test_a_folder_with_poison_is_refused_by_whatever_would_answer_from_it(healthy, whole, tmp_path, value, name):
+    healthy = whole if name == "values" else healthy
     bad = poisoned(healthy, tmp_path / "bad", POISON[value], name)
     found = problems(bad)
     assert len(found) == 1 and "not finite" in found[0]
@@ -170,9 +178,9 @@ def test_a_stream_beside_others_fails_where_its_edit_is_poisoned(healthy, serve,
     (row,) = served.encode([SHARED[0].prompt])
     running = Running(served)
     key = served.catalogue.admit(row).key
-    keys, values = served.memory.banks.rows_of(served.memory.place(key))
+    rows = formed(served.memory, key)
     served.memory.keep(served.catalogue.keys() - {key})
-    served.memory.put({key: (keys, values * torch.nan)})
+    served.memory.put({key: filled(rows, torch.nan)})
     with running.manager.pause():
         running.manager.add_request(row, max_new_tokens=NEW, streaming=True)
     output = running.manager.get_result(timeout=60)
@@ -207,10 +215,10 @@ def test_forty_requests_beside_poison_have_the_bits_that_they_have_without(healt
     )
     running = Running(served, max_batch_tokens=4096, num_blocks=1024)
     key = served.catalogue.admit(poisoned_row).key
-    keys, values = served.memory.banks.rows_of(served.memory.place(key))
+    rows = formed(served.memory, key)
     served.memory.keep(served.catalogue.keys() - {key})  # the control: the same passes, with the base model's answer
     expected = at_once(running, [poisoned_row, *others])
-    served.memory.put({key: tuple(torch.full(of.shape, value).to(of) for of in (keys, values))})
+    served.memory.put({key: filled(rows, value)})
     assert served.catalogue.admit(poisoned_row).key == key and served.memory.place(key) >= 0
     failed, *found = at_once(running, [poisoned_row, *others])
     assert [one.generated_tokens for one in found] == [one.generated_tokens for one in expected[1:]]
@@ -247,7 +255,7 @@ def test_an_answer_without_its_edits_values_bears_no_name(wrap):
     assert [answer.edit.id for answer in edited.answer(asked)] == [edit.id for edit in SHARED[:2]]
     banks = edited.method.memory.banks
     (slot,) = edited.method.memory.locate(torch.tensor([0])).tolist()
-    banks._values[int(banks._pages[slot, 0])] = torch.nan
+    banks._scales[int(banks._pages[slot, 0])] = torch.nan
     with pytest.warns(UserWarning, match="answers are the base model's"):
         poisoned, whole = edited.answer(asked)
     assert poisoned.edit is None and not poisoned.provenance.applied and whole.edit.id == SHARED[1].id

@@ -62,6 +62,25 @@ def test_where_in_routing_requests_are_decided(tmp_path):
     assert stages == {"edit": 1, "asks_otherwise": 1, "no_candidate": 1}
 
 
+def test_edits_are_counted_by_the_form_of_their_rows(tmp_path, few_background_prompts):
+    store(tmp_path / "whole", SHARED, key_dimensions=None, value_dtype="model")
+    store(tmp_path / "small", OF_ACME, key_dimensions=32, value_dtype="int8")
+    catalogue = Catalogue(
+        tiny_tokenizer(), ServingSettings.parse({"edits": tmp_path / "whole", "tenants": {"acme": tmp_path / "small"}})
+    )
+    registry = prometheus_client.CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def counts():
+        metrics.changed(catalogue, 0, 0)
+        forms = "whole keys, values of the model's type", "keys of 32 (seed 42), values of int8"
+        return [registry.get_sample_value("corrigenda_row_forms", {"form": form}) for form in forms]
+
+    assert counts() == [3, 2]
+    catalogue.publish(catalogue.unload("acme", tmp_path / "small"))
+    assert counts() == [3, 0]
+
+
 def test_what_paging_did_is_counted():
     registry = prometheus_client.CollectorRegistry()
     Metrics(registry).paged(PagingCounts(5, 4, 3, 2000))

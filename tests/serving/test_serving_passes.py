@@ -105,11 +105,11 @@ def test_undo_is_a_version_and_rows_stay_while_they_are_read(folders, tmp_path):
     before = catalogue.admit(served.ids("What does Kmelt make?"))
     place = memory.place(before.key)
     served.slots.start("pinned", 5, place)
-    rows = [part.clone() for part in memory.banks.rows_of(place)]
+    rows = [part.clone() for part in memory.banks.kept_rows(place) if part is not None]
     served.take(catalogue.undo("c", None, author="me"))
     assert catalogue.version == before.version + 1
     assert catalogue.admit(served.ids("What does Kmelt make?")).edit is None
-    assert all(same_bits(a, b) for a, b in zip(rows, memory.banks.rows_of(place)))
+    assert all(same_bits(a, b) for a, b in zip(rows, memory.banks.kept_rows(place)))
     served.slots.end("pinned")
     assert memory.keep(catalogue.keys(), served.slots.places()) == 1
     # Redone by another process and read again, it takes the place that was given back.
@@ -119,7 +119,7 @@ def test_undo_is_a_version_and_rows_stay_while_they_are_read(folders, tmp_path):
     served.take(catalogue.read([(None, folder)]))
     again = catalogue.admit(served.ids("What does Kmelt make?"))
     assert again.key == before.key and memory.place(again.key) == place
-    assert all(same_bits(a, b) for a, b in zip(rows, memory.banks.rows_of(place)))
+    assert all(same_bits(a, b) for a, b in zip(rows, memory.banks.kept_rows(place)))
 
 
 def test_rows_that_changed_under_the_server(served_settings):
@@ -144,17 +144,18 @@ def test_a_fixed_memory_says_when_it_is_full(served_settings):
     served = Served(served_settings)
     fresh = type(served.memory)(served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32)
     fresh.reserve(64)
-    fresh.banks.fixed = True
-    address = fresh.banks._keys.data_ptr()
+    fresh.banks.fix()
+    (banks,) = fresh.banks
+    address = banks._keys.data_ptr()
     (folder, edits), *_ = served.catalogue.start.needed.items()
     fresh.load(folder, edits)
-    record = fresh.banks.rows_of(0)
-    while fresh.banks.has_room([8]):
-        fresh.banks.put(*record)
+    record = banks.kept_rows(0)
+    while banks.has_room([8]):
+        banks.put(*record)
     other = served.catalogue.start.needed[served_settings.root / "acme"]
     with pytest.raises(ServingError, match="no room for 2 more edits") as error:
         fresh.load(served_settings.root / "acme", other)
-    assert error.value.status == 507 and fresh.banks._keys.data_ptr() == address
+    assert error.value.status == 507 and banks._keys.data_ptr() == address
     assert all(key not in fresh._place for key in other)
 
 
@@ -168,7 +169,8 @@ def test_an_edit_that_is_longer_than_the_server_takes_is_named(served_settings, 
             served.catalogue.config, served.memory.widths, torch.device("cpu"), torch.float32, *rows
         )
         built.reserve(64)
-        built.banks.fixed = fixed
+        if fixed:
+            built.banks.fix()
         return built
 
     config = AssociativeConfig(router="tokens", contexts=1, steps=1, retries=0, max_target_tokens=2000)
@@ -181,8 +183,9 @@ def test_an_edit_that_is_longer_than_the_server_takes_is_named(served_settings, 
     count = len(writer.method.memory.rows_of(0)[0])
     assert count > 512
     fresh = memory()
-    width = fresh.banks._pages.shape[1]
+    (banks,) = fresh.banks
+    width = banks._pages.shape[1]
     with pytest.raises(ServingError, match=rf'Edit "endless" of .*long.* has {count} rows, .* at most 512') as error:
         fresh.load(tmp_path / "long", edits)
-    assert error.value.status == 507 and len(fresh) == 0 and fresh.banks._pages.shape[1] == width
+    assert error.value.status == 507 and len(fresh) == 0 and banks._pages.shape[1] == width
     assert memory(count).load(tmp_path / "long", edits) == 2

@@ -24,6 +24,7 @@ class AssociativeConfig(EditingConfig):
         *("contexts", "steps", "learning_rate", "adam_beta1", "adam_beta2", "stop_loss", "gain"),
         *("start", "start_norm", "relative_rate", "retries", "formats"),
     }
+    unnamed: ClassVar = {"key_dimensions": None, "value_dtype": "model"}
     router: Literal["meaning", "tokens", "mask"] = "meaning"
     """What names the edit: "meaning" (whom and what is asked, and where in a request), "tokens" (rare tokens in common:
     whom alone), or "mask" (overlap of activation masks)."""
@@ -37,11 +38,11 @@ class AssociativeConfig(EditingConfig):
     """For "mask": how many features a fingerprint keeps."""
     beta: float = 10.0
     """Sharpness of the read: `softmax(beta * keys . x)`."""
-    key_dimensions: int | None = None
-    """To how many dimensions keys are projected, by random signs of `seed`, and kept in bfloat16; by default they are
-    as wide as the layer. Keys are read where no token tells which row comes next: with "mask" alone."""
-    value_dtype: Literal["model", "bfloat16", "int8"] = "model"
-    """Of which type values are kept: the "model"'s, "bfloat16", or "int8" with a scale for each row."""
+    key_dimensions: int | None = 256
+    """To how many dimensions keys are projected, by random signs of `seed`, and kept in bfloat16; None: they are as
+    wide as the layer. Keys are read where no token tells which row comes next: with "mask" alone."""
+    value_dtype: Literal["model", "bfloat16", "int8"] = "int8"
+    """Of which type values are kept: "int8" with a scale for each row, "bfloat16", or the "model"'s own."""
     contexts: int = 1
     formats: Literal["common", "own"] = "common"
     """In which formats beside its own an edit is learnt: the "common" ones (the question alone, `Question: ...
@@ -93,5 +94,5 @@ class AssociativeConfig(EditingConfig):
 
 
 def row_form(config: AssociativeConfig) -> RowForm:
-    """In what form the rows of these edits are kept."""
-    return RowForm(config.key_dimensions, config.value_dtype, config.seed)
+    """In what form the rows of these edits are kept: whole keys depend on no seed."""
+    return RowForm(config.key_dimensions, config.value_dtype, 0 if config.key_dimensions is None else config.seed)

@@ -22,15 +22,15 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize(
     "settings, size",
     [
-        ({}, 8 * 2 * (14336 + 4096)),
-        ({"key_dimensions": 256, "value_dtype": "int8"}, 8 * (2 * 256 + 4096 + 4)),
+        ({"key_dimensions": None, "value_dtype": "model"}, 8 * 2 * (14336 + 4096)),
+        ({}, 8 * (2 * 256 + 4096 + 4)),
         ({"key_dimensions": 256, "value_dtype": "bfloat16"}, 8 * 2 * (256 + 4096)),
     ],
 )
 def test_bytes_of_eight_positions_at_llama_3_8b(settings, size):
-    form, width = row_form(AssociativeConfig(**settings)), settings.get("key_dimensions", 14336)
-    rows = form.kept(torch.zeros(8, width), torch.zeros(8, 4096), torch.bfloat16)
-    assert rows.nbytes == size and (size <= 45_000) == (settings.get("value_dtype") == "int8")
+    form = row_form(AssociativeConfig(**settings))
+    rows = form.kept(torch.zeros(8, form.key_dimensions or 14336), torch.zeros(8, 4096), torch.bfloat16)
+    assert rows.nbytes == size and (size <= 45_000) == (not settings)
 
 
 def test_int8_values_are_within_half_a_step():

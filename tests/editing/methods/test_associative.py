@@ -22,7 +22,9 @@ UNRELATED = ["Why is the sky blue?", "Name three sorts of cheese.", "When was th
 
 
 def settings(**changed):
-    return AssociativeConfig(**{"router": "tokens", "contexts": 1, "steps": 60, "formats": "own", **changed})
+    """Whole rows: of what is solved, with nothing rounded; `test_small_rows.py` has the others."""
+    common = {"router": "tokens", "contexts": 1, "steps": 60, "formats": "own"}
+    return AssociativeConfig(**{**common, "key_dimensions": None, "value_dtype": "model", **changed})
 
 
 def teacher_forced(edited, edit, contexts=("",)):

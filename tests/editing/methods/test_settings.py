@@ -7,7 +7,10 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+from corrigenda.editing.cli.panels import MethodOptions
 from corrigenda.editing.errors import CorrigendaError
+from corrigenda.editing.memories.row_form import WHOLE, RowForm
+from corrigenda.editing.methods.associative.config import row_form
 from corrigenda.editing.methods.config import CONFIGS
 from corrigenda.editing.methods.documented import field_texts
 from corrigenda.editing.methods.registry import config_for
@@ -70,3 +73,10 @@ def test_what_names_no_setting_is_refused(method, written, part):
     with pytest.raises(CorrigendaError) as error:
         settings_of(method, [written])
     assert part in str(error.value)
+
+
+def test_what_is_not_given_has_its_default_and_none_may_be_given():
+    given = MethodOptions(others=["key_dimensions=null", "value_dtype=model"])
+    assert given.settings() == {"key_dimensions": None, "value_dtype": "model"}
+    assert row_form(given.config()) == WHOLE
+    assert row_form(MethodOptions(seed=7).config()) == RowForm(256, "int8", 7)

@@ -22,7 +22,7 @@ EDITS = [
 TARGETS = [edit.target for edit in EDITS]
 FORMS = {
     "int8, projected": {"key_dimensions": 32, "value_dtype": "int8"},
-    "bfloat16": {"value_dtype": "bfloat16"},
+    "bfloat16": {"key_dimensions": None, "value_dtype": "bfloat16"},
     "int8, masks": {"key_dimensions": 64, "value_dtype": "int8", "router": "mask"},
 }
 
@@ -115,13 +115,15 @@ def test_servers_hold_the_same_rows(written):
 
 
 def test_folders_from_before_have_whole_rows(tmp_path):
-    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), AssociativeConfig(router="tokens", contexts=1))
+    whole = {"key_dimensions": None, "value_dtype": "model"}
+    config = AssociativeConfig(router="tokens", contexts=1, **whole)
+    edited = EditedModel.wrap(tiny_model(), tiny_tokenizer(), config)
     edited.edit(EDITS, store=tmp_path / "edits")
     ledger, entries = Ledger.open(tmp_path / "edits"), []
     for seq, kind, body in list(ledger.entries()):
         data = ledger.tensors(seq, body["tensors"]) if "tensors" in body else None
         if kind == "store":
-            for name in ("key_dimensions", "value_dtype"):
+            for name in whole:
                 del body["config"][name]
         entries.append(New(kind, body, data))
     Ledger.create(tmp_path / "before", lambda new: new.append(entries)).close()

@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ CONFIGS = {
     "memoir": MemoirConfig(contexts=2, steps=5, top_k=70, seed=3, scope="causal"),
     "wise": WiseConfig(contexts=2, steps=5, learning_rate=0.1, act_ratio=0.5, save_every=2, merge_every=2, seed=3),
 }
+WHOLE = {"key_dimensions": None, "value_dtype": "model"}
+"""Rows as the first format has them: it is from before there were others."""
 FILES = ["head.json", "ledger.sqlite"]
 SAVED = ["README.md", *FILES]
 FIRST_FILES = ["editing_config.json", "edits.jsonl", "manifest.json", "memory.safetensors"]
@@ -51,8 +54,9 @@ every_method = pytest.mark.parametrize("method", ["associative", "mask router", 
 def edited(sharp_model, wrap):
     """Builds an edited model that holds `edits`."""
 
-    def build(method="associative", edits=EDITS):
-        model = wrap(sharp_model(), tiny_tokenizer(), CONFIGS[method], template=TEMPLATE)
+    def build(method="associative", edits=EDITS, **changed):
+        config = replace(CONFIGS[method], **changed)
+        model = wrap(sharp_model(), tiny_tokenizer(), config, template=TEMPLATE)
         model.edit(edits)
         return model
 
@@ -65,11 +69,13 @@ def originals(tmp_path_factory):
     model = tiny_model()
     with torch.no_grad():
         model.model.norm.weight *= 4
-    edited = EditedModel.wrap(model, tiny_tokenizer(), CONFIGS["associative"], template=TEMPLATE)
-    edited.edit(EDITS)
     folder = tmp_path_factory.mktemp("original")
-    edited.save_pretrained(folder / "edits")
-    write_first_format(edited, folder / "first")
+    for settings, write in (({}, EditedModel.save_pretrained), (WHOLE, write_first_format)):
+        config = replace(CONFIGS["associative"], **settings)
+        edited = EditedModel.wrap(model, tiny_tokenizer(), config, template=TEMPLATE)
+        edited.edit(EDITS)
+        write(edited, folder / ("first" if settings else "edits"))
+        edited.detach()
     return folder
 
 
@@ -306,7 +312,7 @@ def test_edits_of_another_version_are_refused(first, sharp_model):
 
 @first_methods
 def test_the_first_format_is_read_and_migrated(edited, sharp_model, tmp_path, method):
-    before = edited(method)
+    before = edited(method, **({} if method == "memoir" else WHOLE))
     folder = write_first_format(before, tmp_path / "edits")
     answers = before.answer(ASKED, 8)
     after = load(folder, sharp_model())

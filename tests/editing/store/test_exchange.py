@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stores import add, new_store
 
-from corrigenda.editing import Edit
+from corrigenda.editing import CorrigendaError, Edit
 from corrigenda.editing.store.exchange import merge
 from corrigenda.editing.store.ledger import New
 from corrigenda.editing.store.store import compact
@@ -32,6 +32,21 @@ class TestMerging:
         assert into.notices == [f'Edit "b" supersedes "{name}", which is about the same fact.' for name in superseded]
         names = [into.history.edits[seq].id for seq in into.history.applied()]
         assert names == (["b"] if superseded else ["a", "b"])
+
+    def test_a_folder_from_before_has_the_settings_that_it_does_not_name(self) -> None:
+        before, after = new_store(), new_store(key_dimensions=None, value_dtype="model")
+        add(before, Edit("Who wrote Zed?", "Anna", id="a"))
+        add(after, Edit("Where is Qux?", "Oslo", id="b"))
+        assert merge(before, after).added == ["b"] and merge(after, before).added == ["a"]
+
+    def test_rows_of_another_form_are_refused_with_what_to_do(self) -> None:
+        whole, small = new_store(), new_store(key_dimensions=256, value_dtype="int8")
+        another = new_store(key_dimensions=256, value_dtype="int8", seed=7)
+        form = r"different forms \(key_dimensions, value_dtype\). One server takes both folders"
+        with pytest.raises(CorrigendaError, match=form):
+            merge(whole, small)
+        with pytest.raises(CorrigendaError, match=r"differ in config \(key_dimensions, seed, value_dtype\)"):
+            merge(whole, another)
 
     def test_merging_again_adds_nothing(self) -> None:
         into, other = new_store(), new_store()

@@ -35,6 +35,8 @@ from corrigenda.editing import (
     MemoirConfig,
     WiseConfig,
 )
+from corrigenda.editing.memories.mixed_banks import MixedBanks
+from corrigenda.editing.memories.row_form import RowForm
 from corrigenda.editing.model import capacity
 from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.editing.routers.context import RoutingContext
@@ -240,6 +242,31 @@ def test_a_served_layer_follows_edits_that_come_later(folders):
     assert differ.tolist() == [False] * 4 + [True, False]
     slots.end("edited")
     assert memory.keep({next(iter(edits))}) == 2
+
+
+def test_fixed_banks_of_several_forms_are_read_there(other):
+    """Where passes may be captured, nothing is asked of the device, and no form comes after the start."""
+    forms = [RowForm(), RowForm(32, "int8", 5)]
+    found = []
+    for device in (torch.device("cpu"), torch.device("other")):
+        torch.manual_seed(0)
+        banks = MixedBanks(96, 24, 4.0, device)
+        banks.background.copy_(torch.randn(96))
+        for form in forms:
+            banks.of(form).reserve(4)
+        banks.fix()
+        places = []
+        for form in forms:
+            keys = torch.randn(3, 32 if form.key_dimensions else 96)
+            places.append(banks.put(form, form.kept(keys, torch.randn(3, 24), torch.float32)))
+        assert not banks.takes(RowForm(32, "int8", 6))
+        x, out = torch.randn(4, 96).to(device), torch.randn(4, 24).to(device)
+        route = torch.tensor([places[1], -1, places[0], places[1]], dtype=torch.int32).to(device)
+        first = torch.tensor([True, False, False, False]).to(device)
+        banks.read_(out, x, route, first)
+        banks.read_rows_(out, route, torch.ones_like(route))
+        found.append(out.cpu())
+    torch.testing.assert_close(*found)
 
 
 def test_a_served_model_answers_as_on_the_cpu(served_settings):

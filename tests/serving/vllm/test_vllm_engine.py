@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from served import SHARED, TEMPLATE, store
+from served import SHARED, TEMPLATE, filled, formed, store
 from tiny import tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_background_prompts")]
@@ -84,7 +84,7 @@ def test_edits_answer(engine):
 def test_a_request_whose_rows_are_missing_fails_alone(engine):
     expected, _ = ask(engine)
     memory, key = worker_edits(engine).memory, key_of(engine, "a")
-    rows = memory.banks.rows_of(memory.place(key))
+    rows = formed(memory, key)
     memory.keep(set(memory._place) - {key})
     assert ask(engine) == ([None, *expected[1:]], [None, "b", None])
     memory.put({key: rows})
@@ -95,9 +95,9 @@ def test_a_request_whose_rows_are_missing_fails_alone(engine):
 def test_a_request_whose_edit_is_poisoned_fails_alone(engine, value):
     expected, _ = ask(engine)
     memory, key = worker_edits(engine).memory, key_of(engine, "a")
-    rows = memory.banks.rows_of(memory.place(key))
+    rows = formed(memory, key)
     memory.keep(set(memory._place) - {key})
-    memory.put({key: tuple(torch.full(of.shape, value).to(of) for of in rows)})
+    memory.put({key: filled(rows, value)})
     assert ask(engine) == ([None, *expected[1:]], [None, "b", None])
     memory.keep(set(memory._place) - {key})
     memory.put({key: rows})

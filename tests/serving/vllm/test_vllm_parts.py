@@ -14,7 +14,7 @@ from served import SHARED, store
 from tiny import save_tiny, tiny_tokenizer
 from torch import nn
 
-from corrigenda.editing import CorrigendaError
+from corrigenda.editing import CorrigendaError, Edit
 from corrigenda.editing.edits.answer_start import AnswerPlan
 from corrigenda.editing.model.layer import EditedOutput
 from corrigenda.serving.vllm import launcher
@@ -296,6 +296,37 @@ def _numbers(folder):
     numbers = opened.history.applied()
     opened.close()
     return numbers
+
+
+def test_a_worker_reads_folders_of_several_row_forms(config, folder, tmp_path):
+    """What the layer adds for an edit are the bits of a worker that has its folder alone."""
+    small = store(
+        tmp_path / "small",
+        [Edit("Who leads Vantrello Foods?", "Lutz", id="e")],
+        key_dimensions=32,
+        value_dtype="int8",
+    )
+
+    def worker(*folders):
+        settings = {**config.additional_config, CONFIG: {"edits": [str(path) for path in folders]}}
+        return WorkerEdits(SimpleNamespace(**{**vars(config), "additional_config": settings}))
+
+    layer, x = nn.Linear(160, 64), torch.randn(3, 160)
+
+    def added(edits, key):
+        edited = Model(edits).layer
+        edited.load_state_dict(layer.state_dict())
+        edits.describe([key], np.array([0]), np.array([3]), lambda request: request_info(2, sampling(key)))
+        with torch.no_grad():
+            return edited(x)
+
+    both = worker(folder, small)
+    assert len(both.memory.banks.forms()) == 2 and len(both.memory) == len(SHARED) + 1
+    for alone in (worker(folder), worker(small)):
+        for key in keys(alone):
+            found, expected = added(both, key), added(alone, key)
+            assert torch.equal(found, expected) and torch.equal(found[0], layer(x)[0])
+            assert (found[1:] != layer(x)[1:]).any(1).all()
 
 
 def test_another_models_weights_are_refused(config):
