@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from free_wordings import free_wordings
+from hard_requests import hard_requests
 
 from corrigenda.editing import Edit
 
@@ -160,9 +161,9 @@ class Half:
         self._questions = [text[:1].upper() + text[1:] + "?" for text in self._questions]
         self._fill(read)
         self._ask(read)
-        edits, requests = free_wordings(half)
-        self.edits += edits if subjects else [replace(edit, subject=None) for edit in edits]
-        self.requests += [Request(*request) for request in requests]
+        for edits, requests in (free_wordings(half), hard_requests(half)):
+            self.edits += edits if subjects else [replace(edit, subject=None) for edit in edits]
+            self.requests += [Request(*request) for request in requests]
 
     def _store(self, record: dict) -> bool:
         prompt, subject = record["prompt"], record["subject"]

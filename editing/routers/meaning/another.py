@@ -7,12 +7,23 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from .another_of_a_row import asks_for_another_of_a_row
+from .another_party import without_party
+from .another_subject import goes_on
+from .contrary import asks_the_contrary
 from .decoys import Decoys, Profile
+from .pairs import Pair
+from .rule import EditSide
 from .subject import STAND_IN, content_words
-from .wording import answer_kind
+from .wording import answer_kind, is_task
 
-_EXACT, _NEARER = 0.95, 0.05
-"""From this cosine on a text is a relation's own wording, where it is nearer by this much to it than to the other's."""
+_EXACT = ((0.95, 0.95, 0.05), (0.9, 0.8, 0.2))
+"""From which cosines on a request and an edit are in a relation's own words, where each is nearer by so much to its own
+relation than to the other's."""
+
+_HOW = re.compile(r"^\W*(why\b|how (?:do|can|should|could|would) (?:i|we|you|one) (?:\w+ly )?(\w+)|how to (\w+))")
+_PARTY = ((0.55, 0.05), (0.4, 0.15))
+"""From which cosine with an edit's question on, and by how much nearer, what is read without its party is it."""
 
 _DEFINITION = "definition"
 """The relation of "who is it?": what is left, too, where more than the subject was put aside."""
@@ -31,6 +42,8 @@ _PLAIN = frozenset(
 )
 """Words before "of" that ask for nothing more: "the city of its birth", "the post of the president of it"."""
 
+_ONLY_WHO = re.compile(rf"^\W*({STAND_IN}( currently| now)? is|who( currently| now)? is {STAND_IN})\W*$")
+_NOW = frozenset(("current", "currently", "now", "present", "today", "called", "holds", "held", "hold", "exactly"))
 _RELATION = (
     rf"\bthe ([\w' -]{{2,40}}?) (?:of|in|at|for|by|to|with) {STAND_IN}\b|\bits ([\w'-]+)|\bthe {STAND_IN} ([\w'-]+)"
 )
@@ -57,29 +70,64 @@ _DOES_TO = re.compile(rf"^\W*who (?!({'|'.join(_IS_ONE)})\b)[a-z]+( (?!its?\b)[a
 _DOES = re.compile(rf"\b(did|does|do) (the [\w' -]{{2,40}}? of {STAND_IN}|its [\w'-]+) [a-z]+")
 
 
-def asks_another(asked: str, request: Profile, held: str, edit: Profile, decoys: Decoys) -> bool:
-    """Whether a request asks for another relation than an edit, or for something about the edit's answer.
+def asks_another(pair: Pair, request: Profile, edit: EditSide, decoys: Decoys, vectors: dict[str, np.ndarray]) -> bool:
+    """Whether a part asks for something else than an edit beyond doubt: of another subject, time or party, say.
 
-    asked, held: the request's part and the edit's question, their subject put aside; request, edit: as the decoys see
-    these.
+    request, edit: both as the decoys see them; vectors: of the part's texts, those of `without_party` too.
     """
-    if _is_in_words_of_another(request, edit, decoys.names):
+    asked, held = pair.masked, edit.masked
+    if _is_in_words_of_another(request, edit.profile, decoys.names):
         return True
-    kin = {decoys.names[place]: decoys.kinds[place] for place in np.flatnonzero(edit.kin)}
-    return asks_about_answer(asked, held, kin) or asks_what_answer_does(asked, held, kin)
+    nearest = np.flatnonzero(edit.profile.kin)
+    kin = {decoys.names[place]: decoys.kinds[place] for place in nearest}
+    if asks_about_answer(asked, held, kin) or asks_what_answer_does(asked, held, kin):
+        return True
+    if _ONLY_WHO.match(held) and set(content_words(asked)) - _PLAIN - _NOW:
+        return True  # "Who appoints it?" of an edit that says who the holder of an office is
+    known = known_words(edit, decoys)
+    if (is_task(asked) and not is_task(held)) or _asks_how(asked, known, kin):
+        return True
+    wordings = [text for place in nearest for text in decoys.wordings[place]]
+    if asks_the_contrary(asked, held, wordings) or asks_for_another_of_a_row(asked, held, wordings):
+        return True
+    if pair.share == 1 and goes_on(pair.known.subject, pair.part.text, known):
+        return True
+    own = edit.profile.vector
+    # "Who leads its rival?": what is nearer to the edit with the subject in the rival's place is asked of the rival.
+    likest = max((float(vectors[text] @ own) for text in without_party(asked, known)), default=0.0)
+    return any(likest > least and likest - float(request.vector @ own) > nearer for least, nearer in _PARTY)
+
+
+def known_words(edit: EditSide, decoys: Decoys) -> frozenset[str]:
+    """The words that say what an edit asks for: its own, and those of its relation's wordings."""
+    texts = [text for place in np.flatnonzero(edit.profile.kin) for text in decoys.wordings[place]]
+    return frozenset(word for text in (edit.masked, *texts) for word in content_words(text)) | edit.words
+
+
+def _asks_how(asked: str, known: Collection[str], kin: Mapping[str, Collection[str]]) -> bool:
+    """Whether it is asked how something else is done than what an edit's words say, or why something is."""
+    found = _HOW.match(asked)
+    if found is None or {"manner", "reason"} & set().union(*kin.values()):
+        return False
+    starts = {word[:4] for word in known}
+    verb = found[2] or found[3]
+    return verb is None or verb[:4] not in starts
 
 
 def _is_in_words_of_another(request: Profile, edit: Profile, names: list[str]) -> bool:
     """Whether each is in the very words of a relation, and these are two: "who published it?", "who wrote it?"."""
-    if request.relations.max() < _EXACT or edit.relations.max() < _EXACT:
-        return False
     if names[int(request.relations.argmax())] == _DEFINITION:
         return False
-    return _apart(request.relations, edit.kin) and _apart(edit.relations, request.kin)
+    apart = min(_apart(request.relations, edit.kin), _apart(edit.relations, request.kin))
+    return any(
+        request.relations.max() >= asked and edit.relations.max() >= held and apart >= nearer
+        for asked, held, nearer in _EXACT
+    )
 
 
-def _apart(relations: np.ndarray, kin: np.ndarray) -> bool:
-    return bool(relations[kin].max() <= relations[~kin].max() - _NEARER)
+def _apart(relations: np.ndarray, kin: np.ndarray) -> float:
+    """By how much a text is nearer to another relation than to these."""
+    return float(relations[~kin].max() - relations[kin].max())
 
 
 def asks_about_answer(asked: str, held: str, kin: Collection[str]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -11,11 +12,31 @@ from .subject import CONNECTORS, FUNCTION_WORDS, WORD, content_words, normalised
 
 _NUMBER = re.compile(r"\w*\d\w*|[vx]|[ivx]{2,4}")
 """A word that tells one of a series from the others: "Fiat 126", "Clement X"."""
+_YEAR = re.compile(r"1[5-9]\d\d|20\d\d")
 _ORDINAL = re.compile(r"^(\d+)(st|nd|rd|th)$")
 _TITLES = frozenset(
     (
         *("mr", "mrs", "ms", "miss", "dr", "prof", "professor", "sir", "lord", "lady", "president", "king", "queen"),
         *("prince", "princess", "pope", "saint", "general", "captain", "senator", "judge", "rev", "jr", "sr"),
+        *(
+            "hon",
+            "major",
+            "colonel",
+            "lieutenant",
+            "sergeant",
+            "admiral",
+            "commander",
+            "bishop",
+            "archbishop",
+            "cardinal",
+        ),
+        *("count", "baron", "duke", "duchess", "countess", "dame", "father", "sister", "brother", "rabbi", "sheikh"),
+        *("earl", "marquess", "marquis", "viscount", "viscountess", "baroness", "emperor", "empress", "tsar", "sultan"),
+        *("emir", "khan", "raja", "maharaja", "begum", "imam", "ayatollah", "mahant", "swami", "sri", "shri", "hajji"),
+        *("fr", "friar", "abbot", "deacon", "pastor", "reverend", "monsignor", "chief", "marshal", "brigadier", "gen"),
+        *("col", "capt", "lt", "maj", "sgt", "corporal", "commodore", "dean", "rector", "madame", "monsieur", "herr"),
+        *("frau", "don", "st", "ste", "blessed", "infante", "archduke", "margrave", "mx", "mademoiselle", "signor"),
+        *("chancellor", "minister", "ambassador", "justice", "governor", "mayor", "coach", "director", "chef", "nurse"),
     )
 )
 """What may stand before or behind a name, in the place of a word of it."""
@@ -66,6 +87,75 @@ def is_another_name(subject: str, text: str, weight: Callable[[str], float]) -> 
                 if not re.search(r"[^\w\s'’.&-]", text[first.end() : second.start()]):
                     return True
     return False
+
+
+_JOINED = re.compile(r"-(based|related|owned|born|led|style|like|made|branded|specific|only|wide|free)\b", re.I)
+_INITIALS = frozenset(
+    ("CEO", "CFO", "CTO", "COO", "HQ", "ID", "URL", "IP", "VAT", "ISBN", "USA", "UK", "EU", "US", "FAQ")
+)
+_DATES = frozenset(
+    (
+        *("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "january", "february", "march"),
+        *(
+            "april",
+            "may",
+            "june",
+            "july",
+            "august",
+            "september",
+            "october",
+            "november",
+            "december",
+            "easter",
+            "christmas",
+        ),
+    )
+)
+_BEHIND = re.compile(r"[ ]([^\W_][\w'’.-]*)|(-[^\W_][\w-]*)|: ([^\W_]\w*)")
+_BEFORE = re.compile(r"(?:^|([^\W_][\w'’.]*)([ -]))(?:(of|de|van|von|der|del|di) )?$")
+
+
+def goes_on(subject: str, text: str, known: Collection[str]) -> bool:
+    """Whether a text, as it was written, has a longer name where a normalised subject stands whole in it.
+
+    "Brightwater Analytics Asia", "Mu 7: Afterlight", "Little Brightwater Analytics", "tapirdb-proxy". known: words that
+    the edit's question or its relation has: "Brightwater Analytics CEO" is no name.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text).split())
+    start = plain.casefold().find(subject)
+    if start < 0 or len(plain.casefold()) != len(plain):
+        return False
+    before, behind = plain[:start], plain[start + len(subject) :]
+    title = _is_title_case(before + behind)
+    found = _BEHIND.match(behind)
+    if found is not None:
+        if found[2]:
+            return not _JOINED.match(found[2])
+        if _is_of_name(found[1] or found[3], known, title):
+            return True
+    found = _BEFORE.search(before)
+    if found is None or not found[1] or found[2] == "-":
+        return found is not None and found[2] == "-" and len(found[1]) > 2
+    # What begins a sentence has a capital letter anyhow.
+    begins = found.start(1) == 0 or re.search(r"[.!?:\"“(] ?$", before[: found.start(1)]) is not None
+    return not begins and not found[1][0].isdigit() and _is_of_name(found[1], known, title)
+
+
+def _is_of_name(written: str, known: Collection[str], title: bool) -> bool:
+    """Whether a word beside a name is one of it."""
+    bare = re.sub(r"['’]s?$|\.$", "", written)
+    (word, *_) = words(normalised(bare)) or ("",)
+    if _YEAR.fullmatch(word) or word in FUNCTION_WORDS or word in _TITLES or word in _DATES or word in known:
+        return False
+    if bare[0].isdigit() or re.fullmatch(r"[IVX]{2,5}", bare):
+        return True
+    return bare[0].isupper() and not title and bare not in _INITIALS
+
+
+def _is_title_case(text: str) -> bool:
+    """Whether nearly all words are written with a capital letter, so that this says nothing of a name."""
+    written = [match.group() for match in WORD.finditer(text) if len(match.group()) > 2][1:]
+    return len(written) > 1 and sum(word[0].isupper() for word in written) > 0.7 * len(written)
 
 
 @lru_cache(maxsize=256)

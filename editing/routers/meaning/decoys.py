@@ -76,7 +76,7 @@ def _own(relations: np.ndarray, within: float, decoys: Decoys) -> np.ndarray:
 class Decoys:
     """The project's decoys, and a user's own, under an encoder.
 
-    names    of the relations, in order
+    names    of the relations, in order; wordings: theirs, in the form in which they are compared
     kinds    of the answers that each is asked for with, as of `answer_kind`
     alike    bool `[relations, relations]`: whether one question may ask for either: "where is it?" for country or town
     digest   of all texts: what decisions with them can be compared with
@@ -88,6 +88,7 @@ class Decoys:
     def __init__(self, encoder: Encoder, own: Sequence[str] = ()) -> None:
         relations, tasks, mentions = texts_of(own)
         self.names = list(relations)
+        self.wordings = list(relations.values())
         self.kinds = [frozenset(map(answer_kind, texts)) for texts in relations.values()]
         self.alike = _alike(self.names)
         wordings = [text for texts in relations.values() for text in texts]

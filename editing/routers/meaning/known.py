@@ -51,7 +51,9 @@ class Known(NamedTuple):
         """Whether it is a passage, or a question in several sentences, which nearly all its words may ask for too."""
         # "The gender of Arlin V. Stevens" is one sentence: taken for two, nearly its tokens were enough for it.
         ends = _SENTENCE_END.finditer(self.whole)
-        return not self.masked or any(not is_shortened(self.whole[: end.start()]) for end in ends)
+        return not self.masked or any(
+            not is_shortened(self.whole[: end.start()], self.whole[end.end() :].lstrip()) for end in ends
+        )
 
 
 def packed(known: Known) -> Tensor:

@@ -40,7 +40,7 @@ def match_of(pair: Pair, score: float, vectors: dict[str, np.ndarray]) -> Match:
     if is_unread(pair.masked) or is_unread(pair.known.masked):
         # Without a subject that stands there whole only the edit's own words are known to ask for it.
         return Match(likeness(pair.masked, pair.known.masked) if pair.share == 1 else 0.0)
-    return Match(score if pair.share == 1 else score / (score + _ODDS * (1 - score)), None)
+    return Match(score if pair.share == 1 and not pair.meant else score / (score + _ODDS * (1 - score)), None)
 
 
 def _closer_to_protected(known: Known, masked: np.ndarray, whole: np.ndarray | None) -> bool:

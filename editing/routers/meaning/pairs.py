@@ -12,8 +12,8 @@ from .another_subject import is_another_name, is_another_of_its_kind
 from .candidates import CandidateIndex
 from .known import Known, as_unit
 from .sentences import Part, parts_of
-from .subject import locate, normalised, stands_whole, words
-from .wording import core
+from .subject import locate, names_in, normalised, stands_whole, words
+from .wording import core, with_stand_in
 
 _TOKENS = 0.25
 SHARE = 0.4
@@ -28,6 +28,9 @@ _PASSAGE = 0.75
 _SUBJECTS = 4
 """As so many subjects one part is read at most: each reading is a text to be encoded."""
 
+_LONGEST_MEANT = 16
+"""Words of a question that a sentence before it may say the subject of."""
+
 _MOST = 24
 """Edits that one part is compared with at most: those with the largest token score and cosine together."""
 
@@ -37,6 +40,7 @@ class Pair(NamedTuple):
 
     tokens  the edit's token score for the part; share: how much of the edit's subject stands there
     masked  the part without its frame, `STAND_IN` for the subject, and `whole` with it; "" of a passage's like
+    meant   whether the subject stands in a sentence before: "I have a ticket for KV 318. When does it leave?"
     """
 
     part: Part
@@ -45,6 +49,7 @@ class Pair(NamedTuple):
     share: float
     masked: str
     whole: str
+    meant: bool = False
 
     @property
     def needs_whole(self) -> bool:
@@ -68,9 +73,12 @@ def pairs_of(
     texts = [normalised(part.text) for part in asking]
     wholes = [core(text) for text in texts]
     entire = core(normalised(request))
+    named_before = [_named_before(part, parts) for part in asking]
+    rows_before = tokens.queries([text for text in named_before if text])
     found: list[tuple[int, Pair]] = []
     near: list[tuple[int, Known]] = []
-    for place in index.of_request(sorted(set().union(*map(set, rows))), texts, _TOKENS):
+    all_texts = [*texts, *(normalised(text) for text in named_before if text)]
+    for place in index.of_request(sorted(set().union(*map(set, [*rows, *rows_before]))), all_texts, _TOKENS):
         one = known[place]
         if one.whole == entire:  # an edit's own prompt, whatever sentences that seems to have
             found.append((place, Pair(Part(request, True, True, 0, False), one, 1.0, 1.0, one.masked, one.whole)))
@@ -82,7 +90,7 @@ def pairs_of(
             if one.is_passage:
                 continue
         near.append((place, one))
-    for part, row, text, whole in zip(asking, rows, texts, wholes):
+    for part, row, text, whole, before in zip(asking, rows, texts, wholes, named_before):
         there = [(place, one) for place, one in near if stands_whole(one.subject, text)]
         named = any(not _is_weak(one, weight) for _, one in there)
         pairs = []
@@ -97,8 +105,30 @@ def pairs_of(
                 continue
             if enough or found_at.share >= SHARE:
                 pairs.append((place, Pair(part, one, score, found_at.share, found_at.masked, whole)))
+        if before and not pairs:
+            meant = _meant(before, near, weight)
+            pairs = [(place, Pair(part, one, 0.0, 1.0, with_stand_in(text), whole, True)) for place, one in meant]
         found += [(place, pair._replace(masked=core(pair.masked))) for place, pair in _nearer(pairs, weight)]
     return found
+
+
+def _named_before(part: Part, parts: Sequence[Part]) -> str:
+    """The sentence before a question that itself names nobody, which may say whom it is about; else ""."""
+    place = parts.index(part)
+    if not place or not part.asks or len(part.text.split()) > _LONGEST_MEANT or names_in(part.text):
+        return ""
+    return "" if parts[place - 1].asks else parts[place - 1].text
+
+
+def _meant(before: str, near: list[tuple[int, Known]], weight: Callable[[str], float]) -> list[tuple[int, Known]]:
+    """The edits about the one subject that a sentence names in full."""
+    text = normalised(before)
+    there = [(place, one) for place, one in near if not _is_weak(one, weight) and stands_whole(one.subject, text)]
+    subjects = {one.subject for _, one in there}
+    longest = max(subjects, key=len, default="")
+    if any(subject not in longest for subject in subjects) or is_another_of_its_kind(longest, text):
+        return []
+    return [(place, one) for place, one in there if one.subject == longest]
 
 
 def _is_weak(known: Known, weight: Callable[[str], float]) -> bool:

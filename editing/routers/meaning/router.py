@@ -15,7 +15,8 @@ from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ..router import Decision, EditRouter, decide
 from ..tokens import TokenRouter
-from .another import asks_another
+from .another import asks_another, known_words
+from .another_party import without_party
 from .candidates import CandidateIndex
 from .decoys import Decoys, Profile
 from .encoder import PACKAGED_ENCODER, Encoder, load_encoder
@@ -249,7 +250,7 @@ class MeaningRouter(EditRouter):
             match = match_of(pair, score, compared.vectors)
             if match.against is None:
                 asked, held = compared.profiles[pair.masked], self._held(pair.known)
-                if asks_another(pair.masked, asked, held.masked, held.profile, self.decoys):
+                if asks_another(pair, asked, held, self.decoys, compared.vectors):
                     match = match._replace(score=0.0)
                 against = against_of(row, asked, held) if match.score < self.threshold else NOTHING
                 match = match._replace(against=against)
@@ -268,13 +269,7 @@ class MeaningRouter(EditRouter):
                     _keep(found[number], place, Match(1.0))
                 else:
                     pairs.append((number, place, pair))
-        texts = list(
-            dict.fromkeys(
-                text
-                for _, _, pair in pairs
-                for text in ([pair.masked, pair.whole] if pair.needs_whole else [pair.masked])
-            )
-        )
+        texts = list(dict.fromkeys(text for _, _, pair in pairs for text in self._texts_of(pair)))
         vectors = dict(zip(texts, self.encoder.encode(texts).numpy()))
         pairs = limited(pairs, vectors)
         profiles = {pair.masked: Profile(self.decoys, vectors[pair.masked]) for _, _, pair in pairs}
@@ -291,6 +286,11 @@ class MeaningRouter(EditRouter):
             for _, _, pair in pairs
         ]
         return Compared(found, pairs, np.array(rows), vectors, profiles)
+
+    def _texts_of(self, pair: Pair) -> list[str]:
+        """What is to be encoded of a pair."""
+        whole = [pair.whole] if pair.needs_whole else []
+        return [pair.masked, *whole, *without_party(pair.masked, known_words(self._held(pair.known), self.decoys))]
 
     def _held(self, known: Known) -> EditSide:
         return _held(self.decoys, known.subject, known.masked, known.whole, known.vectors[:2].tobytes())

@@ -17,7 +17,7 @@ from .sentences import Part
 from .subject import content_words, names_in
 from .wording import answer_kind, is_compared, is_negated, is_yes_no
 
-VERSION = 4
+VERSION = 5
 """Of the code around the fitted rule: to be raised where what is read out of texts decides any request otherwise, as
 `tests/editing/routers/test_rule_identity.py` would tell. Stores record it, with the digest of the data."""
 

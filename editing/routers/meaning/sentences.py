@@ -18,6 +18,7 @@ _SHORT = re.compile(
     r"ed|gen|col|lt|sgt|capt|rev|hon|gov|sen|rep|ft|approx|cf|e\.g|i\.e|nr|bzw|usw|z\.b|ул|г))$",
     re.I,
 )
+_NUMBER_OF = re.compile(r"\b(no|nos|art|sec|fig|ch|pp?|vol)$", re.I)
 _QUESTION_WORD = re.compile(
     r"^\W*(in|at|on|of|to|from|for|by|with|under|since|until|and|so|but|now|ok|okay)?\s*"
     r"(who|whom|whose|what|what's|who's|where|when|which|why|how|where's)\b",
@@ -171,7 +172,7 @@ def _sentences(block: str) -> list[str]:
         before, after = block[start : mark.start()], block[mark.end() :].lstrip()
         if after[:1].islower() and (mark.group()[0] == "." or not _begins_asking(after)):
             continue  # "Which channel showed Shake! first?"
-        if mark.group()[0] == "." and is_shortened(before) and not _ends_with_number(before, after):
+        if mark.group()[0] == "." and is_shortened(before, after) and not _ends_with_number(before, after):
             continue
         sentences.append(block[start : mark.end()])
         start = mark.end()
@@ -180,9 +181,9 @@ def _sentences(block: str) -> list[str]:
     return [text for text in found if re.search(r"\w", text)]
 
 
-def is_shortened(before: str) -> bool:
-    """Whether what stands before a full stop ends with an initial or an abbreviation, "Arlin V" say."""
-    return _SHORT.search(before) is not None
+def is_shortened(before: str, after: str) -> bool:
+    """Whether what stands before a full stop ends with an initial or an abbreviation, "Arlin V" or "No" before "8"."""
+    return _SHORT.search(before) is not None or (after[:1].isdigit() and _NUMBER_OF.search(before) is not None)
 
 
 def _ends_with_number(before: str, after: str) -> bool:

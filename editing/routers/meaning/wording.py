@@ -30,6 +30,18 @@ _YES_NO = re.compile(
     r"weren't|doesn't|didn't|hasn't)\b"
 )
 _ASKED_FOR = re.compile(r"\b(who|whom|whose|what|where|when|which|why|how)\b")
+_TASK = re.compile(
+    r"^\W*((please|kindly|now|can you|could you|would you|help me( to)?|i want you to|let's|"
+    r"i('d| would) like( you)? to|i (want|need) to)\s+)*"
+    r"(write|draft|compose|make|plan|suggest|design|create|explain|describe|discuss|recommend|prepare|invent|imagine|"
+    r"pretend|argue|analy[sz]e|review|outline|generate|code|build|convince|persuade|brainstorm|sketch|draw|paint|sing|"
+    r"debate|evaluate|criticize|defend|promote|advertise|improve|rank|rate|remind me (to|about)|schedule|book|order|"
+    r"notify|update|change|cancel|complain|act as|role-?play|show me (how|a|an|some|\w+ code)|"
+    r"give (me )?(a|an|some|two|three|four|five|ten|\d+|tips|advice|ideas|arguments|reasons|examples)|"
+    r"list (the )?(pros|reasons|arguments|advantages|ideas|tips)|(any )?(tips|ideas|advice) (for|on)|"
+    r"(the )?pros and cons|help (with|understand|choose|decide|pick)|what are my)\b"
+    r"(?!:| (who|whom|where|when|which|what)\b)"
+)
 _TOPIC = re.compile(
     r"^\W*((about|regarding|concerning|on|re|as for|with regard to|with respect to|for|at|in) )?it"
     r"(\s*:\s*|\s+[-–—]+\s+|\s*,\s*(?=(who|whom|whose|what|where|when|which|why|how|in|on|at|since|by|is|does|do)\b.*"
@@ -60,7 +72,10 @@ _KINDS = (
         r"district|area|village)\b|\b(country|city|town|place|location) (of|that|where|in|it)\b",
     ),
     ("reason", r"\bwhy\b"),
-    ("manner", r"\bhow\b"),
+    (
+        "manner",
+        r"\bhow\b(?! (many|much|old|tall|high|long|big|large|deep|far|fast|heavy|wide|often|hot|rich|late|early))",
+    ),
 )
 _KIND_PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _KINDS)
 
@@ -86,7 +101,12 @@ def _off_topic(text: str) -> str:
     topic = _TOPIC.match(text)
     if topic is None:
         return text
-    text = re.sub(r"\b(their|his|her)\b", "its", text[topic.end() :])
+    return with_stand_in(text[topic.end() :])
+
+
+def with_stand_in(text: str) -> str:
+    """A normalised sentence with `STAND_IN` for its pronouns: "who leads them?" of somebody named before."""
+    text = re.sub(r"\b(their|his|her)\b", "its", text)
     return _TOPIC_AGAIN.sub(STAND_IN, text)
 
 
@@ -94,6 +114,11 @@ def answer_kind(text: str) -> str:
     """What kind of answer a normalised sentence asks for, "person", "time", ...; "" where it does not say."""
     found = [(match.start(), name) for name, pattern in _KIND_PATTERNS if (match := pattern.search(text))]
     return min(found)[1] if found else ""
+
+
+def is_task(text: str) -> bool:
+    """Whether a normalised sentence sets a task, "draft a letter to it"."""
+    return _TASK.match(text) is not None
 
 
 def is_negated(text: str) -> bool:

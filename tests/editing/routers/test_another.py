@@ -4,9 +4,14 @@ import pytest
 from meaning import meaning_router, needs_encoder
 
 from corrigenda.editing import Edit
-from corrigenda.editing.routers.meaning.another import asks_another
+from corrigenda.editing.routers.meaning.another import asks_another, known_words
+from corrigenda.editing.routers.meaning.another_party import without_party
 from corrigenda.editing.routers.meaning.decoys import Decoys, Profile
 from corrigenda.editing.routers.meaning.encoder import PACKAGED_ENCODER, load_encoder
+from corrigenda.editing.routers.meaning.known import Known, as_int8
+from corrigenda.editing.routers.meaning.pairs import Pair
+from corrigenda.editing.routers.meaning.router import _held
+from corrigenda.editing.routers.meaning.sentences import Part
 
 pytestmark = needs_encoder
 
@@ -76,7 +81,45 @@ def test_the_reason_is_the_other_relation(router):
     ],
 )
 def test_what_asks_another(asked, held, another):
+    assert asks(asked, held) is another
+
+
+def asks(asked, held, subject="zzz", text=""):
+    """Whether a masked question asks another than a masked edit about `subject`; text: as it was written."""
     encoder = load_encoder(PACKAGED_ENCODER)
     decoys = Decoys(encoder)
-    profiles = [Profile(decoys, vector) for vector in encoder.encode([asked, held]).numpy()]
-    assert asks_another(asked, profiles[0], held, profiles[1], decoys) is another
+    own = as_int8(encoder.encode([held, held]).numpy())
+    edit = _held(decoys, subject, held, held, own.tobytes())
+    pair = Pair(
+        Part(text or asked, True, False, 0, False), Known([], subject, held, held, 0, own), 1.0, 1.0, asked, asked
+    )
+    texts = [asked, *without_party(asked, known_words(edit, decoys))]
+    vectors = dict(zip(texts, encoder.encode(texts).numpy()))
+    return asks_another(pair, Profile(decoys, vectors[asked]), edit, decoys, vectors)
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "another"),
+    [
+        ("who is the ceo of its biggest rival?", "who is the ceo of it?", True),
+        ("who leads the firm that supplies it?", "who leads it?", True),
+        ("where was the wife of it born?", "where was it born?", True),
+        ("where is its head office?", "where are the headquarters of it?", False),
+        ("what was the mood at the conclusion of it?", "what was the mood in which it concluded?", False),
+        ("who is the boss of the company it?", "who leads it?", False),
+        ("write a press release about the new ceo of it", "who is the ceo of it?", True),
+        ("how do i change the default port of it?", "what is the default port of it?", True),
+        ("how do i install it?", "it is installed with the command", False),
+        ("who appoints it?", "it is", True),
+        ("who is currently it?", "it is", False),
+        ("what is the fax number of it?", "what is the telephone number of it?", True),
+    ],
+)
+def test_what_is_asked_of_another_party_or_set_as_a_task(asked, held, another):
+    assert asks(asked, held) is another
+
+
+def test_a_longer_name_is_another_but_for_words_of_the_question():
+    held = "who is the chief executive of it?"
+    assert asks(held, held, "korvan foods", "Who is the chief executive of Korvan Foods Asia?")
+    assert not asks("it chief executive", held, "korvan foods", "Korvan Foods Chief Executive")
