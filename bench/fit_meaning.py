@@ -48,8 +48,9 @@ WEIGHTS = {
     "freely worded, other question": 12.0,
     **dict.fromkeys((ASKED, *KINDS.values()), 0.0),
 }
-"""What a kind counts for, where that is not 1. CounterFact's rephrasings often ask something else: none is learnt. Nor is
-any that differs in a word: fitted to these, the rule finds fewer rephrasings and lets more of what no file asks pass."""
+"""What a kind counts for, where that is not 1. CounterFact's rephrasings often ask something else: none is learnt. Nor
+are those that differ in a word: fitted to these, the rule finds fewer rephrasings and lets pass more that no file asks.
+"""
 
 FOUND = 2.5
 """What an example that is to be found counts for."""
