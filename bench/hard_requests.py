@@ -1,15 +1,14 @@
 """Edits of made-up subjects, and what people would type: what asks for the edit, and what only nearly does.
 
-`hard_requests.json` has sixty subjects of twelve kinds, all written by hand for this project by somebody who did not
-see the router: six wordings that ask for the edit, short, colloquial, indirect, misspelt or with the subject in a
-sentence before; and what differs from it in a word, the time, the side, the party, the name. Every other subject of a
-kind is in one half.
+`hard_requests.json` has made-up subjects of twelve kinds, all written by hand for this project by people who did not
+see the router: wordings that ask for the edit, short, colloquial, indirect, misspelt or with the subject in a sentence
+before; and what differs from it in a word, the time, the side, the party, the name. Of the first sixty subjects every
+other one of a kind is in one half; thirty-six more, written when these had been read, are all in the half for choosing.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 
 from corrigenda.editing import Edit
@@ -47,12 +46,4 @@ def kinds_of_hard_subjects() -> dict[str, str]:
 
 
 def _records(half: int) -> list[dict]:
-    of_kind = defaultdict(list)
-    for record in json.loads(FILE.read_text(encoding="utf-8")):
-        of_kind[record["kind"]].append(record)
-    return [
-        record
-        for number, kind in enumerate(sorted(of_kind))
-        for place, record in enumerate(of_kind[kind])
-        if (number + place) % 2 == half
-    ]
+    return [record for record in json.loads(FILE.read_text(encoding="utf-8")) if record["half"] == half]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from .another_of_a_row import asks_for_another_of_a_row
-from .another_party import without_party
+from .another_party import names_party, without_party
 from .another_subject import goes_on
 from .contrary import asks_the_contrary
 from .decoys import Decoys, Profile
@@ -84,7 +84,7 @@ def asks_another(pair: Pair, request: Profile, edit: EditSide, decoys: Decoys, v
         return True
     if _ONLY_WHO.match(held) and set(content_words(asked)) - _PLAIN - _NOW:
         return True  # "Who appoints it?" of an edit that says who the holder of an office is
-    known = known_words(edit, decoys)
+    known = known_words(edit)
     if (is_task(asked) and not is_task(held)) or _asks_how(asked, known, kin):
         return True
     wordings = [text for place in nearest for text in decoys.wordings[place]]
@@ -92,16 +92,17 @@ def asks_another(pair: Pair, request: Profile, edit: EditSide, decoys: Decoys, v
         return True
     if pair.share == 1 and goes_on(pair.known.subject, pair.part.text, known):
         return True
+    if names_party(asked, known) and not names_party(held, ()):
+        return True
     own = edit.profile.vector
     # "Who leads its rival?": what is nearer to the edit with the subject in the rival's place is asked of the rival.
     likest = max((float(vectors[text] @ own) for text in without_party(asked, known)), default=0.0)
     return any(likest > least and likest - float(request.vector @ own) > nearer for least, nearer in _PARTY)
 
 
-def known_words(edit: EditSide, decoys: Decoys) -> frozenset[str]:
-    """The words that say what an edit asks for: its own, and those of its relation's wordings."""
-    texts = [text for place in np.flatnonzero(edit.profile.kin) for text in decoys.wordings[place]]
-    return frozenset(word for text in (edit.masked, *texts) for word in content_words(text)) | edit.words
+def known_words(edit: EditSide) -> frozenset[str]:
+    """The words that say what an edit asks for, and whom it is about: its own, and those of its relation's wordings."""
+    return edit.words.union(edit.said)
 
 
 def _asks_how(asked: str, known: Collection[str], kin: Mapping[str, Collection[str]]) -> bool:

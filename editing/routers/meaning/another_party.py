@@ -59,6 +59,49 @@ _EVENT = re.compile(
 """How nouns end that name what a subject does or is, and no other party: "the conclusion of it", "its activity"."""
 
 
+_NAMING = r"(?:called|named|being|known|referred|including|regarding|concerning|according|renowned|titled|entitled)\b"
+_DESCRIBED = re.compile(
+    rf"\b(?:the|an?|our|my|your|any|that) (?:[\w'-]+ ){{0,3}}?(?!(?:in|at|on|by|for|to|from|of) which)([\w-]+)"
+    rf" (?:that|which|who|whose|whom|where) (.*\b{STAND_IN}\b.*)$"
+)
+_DOING = re.compile(
+    rf"\b(?:the|an?|our|my|your|any|that) (?:[\w'-]+ ){{0,3}}?([\w-]+) (?!{_NAMING})([\w-]+(?:ing|ed)|given|run|made)"
+    rf"(?: (?!of\b)\w+){{0,2}}? (?:the |our |my )?{STAND_IN}\b"
+)
+_BESIDE = re.compile(
+    rf"\b([\w-]+) (opposite|below|above|beneath|alongside|besides?|behind|near|nearest to|next (?:door )?to|around|"
+    rf"outside|across from|in front of|adjacent to|parallel to) (?:the |our |my )?{STAND_IN}\b"
+)
+_PEOPLE = (
+    *("wife", "husband", "spouse", "mother", "father", "parents?", "brother", "sister", "son", "daughter", "child"),
+    *("children", "uncle", "aunt", "cousin", "twin", "friend", "neighbou?r", "boss", "staff", "partner", "colleague"),
+    *("successor", "predecessor", "understudy", "assistant", "chemist", "cook", "goalkeeper", "admin", "rivals?"),
+    *("competitors?", "suppliers?", "vendor", "customers?", "founders?", "owners?", "makers?", "drummer", "singer"),
+    *("organi[sz]er", "illustrator", "translator", "architect", "designer", "engineers?", "driver", "teacher"),
+    *("students?", "pupils?"),
+)
+_PERSON = re.compile(rf"\bits (?:[\w-]+ ){{0,2}}?({'|'.join(_PEOPLE)})\b(?!\W*$| (?:is|was|are|were)\W*$)")
+_WHO_IS = re.compile(r"^\W*(?:who|what)(?:'s| is| was| are| were) (?:the name of )?its\b")
+
+
+def names_party(asked: str, known: Collection[str]) -> bool:
+    """Whether a question speaks of another party beyond doubt: "the firm suing it", "the café below it", "its cook".
+
+    asked, known: as in `without_party`. What the edit's own words describe is its answer, "the firm that owns it".
+    """
+    for pattern in (_DESCRIBED, _DOING, _BESIDE):
+        found = pattern.search(asked)
+        if found is not None and not _is_known(found[1], known) and not _is_known(found[2], known):
+            return True
+    found = _PERSON.search(asked)
+    return found is not None and not _is_known(found[1], known) and _WHO_IS.match(asked) is None
+
+
+def _is_known(text: str, known: Collection[str]) -> bool:
+    starts = {word[:5] for word in known}
+    return any(word[:5] in starts for word in content_words(text))
+
+
 def _is_party(called: str, known: Collection[str]) -> bool:
     """Whether a noun and what stands before it call something that the edit's question does not speak of."""
     said = content_words(called)

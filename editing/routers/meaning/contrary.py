@@ -27,7 +27,14 @@ _SIDES = (
     ("upload", "download"),
     ("enabl|allow|permit|activat", "disabl|forb|ban|bans|banned|prohibit|deactivat"),
     ("maxim|highest|largest|biggest|most|tallest|longest|upper", "minim|lowest|smallest|least|shortest|lower"),
-    ("oldest", "youngest"),
+    ("oldest|first|opening", "youngest|latest|newest|last|final|closing"),
+    ("cheap", "expensive|dear(er|est)|costl"),
+    ("clos(e|es|ed|ing|ure)|shut", "re-?open|open again|passable"),
+    ("deadline|due|end date|finish", "kick-?off|start"),
+    ("terminus|terminat|final stop|last stop|destination", "origin|starting point|sets? out"),
+    ("board|depart|take off", "get off|disembark|alight"),
+    ("full|discharg|lasts?", "empty|recharg|to charge"),
+    ("treat|cure|approved", "bring on|cause|side effect"),
     ("north", "south"),
     ("east", "west"),
     ("home", "away"),
@@ -36,7 +43,6 @@ _SIDES = (
     ("join", "leav(e|es|ing)|left|quit"),
     ("marr(y|ied|iage)|wed", "divorc|separat"),
     ("increas|rais|rose", "decreas|lower|fell|drop|reduc"),
-    ("teach|taught|teacher|mentor", "student|pupil|studied|learn"),
     ("employer", "employee|staff"),
     ("supplier|supplies", "customer|client"),
     ("check-?in", "check-?out"),
@@ -51,7 +57,8 @@ _CONTRARIES = tuple((re.compile(rf"\b({one})\w*"), re.compile(rf"\b({other})\w*"
 
 _ENDS = re.compile(
     r"\b(fir(e|ed|es|ing)|sack\w*|dismiss\w*|let go|laid off|pull\w* out|uninstall\w*|remov\w*|cancel\w*|lost|loses?|"
-    r"resign\w*|quit|steps? down|stepped down|minimum|lowest|empty|forbidden|refus\w*|reject\w*)\b"
+    r"resign\w*|quit|steps? down|stepped down|minimum|empty|forbidden|refus\w*|reject\w*|denied|exhumed|evicted|blank|"
+    r"(turn|mov|throw|kick|driv)\w* (down|out|off)|thrown (out|off)|said no|conflict)\b"
 )
 """What is said of the contrary of nearly anything: "whom did it fire?" of an edit that says who leads it."""
 
@@ -82,6 +89,7 @@ _EITHER = frozenset(
 
 _UNDOING = re.compile(r"^(un|dis|de|non)(\w{4,})$")
 _BE = r"(?:is|are|was|were|be|been|being|gets|got)"
+_NOT_BE = "(?<!is )(?<!was )(?<!are )(?<!were )(?<!'s )(?<!get )(?<!got )"
 _DO = r"(?:did|does|do|will|would|can|could)"
 _TO = r"(?:for|at|with|under|in|to|on|from)"
 _WHO = r"(?:who|whom|what|that|which \w+|whose \w+|what \w+)"
@@ -126,7 +134,7 @@ def _does(stem: str, text: str) -> bool | None:
     does = (
         rf"\b{_DO} {STAND_IN} (?:\w+ )?{verb}",
         rf"\b(?:{_BE} {STAND_IN}|{STAND_IN} {_BE}) (?:\w+ )?{verb}ing\b",
-        rf"\b{STAND_IN} (?:now |currently |itself )?{verb}(?<![eo]r)s\b",
+        rf"{_NOT_BE}\b{STAND_IN} (?:now |itself )?{verb}(?<![eo]r)(?:s|ed)\b",
         rf"\b{verb} by {STAND_IN}\b",
     )
     if any(re.search(pattern, text) for pattern in does):
@@ -134,5 +142,6 @@ def _does(stem: str, text: str) -> bool | None:
     has_done = (
         rf"\b(?:{_BE} {STAND_IN}|{STAND_IN} {_BE}) (?:\w+ )?{done}",
         rf"\b{_WHO} (?:\w+ )?{verb}(?<![eo]r) (?:{_TO} )?{STAND_IN}\b",
+        rf"\b(?:the|its) (?:\w+ )?{verb}(?:er|or)s? (?:of|at|for) {STAND_IN}\b|\bits (?:\w+ )?{verb}(?:er|or)\b",
     )
     return False if any(re.search(pattern, text) for pattern in has_done) else None

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from ...errors import CorrigendaError
 from .encoder import Encoder
 from .known import as_int8, as_unit
-from .subject import STAND_IN, holds_stand_in, normalised
+from .subject import STAND_IN, content_words, holds_stand_in, normalised
 from .wording import answer_kind, core
 
 DECOYS = "decoys.json"
@@ -89,6 +89,7 @@ class Decoys:
         relations, tasks, mentions = texts_of(own)
         self.names = list(relations)
         self.wordings = list(relations.values())
+        self._words = [frozenset(word for text in texts for word in content_words(text)) for texts in self.wordings]
         self.kinds = [frozenset(map(answer_kind, texts)) for texts in relations.values()]
         self.alike = _alike(self.names)
         wordings = [text for texts in relations.values() for text in texts]
@@ -106,6 +107,10 @@ class Decoys:
         else:
             self.mean, self.head = (shipped[name].astype(np.float32) for name in ("head.mean", "head.directions"))
         self.projected_vectors = self.projected(self.vectors)
+
+    def words_of(self, kin: np.ndarray) -> frozenset[str]:
+        """The words of relations, bool `[relations]`, that say something."""
+        return frozenset().union(*(self._words[place] for place in np.flatnonzero(kin)))
 
     def projected(self, vectors: np.ndarray) -> np.ndarray:
         """Unit vectors `[..., width]` on the head's directions, as unit vectors."""

@@ -26,7 +26,7 @@ from .matches import Match, match_of
 from .pairs import Pair, limited, pairs_of
 from .reasons import NOTHING, against_of, in_words
 from .rule import EditSide, RequestSide, evidence, fitted_rule, rule_identity
-from .subject import FUNCTION_WORDS, words
+from .subject import FUNCTION_WORDS, content_words, words
 from .texts import texts_of_edit
 
 
@@ -276,7 +276,11 @@ class MeaningRouter(EditRouter):
         rows = [
             evidence(
                 RequestSide(
-                    pair.part, pair.masked, profiles[pair.masked], vectors.get(pair.whole) if pair.share < 1 else None
+                    pair.part,
+                    pair.masked,
+                    profiles[pair.masked],
+                    vectors.get(pair.whole) if pair.share < 1 else None,
+                    _said(self.decoys, pair.masked, profiles[pair.masked]),
                 ),
                 self._held(pair.known),
                 pair.tokens,
@@ -290,7 +294,7 @@ class MeaningRouter(EditRouter):
     def _texts_of(self, pair: Pair) -> list[str]:
         """What is to be encoded of a pair."""
         whole = [pair.whole] if pair.needs_whole else []
-        return [pair.masked, *whole, *without_party(pair.masked, known_words(self._held(pair.known), self.decoys))]
+        return [pair.masked, *whole, *without_party(pair.masked, known_words(self._held(pair.known)))]
 
     def _held(self, known: Known) -> EditSide:
         return _held(self.decoys, known.subject, known.masked, known.whole, known.vectors[:2].tobytes())
@@ -331,7 +335,13 @@ def _held(decoys: Decoys, subject: str, masked: str, whole_text: str, vectors: b
     own, whole = as_unit(np.frombuffer(vectors, dtype=np.int8).reshape(2, -1))
     profile = Profile(decoys, own)
     there = frozenset((*words(whole_text), *words(subject)))
-    return EditSide(there, masked, profile, whole, profile.own(decoys), profile.projected_own(decoys))
+    said = _said(decoys, masked, profile)
+    return EditSide(there, masked, profile, whole, said, profile.own(decoys), profile.projected_own(decoys))
+
+
+def _said(decoys: Decoys, masked: str, profile: Profile) -> tuple[str, ...]:
+    """The words of a question, and of the relation that it is nearest to, those that say something."""
+    return tuple(sorted(decoys.words_of(profile.kin).union(content_words(masked))))
 
 
 @lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from math import log1p
@@ -29,6 +30,7 @@ EVIDENCE = (
     *("own_relation", "own_relation_margin", "own_relation_head", "own_relation_margin_head"),
     *("words_explained", "word_explained_least", "own_words_explained", "own_word_explained_least", "other_names"),
     *("kin", "kin_head", "asked_kin", "asked_kin_head"),
+    *("words_known", "word_known_least", "own_words_known", "own_word_known_least"),
 )
 """What the rule is given, in order."""
 
@@ -37,13 +39,14 @@ class RequestSide(NamedTuple):
     """A part of a request with an edit's subject put aside: `masked`, of which `profile` is made.
 
     whole: the vector of the part as it stands, where the subject is not whole there; what it says is then not all
-    in `masked`.
+    in `masked`. said: the words of `masked` and of the relation that it is nearest to, those that say something.
     """
 
     part: Part
     masked: str
     profile: Profile
     whole: np.ndarray | None
+    said: tuple[str, ...]
 
 
 class EditSide(NamedTuple):
@@ -53,6 +56,7 @@ class EditSide(NamedTuple):
     masked: str
     profile: Profile
     whole: np.ndarray
+    said: tuple[str, ...]
     own: np.ndarray
     projected_own: np.ndarray
 
@@ -116,6 +120,9 @@ def evidence(asked: RequestSide, held: EditSide, tokens: float, share: float, en
         _nearer(a.projected_relations, h.projected_kin),
         _nearer(h.relations, a.kin),
         _nearer(h.projected_relations, a.projected_kin),
+        # "Pastry" chef is no word of whoever heads a kitchen, "fax" none of telephone numbers.
+        *_explained(sorted(here), held.said, encoder),
+        *_explained(sorted(there), asked.said, encoder),
     ]
 
 
@@ -124,7 +131,7 @@ def _nearer(relations: np.ndarray, kin: np.ndarray) -> float:
     return float(relations[kin].max() - relations[~kin].max())
 
 
-def _explained(words: list[str], by: list[str], encoder: Encoder) -> tuple[float, float]:
+def _explained(words: Sequence[str], by: Sequence[str], encoder: Encoder) -> tuple[float, float]:
     """How near words are to their nearest ones in another text: on average, by weight, and the one that is farthest."""
     if not words or not by:
         return (1.0, 1.0) if not words else (0.0, 0.0)

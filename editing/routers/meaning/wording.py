@@ -39,7 +39,9 @@ _TASK = re.compile(
     r"notify|update|change|cancel|complain|act as|role-?play|show me (how|a|an|some|\w+ code)|"
     r"give (me )?(a|an|some|two|three|four|five|ten|\d+|tips|advice|ideas|arguments|reasons|examples)|"
     r"list (the )?(pros|reasons|arguments|advantages|ideas|tips)|(any )?(tips|ideas|advice) (for|on)|"
-    r"(the )?pros and cons|help (with|understand|choose|decide|pick)|what are my)\b"
+    r"(the )?pros and cons|help (with|understand|choose|decide|pick)|what are my|walk me through|find me|propose|"
+    r"whether|(help me )?word (a|an|the)|i need (a|an|some\w*|two|three|four|five|ten|help|ideas)|what if|"
+    r"what (should|can|could|would) (i|we|one|you) do|what would( have|'ve)?|should (i|we|one))\b"
     r"(?!:| (who|whom|where|when|which|what)\b)"
 )
 _TOPIC = re.compile(

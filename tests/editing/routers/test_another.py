@@ -93,7 +93,7 @@ def asks(asked, held, subject="zzz", text=""):
     pair = Pair(
         Part(text or asked, True, False, 0, False), Known([], subject, held, held, 0, own), 1.0, 1.0, asked, asked
     )
-    texts = [asked, *without_party(asked, known_words(edit, decoys))]
+    texts = [asked, *without_party(asked, known_words(edit))]
     vectors = dict(zip(texts, encoder.encode(texts).numpy()))
     return asks_another(pair, Profile(decoys, vectors[asked]), edit, decoys, vectors)
 
@@ -110,6 +110,12 @@ def asks(asked, held, subject="zzz", text=""):
         ("write a press release about the new ceo of it", "who is the ceo of it?", True),
         ("how do i change the default port of it?", "what is the default port of it?", True),
         ("how do i install it?", "it is installed with the command", False),
+        ("who leads the firm suing it?", "who leads it?", True),
+        ("when does the café below it close?", "when does it close?", True),
+        ("where does its drummer live?", "where does it live?", True),
+        ("who is its drummer?", "who plays the drums in it?", False),
+        ("what is the name of the firm that owns it?", "who owns it?", False),
+        ("the firm called it is owned by", "who owns it?", False),
         ("who appoints it?", "it is", True),
         ("who is currently it?", "it is", False),
         ("what is the fax number of it?", "what is the telephone number of it?", True),

@@ -7,7 +7,7 @@ from corrigenda.editing import Edit
 from corrigenda.editing.routers.meaning import rule, sentences, wording
 from corrigenda.editing.routers.meaning.another import asks_about_answer, asks_what_answer_does
 from corrigenda.editing.routers.meaning.another_of_a_row import asks_for_another_of_a_row
-from corrigenda.editing.routers.meaning.another_party import without_party
+from corrigenda.editing.routers.meaning.another_party import names_party, without_party
 from corrigenda.editing.routers.meaning.another_subject import goes_on, is_another_name, is_another_of_its_kind
 from corrigenda.editing.routers.meaning.contrary import asks_the_contrary
 from corrigenda.editing.routers.meaning.subject import (
@@ -47,11 +47,12 @@ REQUESTS = (
     "Wer leitet das Vantrello Foods?",
     "Who was the second chief executive of Vantrello Foods Asia before it was sold?",
     "I work for Vantrello Foods. Who leads its biggest rival?",
+    "Which café below Vantrello Foods did the firm suing Vantrello Foods get thrown out of yesterday?",
     "Can you draft a letter to the author whom Bram Oterdahl's wife admires?",
     "Ist it's Oterdahl's mother's tongue known as of now, isn't it?",
 )
 
-DIGESTS = {5: "86bd9e0131fda32a"}
+DIGESTS = {5: "df9963a55604d4ae"}
 """By version of the rule (`VERSION`). A test that fails here says that some request may be decided otherwise than by
 the version that wrote a folder: then raise the version, and put the new digest here. The old one can go."""
 
@@ -82,6 +83,7 @@ def read_out():
                 yield [goes_on(edit.subject, part.text, {"leader"}), wording.is_task(masked)]
                 yield asks_for_another_of_a_row(masked, edit.masked, ["it was first made by"])
                 yield [asks_the_contrary(masked, edit.masked, []), without_party(masked, {"leader"})]
+                yield names_party(masked, {"leader"})
 
 
 def test_what_is_read_out_of_texts_is_that_of_the_version():
