@@ -38,22 +38,20 @@ WEIGHTS = {
     "negated": 2.0,
     "unrelated": 3.0,
     "other subject, same relation": 3.0,
-    "rephrased: zsre": 6.0,
-    "rephrased: qaedit": 16.0,
+    "rephrased: zsre": 3.0,
+    "rephrased: qaedit": 10.0,
     "rephrased: pararel": 3.0,
-    "statement asked as a question": 2.0,
     "rephrased: counterfact": 0.0,
     "several edits: counterfact": 0.0,
     "by alias": 0.5,
     "freely worded": 8.0,
     "freely worded, other question": 12.0,
-    ASKED: 8.0,
-    **dict.fromkeys(KINDS.values(), 0.5),
-    "a near relation": 2.0,
+    **dict.fromkeys((ASKED, *KINDS.values()), 0.0),
 }
-"""What a kind counts for, where that is not 1. CounterFact's rephrasings often ask something else: none is learnt."""
+"""What a kind counts for, where that is not 1. CounterFact's rephrasings often ask something else: none is learnt. Nor is
+any that differs in a word: fitted to these, the rule finds fewer rephrasings and lets more of what no file asks pass."""
 
-FOUND = 3.5
+FOUND = 2.5
 """What an example that is to be found counts for."""
 
 HIDDEN, NETWORKS, EPOCHS = 24, 5, 40
