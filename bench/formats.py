@@ -4,8 +4,7 @@
 
 The formats: the question alone, `Question: ...\\nAnswer:`, a chat by the tokenizer's own template, the same with a
 system prompt, and two solved questions before the one that is asked. Counted are answers that are the target and end
-there; beside it, requests that their edit was found for, and answers that begin with a blank, as those in a chat of the
-model's own do not. Settings were chosen on one half of the subjects (by a hash),
+there; beside it, requests that their edit was found for. Settings were chosen on one half of the subjects (by a hash),
 and the other is reported: `--half`.
 """
 
@@ -62,11 +61,8 @@ def edits_of(args):
 
 
 def asked(edited, edits, template, lengths):
-    """The answers, and whether each begins with a blank, which their texts do not show."""
     rows = [edited.tokenizer(template.replace("{prompt}", edit.prompt))["input_ids"] for edit in edits]
-    firsts = [edited.generate(torch.tensor([row]), max_new_tokens=1, do_sample=False)[0, -1:] for row in rows]
-    blanks = [edited.prompts.vocabulary.said(first.tolist()).startswith(" ") for first in firsts]
-    return edited.answer_ids(rows, [length + 4 for length in lengths], batch_size=8), blanks
+    return edited.answer_ids(rows, [length + 4 for length in lengths], batch_size=8)
 
 
 def main():
@@ -84,13 +80,12 @@ def main():
         lengths = [len(edited.prompts.encode_with_target(edit.prompt, edit.target)[1]) for edit in edits]
         found[written] = {"failing": len(outcome.failing)}
         for name, template in known.items():
-            answers, blanks = asked(edited, edits, template, lengths)
+            answers = asked(edited, edits, template, lengths)
             routed = [answer.provenance.nearest.id == edit.id for answer, edit in zip(answers, edits)]
             right = [answer.text == edit.target.strip() for answer, edit in zip(answers, edits)]
             found[written][name] = {
                 "right": round(sum(right) / len(edits), 4),
                 "found": round(sum(answer.edit is not None for answer in answers) / len(edits), 4),
-                "blank": round(sum(blanks) / len(edits), 4),
                 "nearest": round(sum(routed) / len(edits), 4),
                 "wrong": [
                     [edit.id, edit.target, answer.text] for edit, answer, ok in zip(edits, answers, right) if not ok

@@ -89,9 +89,10 @@ class PromptFormat:
         own = Frame.around(self.wrap(_MARK), not self.chat)
         return [frame for frame in dict.fromkeys(frames) if frame[:2] != own[:2]]
 
-    def encode_in_frame(self, frame: Frame, prompt: str, target: str) -> tuple[list[int], list[int]]:
-        """Ids of a prompt in another frame than this format's own, and of the target that follows it there."""
-        return self._split(frame.opening + prompt + frame.closing, target, frame.special)
+    def encode_in_frame(self, frame: Frame, prompt: str) -> list[int]:
+        """Ids of a prompt in another frame than this format's own."""
+        text = frame.opening + prompt + frame.closing
+        return self.tokenizer(text, add_special_tokens=frame.special)["input_ids"]
 
     def decoded(self, ids: Sequence[int]) -> str:
         """The text of a tokenised prompt, its special tokens included."""
@@ -133,18 +134,15 @@ class PromptFormat:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a wrapped prompt; a chat's text already holds its special tokens."""
-        return self._encoded(text, not self.chat)
-
-    def _encoded(self, text: str, special: bool) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"]
 
     def encode_with_target(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """Ids of the wrapped prompt, and of the target that follows it (`join_target`)."""
-        return self._split(self.wrap(prompt), target, not self.chat)
+        return self._split(self.wrap(prompt), target)
 
-    def _split(self, text: str, target: str, special: bool) -> tuple[list[int], list[int]]:
-        ids = self._encoded(text, special)
-        whole = self._encoded(join_target(text, target), special)
+    def _split(self, text: str, target: str) -> tuple[list[int], list[int]]:
+        ids = self.encode(text)
+        whole = self.encode(join_target(text, target))
         if whole[: len(ids)] == ids and len(whole) > len(ids):
             return ids, whole[len(ids) :]
         # The tokenizer merged across the seam; at inference the prompt stands alone, so it must here.
@@ -153,7 +151,7 @@ class PromptFormat:
 
     def encode_in_context(self, context: str, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """The same after a context text, which in a chat belongs to the user's turn."""
-        return self._split(self.wrap_in_context(context, prompt), target, not self.chat)
+        return self._split(self.wrap_in_context(context, prompt), target)
 
     def wrap_in_context(self, context: str, prompt: str) -> str:
         """The text that the model reads for a prompt after a context text."""

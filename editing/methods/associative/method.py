@@ -90,20 +90,12 @@ class Associative(Method):
         return super().prepare()
 
     def rows(self, edit: Edit, contexts: Sequence[str]) -> list[Row]:
-        """Also in other formats than its own (`config.formats`); its own prompt stays the first.
-
-        An answer begins as each format has it, without a blank in a chat, where that changes its first token alone:
-        the values are one a token. They can be the same, for what stands before the answer tells which is meant.
-        """
+        """Also in other formats than its own (`config.formats`); its own prompt stays the first."""
         rows = super().rows(edit, contexts)
+        prompts = [self.prompts.encode_in_frame(frame, edit.prompt) for frame in self._frames]
         limit = getattr(self.decoder.model.config, "max_position_embeddings", None) or 1 << 30
         labels = rows[0].labels  # where a frame is too long for the model, its own once more: all edits have as many
-        for frame in self._frames:
-            ids, target = self.prompts.encode_in_frame(frame, edit.prompt, edit.target)
-            spelt = (*target, *labels[len(target) :])
-            own = spelt if len(target) == len(labels) - self.config.eos and spelt[1:] == labels[1:] else labels
-            rows.append(Row(tuple(ids), own) if len(ids) + len(labels) <= limit else rows[0])
-        return rows
+        return rows + [Row(tuple(ids), labels) if len(ids) + len(labels) <= limit else rows[0] for ids in prompts]
 
     def solve(self, edits: Sequence[Edit]) -> list[Solved]:
         """The edits of a batch are independent problems, solved side by side.

@@ -33,7 +33,7 @@ _TITLES = frozenset(
         *("count", "baron", "duke", "duchess", "countess", "dame", "father", "sister", "brother", "rabbi", "sheikh"),
         *("earl", "marquess", "marquis", "viscount", "viscountess", "baroness", "emperor", "empress", "tsar", "sultan"),
         *("emir", "khan", "raja", "maharaja", "begum", "imam", "ayatollah", "mahant", "swami", "sri", "shri", "hajji"),
-        *("fr", "friar", "abbot", "deacon", "pastor", "reverend", "monsignor", "chief", "marshal", "brigadier", "gen"),
+        *("fr", "friar", "abbot", "deacon", "pastor", "reverend", "monsignor", "chief", "brigadier", "gen"),
         *("col", "capt", "lt", "maj", "sgt", "corporal", "commodore", "dean", "rector", "madame", "monsieur", "herr"),
         *("frau", "don", "st", "ste", "blessed", "infante", "archduke", "margrave", "mx", "mademoiselle", "signor"),
         *("chancellor", "minister", "ambassador", "justice", "governor", "mayor", "coach", "director", "chef", "nurse"),

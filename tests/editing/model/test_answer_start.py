@@ -224,18 +224,6 @@ def test_every_closing_of_the_template_is_learnt():
         assert new.strip() == f"{CITY.target}{END}" and source.edit.id == "city"
 
 
-@pytest.mark.parametrize("chat", [False, True])
-def test_an_answer_begins_with_a_blank_where_its_format_has_one(chat):
-    """In whichever of the two the edit was written, where the blank changes the first token alone."""
-    made = edited(chat)
-    answer = made.prompts.encode_with_target(CITY.prompt, CITY.target)[1]
-    for form in (PromptFormat(tokenizer(), TEMPLATE), PromptFormat(tokenizer(), chat=True)):
-        _, labels = form.encode_with_target(CITY.prompt, CITY.target)
-        assert labels[1:] == answer[1:] and (labels[0] == answer[0]) == (form.chat == chat)
-        new, source = continued(made, form.wrap(CITY.prompt))
-        assert new == f"{'' if form.chat else ' '}{CITY.target}{END}" and source.edit.id == "city"
-
-
 def forced(text):
     """A logits processor that has these tokens written first, as guided decoding would."""
     tokens = tokenizer()(text)["input_ids"]

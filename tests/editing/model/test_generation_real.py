@@ -112,7 +112,8 @@ def test_decisions_on_200_real_prompts(smollm2, data_folder, wrap, monkeypatch, 
             lambda: background_prompts()[:100],
         )
     layer = {"tokens": 0, "mask": 2}[router]
-    config = AssociativeConfig(layer=layer, router=router, router_layer=layer if router == "mask" else None, contexts=1)
+    reads = {"router": router, "router_layer": layer if router == "mask" else None}
+    config = AssociativeConfig(layer=layer, contexts=1, key_dimensions=None, value_dtype="model", **reads)
     with shallow(model, layer + 2):
         edited = wrap(model, tokenizer, config, template=TEMPLATE)
         edited.method.prepare()
