@@ -12,6 +12,9 @@ from .errors import ServingError
 
 _HOW = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_PATH", os.O_RDONLY)
 
+_NOWHERE = os.stat_result((0,) * 10)
+"""No folder's: where there is none yet, opening says so; what has come there since is not the one that was checked."""
+
 
 def opened(path: Path, write: bool = False, snapshot: Snapshot | None = None) -> EditStore:
     """The store of a folder, whose absolute path was resolved and checked: every part of it was a folder.
@@ -48,6 +51,6 @@ def _without_links(path: Path) -> os.stat_result | None:
                 folder = held_open(part, folder)
         except NotADirectoryError as error:
             raise ServingError("The folder was exchanged for something else since it was named.", 409) from error
-        except OSError:  # there is none: whoever opens it says so
-            return None
+        except OSError:
+            return _NOWHERE
         return os.fstat(folder)
