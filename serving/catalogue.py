@@ -320,13 +320,14 @@ class Catalogue:
                     f"{getattr(self.config, name)!r}: write them anew with that setting.",
                     422,
                 )
-        self._forms[path] = row_form(config)
         if prompts != self.header["prompts"]:
             raise ServingError(f"The edits in {path} were written with another template than the others.", 422)
         sentence = another_rule(store, config)
         if sentence is not None and path not in self._told:
             self._told.add(path)  # once, and not whenever a folder is read anew
             logger.warning(sentence)
+        with self._lock:
+            self._forms[path] = row_form(config)
 
     # Questions
 

@@ -51,6 +51,8 @@ def _without_links(path: Path) -> os.stat_result | None:
                 folder = held_open(part, folder)
         except NotADirectoryError as error:
             raise ServingError("The folder was exchanged for something else since it was named.", 409) from error
+        except PermissionError:  # a folder that only lets through cannot be opened everywhere
+            return None
         except OSError:
             return _NOWHERE
         return os.fstat(folder)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ...memories.row_form import RowForm
 from ...routers.meaning.subject import holds_stand_in
 from ..config import EditingConfig, is_number, is_whole
 from ..documented import documented
+
+if TYPE_CHECKING:  # the command line reads settings without waiting for torch
+    from ...memories.row_form import RowForm
 
 
 @documented
@@ -95,4 +97,6 @@ class AssociativeConfig(EditingConfig):
 
 def row_form(config: AssociativeConfig) -> RowForm:
     """In what form the rows of these edits are kept: whole keys depend on no seed."""
+    from ...memories.row_form import RowForm
+
     return RowForm(config.key_dimensions, config.value_dtype, 0 if config.key_dimensions is None else config.seed)

@@ -12,6 +12,7 @@ from .another_party import names_party, without_party
 from .another_subject import goes_on
 from .contrary import asks_the_contrary
 from .decoys import Decoys, Profile
+from .encoder import Encoder
 from .pairs import Pair
 from .rule import EditSide
 from .subject import STAND_IN, content_words
@@ -22,6 +23,8 @@ _EXACT = ((0.95, 0.95, 0.05), (0.9, 0.8, 0.2))
 relation than to the other's."""
 
 _HOW = re.compile(r"^\W*(why\b|how (?:do|can|should|could|would) (?:i|we|you|one) (?:\w+ly )?(\w+)|how to (\w+))")
+"""How something is done, or why: "how do I install it?", with the verb."""
+
 _PARTY = ((0.55, 0.05), (0.4, 0.15))
 """From which cosine with an edit's question on, and by how much nearer, what is read without its party is it."""
 
@@ -70,10 +73,10 @@ _DOES_TO = re.compile(rf"^\W*who (?!({'|'.join(_IS_ONE)})\b)[a-z]+( (?!its?\b)[a
 _DOES = re.compile(rf"\b(did|does|do) (the [\w' -]{{2,40}}? of {STAND_IN}|its [\w'-]+) [a-z]+")
 
 
-def asks_another(pair: Pair, request: Profile, edit: EditSide, decoys: Decoys, vectors: dict[str, np.ndarray]) -> bool:
+def asks_another(pair: Pair, request: Profile, edit: EditSide, decoys: Decoys, encoder: Encoder) -> bool:
     """Whether a part asks for something else than an edit beyond doubt: of another subject, time or party, say.
 
-    request, edit: both as the decoys see them; vectors: of the part's texts, those of `without_party` too.
+    request, edit: both as the decoys see them. What costs a pass of the encoder is asked last.
     """
     asked, held = pair.masked, edit.masked
     if _is_in_words_of_another(request, edit.profile, decoys.names):
@@ -94,9 +97,12 @@ def asks_another(pair: Pair, request: Profile, edit: EditSide, decoys: Decoys, v
         return True
     if names_party(asked, known) and not names_party(held, ()):
         return True
+    readings = without_party(asked, known)
+    if not readings:
+        return False
     own = edit.profile.vector
     # "Who leads its rival?": what is nearer to the edit with the subject in the rival's place is asked of the rival.
-    likest = max((float(vectors[text] @ own) for text in without_party(asked, known)), default=0.0)
+    likest = float((encoder.encode(readings).numpy() @ own).max())
     return any(likest > least and likest - float(request.vector @ own) > nearer for least, nearer in _PARTY)
 
 

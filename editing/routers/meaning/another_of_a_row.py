@@ -11,41 +11,43 @@ _SPANS = "season|year|month|week|time|decade|century|term|edition"
 _THEIR = "(the|its|their|his|her)"
 _USED_TO = "used to (be|work|live|lead|run|own|play|coach|have|hold|employ|manage)"
 
+_DEPUTIES = "deputy|vice|acting|interim|associate|shadow|honorary|co|junior|sous|sub"
+
 _MARKS = {
     "earlier": (
         *("previous(ly)?", "(?<!, )(?<!, the )(?<!, a )former(ly)?", "earlier", "prior", "past", "preceding"),
-        *("predecessors?", "outgoing", r"ex-\w+", "(the|its|an) old", "in the past", "historically"),
+        *("predecessors?", "outgoing", r"ex-\w+", "(the|its|an) old", "in the past", "historically", "legacy"),
         *("until recently", r"\w+ ago", "back (in|then|when)", "at (that|the) time", "at first", "at launch"),
         *(
+            "in the beginning",
+            "before that",
+            "under the old",
+            "once (was|were|led|ran)",
+            "the year before",
             "yesterday",
-            "last (winter|spring|summer|autumn|fall|monday|tuesday|wednesday|thursday|friday|saturday|sunday)",
         ),
+        *("in the days (of|when)", "in (the|its|their|his|her) (early|war|amateur|student|first) (years|days)"),
         *(
-            "legacy",
-            "in the days (of|when)",
-            "in (the|its|their|his|her) (early|war|amateur|student|first) (years|days)",
+            "boyhood",
+            "childhood",
+            "as a (child|boy|girl|student)",
+            "was yet to",
+            "(up to|until|till) (the|it|he|she|they)",
         ),
-        *("of the (twenties|thirties|forties|fifties|sixties|seventies|eighties|nineties)", "the year before"),
-        *(r"(up to|until|till) (the|it|he|she|they)", "was yet to", "boyhood", "childhood"),
-        *("in the beginning", "before that", "under the old", "once (was|were|led|ran)"),
-        *(f"(?<!its )(?<!the )last ({_SPANS})(?!'s)", "as a (child|boy|girl|student)"),
-        *("when (it|he|she|they) (first|was still|were still|won)", f"(?<!is )(?<!are )(?<!was )(?<!were ){_USED_TO}"),
+        "of the (twenties|thirties|forties|fifties|sixties|seventies|eighties|nineties)",
+        "last (winter|spring|summer|autumn|fall|monday|tuesday|wednesday|thursday|friday|saturday|sunday)",
+        f"(?<!its )(?<!the )last ({_SPANS})(?!'s)",
+        "when (it|he|she|they) (first|was still|were still|won)",
+        f"(?<!is )(?<!are )(?<!was )(?<!were ){_USED_TO}",
         r"before (the|her|his|its|their|my|our|that|this|it|she|he|they|\d+|version|v\d)",
     ),
     "later": (
-        *(
-            "forthcoming",
-            r"soon-to-\w+",
-            r"\w+-elect",
-            "planned",
-            r"\w+ (years|months|weeks|days) from now",
-            "from q[1-4]",
-        ),
-        *(r"come (spring|summer|autumn|winter)", r"as soon as", r"once (the|it|its|he|she|they|his|her|their) .*"),
-        *(r"when (the|its|his|her|their) .* (opens|retires|leaves|ends|moves|closes|runs out|goes|went|came|comes)",),
-        *(r"(migrat|mov|switch|chang)ing to", r"after \w+ (years|months|weeks|days)"),
-        *("next", "future", "upcoming", "incoming", "successors?", "succeed(s|ed)?", "replac(e|es|ed|ing)", "tomorrow"),
-        *("(is|are|was|were|it) going to", "who will", f"from ({_MONTHS})", "(starting|beginning) (in|from|next)"),
+        *("next", "future", "upcoming", "incoming", "forthcoming", "planned", "tomorrow", r"soon-to-\w+", r"\w+-elect"),
+        *("successors?", "succeed(s|ed)?", "replac(e|es|ed|ing)", "who will", "(is|are|was|were|it) going to"),
+        *(r"\w+ (years|months|weeks|days) from now", r"after \w+ (years|months|weeks|days)", "from q[1-4]"),
+        *("as soon as", "come (spring|summer|autumn|winter)", "(starting|beginning) (in|from|next)"),
+        *("(migrat|mov|switch|chang)ing to", "once (the|it|its|he|she|they|his|her|their) .*", f"from ({_MONTHS})"),
+        "when (the|its|his|her|their) .* (opens|retires|leaves|ends|moves|closes|runs out|goes|went|came|comes)",
         rf"from (now|({_MONTHS})|(version|v|release) ?[\d.]+|\d+)( \d+)? (on|onwards)",
         "will .*(after|once|from|in the (summer|winter|new|coming|next))",
         "re-?(released|opened|launched|elected|issued)",
@@ -65,9 +67,7 @@ _MARKS = {
         "very last",
     ),
     "version": (r"(version|release|v) ?\d+",),
-    "deputy": (
-        "(deputy|vice|assistant|acting|interim|associate|shadow|honorary|co|junior|sous|sub|stand-?in)[- ][a-z]+",
-    ),
+    "deputy": (rf"({_DEPUTIES}|assistant|stand-?in)[- ][a-z]+",),
 }
 """By what a question asks for another time than now, for another one of a row, or for whoever stands beside it."""
 
@@ -78,7 +78,7 @@ _ALSO = {
     "ordinal": r"(second|third|fourth|fifth|sixth|\d+(st|nd|rd|th)?)\b",
     "last": "(last|final|latest|recent|newest|end|until|termin)",
     "version": r"(version|release|v ?\d)",
-    "deputy": r"(deputy|vice|assist\w*|acting|interim|associate|shadow|honorary|co|junior|sous|sub|stand)\b",
+    "deputy": rf"({_DEPUTIES}|assist\w*|stand)\b",
 }
 """What an edit's question may say of the same in its own way: "first awarded" of the inaugural year."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import islice
 
 from .subject import STAND_IN, content_words
@@ -20,44 +20,10 @@ _ITS = re.compile(r"\bits((?: [\w-]+){1,3})(?='s\b|[ ?.,!]|$)")
 _MOST = 8
 """Readings of one question that are compared: each is a text to be encoded."""
 
-
-def without_party(asked: str, known: Collection[str]) -> list[str]:
-    """A question with the subject for what it calls by it: "who leads its rival?" as "who leads it?".
-
-    asked: its subject put aside; known: words that say what the edit asks for. What is called with these alone is no
-    party: "the head office of it" is where it is. [] where the question calls nothing so.
-    """
-    return list(islice(dict.fromkeys(_readings(asked, known)), _MOST))
-
-
-def _readings(asked: str, known: Collection[str]):
-    for found in _ITS.finditer(asked):
-        words = found[1].split()
-        for count in range(1, len(words) + 1):
-            called = " ".join(words[:count])
-            end = found.start(1) + len(" " + called)
-            if _is_party(called, known):
-                rest = asked[end:]
-                if rest.startswith("'s "):
-                    yield f"{asked[: found.start()]}its {rest[3:]}"
-                else:
-                    yield f"{asked[: found.start()]}{STAND_IN}{rest}"
-    for place in re.finditer(rf"\b{STAND_IN}\b", asked):
-        for start in _STARTS.finditer(asked, 0, place.start()):
-            within = asked[start.end() : place.start()]
-            join = _JOINS.search(f"{within} ".replace("  ", " "))
-            if join is None or not _is_party(within[: join.start()], () if join[1] in _GOES_ON else known):
-                continue
-            yield asked[: start.start()] + STAND_IN + asked[place.end() :]
-            if join[1] in _GOES_ON:
-                yield f"{asked[: start.start()]}{STAND_IN}?"
-
-
 _EVENT = re.compile(
     r"(tion|sion|ment|ity|ness|ance|ence|ship|hood|ing|roll|end|start|beginning|rise|fall|life|time)s?$"
 )
 """How nouns end that name what a subject does or is, and no other party: "the conclusion of it", "its activity"."""
-
 
 _NAMING = r"(?:called|named|being|known|referred|including|regarding|concerning|according|renowned|titled|entitled)\b"
 _DESCRIBED = re.compile(
@@ -82,6 +48,35 @@ _PEOPLE = (
 )
 _PERSON = re.compile(rf"\bits (?:[\w-]+ ){{0,2}}?({'|'.join(_PEOPLE)})\b(?!\W*$| (?:is|was|are|were)\W*$)")
 _WHO_IS = re.compile(r"^\W*(?:who|what)(?:'s| is| was| are| were) (?:the name of )?its\b")
+
+
+def without_party(asked: str, known: Collection[str]) -> list[str]:
+    """A question with the subject for what it calls by it: "who leads its rival?" as "who leads it?".
+
+    asked: its subject put aside; known: words that say what the edit asks for. What is called with these alone is no
+    party: "the head office of it" is where it is. [] where the question calls nothing so.
+    """
+    return list(islice(dict.fromkeys(_readings(asked, known)), _MOST))
+
+
+def _readings(asked: str, known: Collection[str]) -> Iterator[str]:
+    for found in _ITS.finditer(asked):
+        words = found[1].split()
+        for count in range(1, len(words) + 1):
+            called = " ".join(words[:count])
+            if not _is_party(called, known):
+                continue
+            before, rest = asked[: found.start()], asked[found.start(1) + 1 + len(called) :]
+            yield f"{before}its {rest[3:]}" if rest.startswith("'s ") else f"{before}{STAND_IN}{rest}"
+    for place in re.finditer(rf"\b{STAND_IN}\b", asked):
+        for start in _STARTS.finditer(asked, 0, place.start()):
+            within = asked[start.end() : place.start()]
+            join = _JOINS.search(f"{within} ".replace("  ", " "))
+            if join is None or not _is_party(within[: join.start()], () if join[1] in _GOES_ON else known):
+                continue
+            yield asked[: start.start()] + STAND_IN + asked[place.end() :]
+            if join[1] in _GOES_ON:
+                yield f"{asked[: start.start()]}{STAND_IN}?"
 
 
 def names_party(asked: str, known: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from .subject import CONNECTORS, FUNCTION_WORDS, WORD, content_words, normalised, spelt_as, words
+from .subject import CONNECTORS, FUNCTION_WORDS, WORD, content_words, normalised, place_of, spelt_as, words
 
 _NUMBER = re.compile(r"\w*\d\w*|[vx]|[ivx]{2,4}")
 """A word that tells one of a series from the others: "Fiat 126", "Clement X"."""
@@ -40,6 +40,23 @@ _TITLES = frozenset(
     )
 )
 """What may stand before or behind a name, in the place of a word of it."""
+
+
+_JOINED = re.compile(r"-(based|related|owned|born|led|style|like|made|branded|specific|only|wide|free)\b", re.I)
+_INITIALS = frozenset(
+    ("CEO", "CFO", "CTO", "COO", "HQ", "ID", "URL", "IP", "VAT", "ISBN", "USA", "UK", "EU", "US", "FAQ")
+)
+_DATES = frozenset(
+    (
+        *("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "january", "february", "march"),
+        *("april", "may", "june", "july", "august", "september", "october", "november", "december", "easter"),
+        *("christmas",),
+    )
+)
+"""What may stand beside a name with a capital letter, and is none of it."""
+
+_BEHIND = re.compile(r" ([^\W_][\w'’.-]*)|(-[^\W_][\w-]*)|: ([^\W_]\w*)")
+_BEFORE = re.compile(r"(?:^|([^\W_][\w'’.]*)([ -]))(?:(of|de|van|von|der|del|di) )?$")
 
 
 def is_another_of_its_kind(subject: str, text: str) -> bool:
@@ -89,43 +106,17 @@ def is_another_name(subject: str, text: str, weight: Callable[[str], float]) -> 
     return False
 
 
-_JOINED = re.compile(r"-(based|related|owned|born|led|style|like|made|branded|specific|only|wide|free)\b", re.I)
-_INITIALS = frozenset(
-    ("CEO", "CFO", "CTO", "COO", "HQ", "ID", "URL", "IP", "VAT", "ISBN", "USA", "UK", "EU", "US", "FAQ")
-)
-_DATES = frozenset(
-    (
-        *("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "january", "february", "march"),
-        *(
-            "april",
-            "may",
-            "june",
-            "july",
-            "august",
-            "september",
-            "october",
-            "november",
-            "december",
-            "easter",
-            "christmas",
-        ),
-    )
-)
-_BEHIND = re.compile(r"[ ]([^\W_][\w'’.-]*)|(-[^\W_][\w-]*)|: ([^\W_]\w*)")
-_BEFORE = re.compile(r"(?:^|([^\W_][\w'’.]*)([ -]))(?:(of|de|van|von|der|del|di) )?$")
-
-
 def goes_on(subject: str, text: str, known: Collection[str]) -> bool:
     """Whether a text, as it was written, has a longer name where a normalised subject stands whole in it.
 
     "Brightwater Analytics Asia", "Mu 7: Afterlight", "Little Brightwater Analytics", "tapirdb-proxy". known: words that
     the edit's question or its relation has: "Brightwater Analytics CEO" is no name.
     """
-    plain = " ".join(unicodedata.normalize("NFKC", text).split())
-    start = plain.casefold().find(subject)
-    if start < 0 or len(plain.casefold()) != len(plain):
+    plain, lower = " ".join(unicodedata.normalize("NFKC", text).split()), normalised(text)
+    place = place_of(subject, lower)
+    if place is None or len(lower) != len(plain):
         return False
-    before, behind = plain[:start], plain[start + len(subject) :]
+    before, behind = plain[: place[0]], plain[place[1] :]
     title = _is_title_case(before + behind)
     found = _BEHIND.match(behind)
     if found is not None:

@@ -64,25 +64,39 @@ _ENDS = re.compile(
 
 _EITHER = frozenset(
     (
-        *("star", "feat", "open", "star", "clos", "end", "begi", "bega", "laun", "ship", "rele", "prem", "air", "chan"),
-        *("char", "form", "last", "call", "name", "loca", "base", "cost", "list", "divi", "rank", "marr", "sign"),
         *(
-            "spec",
-            "reti",
-            "move",
-            "orig",
-            "broa",
-            "stan",
             "affi",
+            "air",
             "asso",
-            "rela",
-            "comp",
-            "know",
-            "take",
-            "mean",
+            "base",
+            "bega",
+            "begi",
             "belo",
-            "invo",
+            "broa",
+            "call",
+            "chan",
+            "char",
+            "clos",
+            "comp",
+            "cost",
         ),
+        *(
+            "divi",
+            "end",
+            "feat",
+            "form",
+            "invo",
+            "know",
+            "last",
+            "laun",
+            "list",
+            "loca",
+            "marr",
+            "mean",
+            "move",
+            "name",
+        ),
+        *("open", "orig", "prem", "rank", "rela", "rele", "reti", "ship", "sign", "spec", "stan", "star", "take"),
     )
 )
 """Verbs, by their first letters, that say the same of a thing that does and one that is done to: "it opened"."""
@@ -100,11 +114,8 @@ def asks_the_contrary(asked: str, held: str, wordings: Iterable[str]) -> bool:
     if _ENDS.search(asked) and not any(_ENDS.search(text) for text in (held, *wordings)):
         return True
     for one, other in _CONTRARIES:
-        there, here = (
-            (bool(one.search(held)), bool(other.search(held))),
-            (bool(one.search(asked)), bool(other.search(asked))),
-        )
-        if there in ((True, False), (False, True)) and here == there[::-1]:
+        there, here = ([bool(side.search(text)) for side in (one, other)] for text in (held, asked))
+        if there[0] != there[1] and here == there[::-1]:
             return True
     return _is_undone(asked, held) or _is_turned_round(asked, held)
 

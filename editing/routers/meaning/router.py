@@ -15,8 +15,7 @@ from ...edits.tokenizer import Tokenizer
 from ...errors import CorrigendaError
 from ..router import Decision, EditRouter, decide
 from ..tokens import TokenRouter
-from .another import asks_another, known_words
-from .another_party import without_party
+from .another import asks_another
 from .candidates import CandidateIndex
 from .decoys import Decoys, Profile
 from .encoder import PACKAGED_ENCODER, Encoder, load_encoder
@@ -250,7 +249,7 @@ class MeaningRouter(EditRouter):
             match = match_of(pair, score, compared.vectors)
             if match.against is None:
                 asked, held = compared.profiles[pair.masked], self._held(pair.known)
-                if asks_another(pair, asked, held, self.decoys, compared.vectors):
+                if match.score >= self.threshold and asks_another(pair, asked, held, self.decoys, self.encoder):
                     match = match._replace(score=0.0)
                 against = against_of(row, asked, held) if match.score < self.threshold else NOTHING
                 match = match._replace(against=against)
@@ -269,10 +268,17 @@ class MeaningRouter(EditRouter):
                     _keep(found[number], place, Match(1.0))
                 else:
                     pairs.append((number, place, pair))
-        texts = list(dict.fromkeys(text for _, _, pair in pairs for text in self._texts_of(pair)))
+        texts = list(
+            dict.fromkeys(
+                text
+                for _, _, pair in pairs
+                for text in ([pair.masked, pair.whole] if pair.needs_whole else [pair.masked])
+            )
+        )
         vectors = dict(zip(texts, self.encoder.encode(texts).numpy()))
         pairs = limited(pairs, vectors)
         profiles = {pair.masked: Profile(self.decoys, vectors[pair.masked]) for _, _, pair in pairs}
+        said = {masked: _said(self.decoys, masked, profile) for masked, profile in profiles.items()}
         rows = [
             evidence(
                 RequestSide(
@@ -280,7 +286,7 @@ class MeaningRouter(EditRouter):
                     pair.masked,
                     profiles[pair.masked],
                     vectors.get(pair.whole) if pair.share < 1 else None,
-                    _said(self.decoys, pair.masked, profiles[pair.masked]),
+                    said[pair.masked],
                 ),
                 self._held(pair.known),
                 pair.tokens,
@@ -290,11 +296,6 @@ class MeaningRouter(EditRouter):
             for _, _, pair in pairs
         ]
         return Compared(found, pairs, np.array(rows), vectors, profiles)
-
-    def _texts_of(self, pair: Pair) -> list[str]:
-        """What is to be encoded of a pair."""
-        whole = [pair.whole] if pair.needs_whole else []
-        return [pair.masked, *whole, *without_party(pair.masked, known_words(self._held(pair.known)))]
 
     def _held(self, known: Known) -> EditSide:
         return _held(self.decoys, known.subject, known.masked, known.whole, known.vectors[:2].tobytes())

@@ -102,7 +102,7 @@ def locate(subject: str, text: str, weight: Callable[[str], float], floor: float
     """
     if not subject:
         return Found(text, 0.0)
-    place = _whole(subject, text)
+    place = place_of(subject, text)
     if place is not None:
         return Found(_without(text, *place), 1.0)
     wanted = words(subject)
@@ -135,10 +135,11 @@ def locate(subject: str, text: str, weight: Callable[[str], float], floor: float
 
 def stands_whole(subject: str, text: str) -> bool:
     """Whether a normalised subject stands in a normalised text letter for letter."""
-    return bool(subject) and _whole(subject, text) is not None
+    return bool(subject) and place_of(subject, text) is not None
 
 
-def _whole(subject: str, text: str) -> tuple[int, int] | None:
+def place_of(subject: str, text: str) -> tuple[int, int] | None:
+    """Where a normalised subject stands in a normalised text letter for letter, its start and end; None: nowhere."""
     start = text.find(subject)
     while start >= 0:
         end = start + len(subject)

@@ -371,6 +371,11 @@ def test_a_backend_that_cannot_run_is_a_sentence(run, tiny, tmp_path, monkeypatc
     assert "backend       none: CORRIGENDA_BACKEND" in works("doctor")
 
 
+def test_the_command_line_is_there_before_torch():
+    code = "import sys, corrigenda.editing.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("command", ["edit", "eval", "generate", "demo", "doctor"])
 def test_help(command) -> None:
     assert f"Usage: corrigenda {command}" in works(command, "--help")

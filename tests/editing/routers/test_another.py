@@ -4,8 +4,7 @@ import pytest
 from meaning import meaning_router, needs_encoder
 
 from corrigenda.editing import Edit
-from corrigenda.editing.routers.meaning.another import asks_another, known_words
-from corrigenda.editing.routers.meaning.another_party import without_party
+from corrigenda.editing.routers.meaning.another import asks_another
 from corrigenda.editing.routers.meaning.decoys import Decoys, Profile
 from corrigenda.editing.routers.meaning.encoder import PACKAGED_ENCODER, load_encoder
 from corrigenda.editing.routers.meaning.known import Known, as_int8
@@ -93,9 +92,8 @@ def asks(asked, held, subject="zzz", text=""):
     pair = Pair(
         Part(text or asked, True, False, 0, False), Known([], subject, held, held, 0, own), 1.0, 1.0, asked, asked
     )
-    texts = [asked, *without_party(asked, known_words(edit))]
-    vectors = dict(zip(texts, encoder.encode(texts).numpy()))
-    return asks_another(pair, Profile(decoys, vectors[asked]), edit, decoys, vectors)
+    (vector,) = encoder.encode([asked]).numpy()
+    return asks_another(pair, Profile(decoys, vector), edit, decoys, encoder)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ def test_the_contrary(asked, held, contrary):
         ("mu 7", "When was Mu 7: Afterlight shown?", True),
         ("mu 7", "Mu 7: When was it shown?", False),
         ("renzo", "Where is Renzo II buried?", True),
+        ("oslo", "Which Osloer runs Oslo Airport?", True),
+        ("oslo", "Which Osloer Verein runs Oslo?", False),
         ("anna berg", "Where does Ana-Anna Berg live?", True),
         ("anna berg", "Where does Professor Anna Berg live?", False),
         ("anna berg", "Does Anna Berg's Dog bark?", False),
