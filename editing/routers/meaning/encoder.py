@@ -112,9 +112,10 @@ class Encoder:
         """float32 `[words, width]`: single words as unit vectors, the means of their pieces' embeddings; no pass."""
         if len(self._word_vectors) > _REMEMBERED:
             self._word_vectors.clear()
-        for word in words:
-            if word not in self._word_vectors:
-                vector = self._words[self.tokenizer(word, add_special_tokens=False)["input_ids"]].mean(0)
+        new = [word for word in dict.fromkeys(words) if word not in self._word_vectors]
+        if new:
+            for word, ids in zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"]):
+                vector = self._words[ids].mean(0)
                 self._word_vectors[word] = vector / max(float(np.linalg.norm(vector)), 1e-12)
         return np.stack([self._word_vectors[word] for word in words])
 
