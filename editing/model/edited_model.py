@@ -6,7 +6,6 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,11 @@ import torch
 from torch import Tensor
 
 from ..backbone.decoder import Decoder
-from ..backbone.greedy import greedy
 from ..backbone.loading import load_base
 from ..backbone.modes import check_tensors, frozen, own_modes
 from ..backbone.patch import Patch
 from ..backbone.wrappers import unwrapped
-from ..edits.answer_start import UNSAID
-from ..edits.edit import Edit, kind_of
+from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
 from ..edits.tokenizer import Tokenizer
@@ -30,22 +27,20 @@ from ..methods.associative.config import AssociativeConfig
 from ..methods.config import EditingConfig, is_whole
 from ..methods.registry import method_class, resolved
 from ..routers.context import RoutingContext
-from ..routers.router import Decision, part_of
+from ..routers.router import Decision
 from ..scores.evaluate import Evaluator, Scores
 from ..store.placed import PlacedEdits
 from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict
 from . import saving
-from .answering import answered
-from .answers import Answer, Progress, Provenance, WrittenEdits, provenance_of
-from .generation import GenerateProvider, Session, prompts_of
+from .answers import Answer, Progress, Provenance, WrittenEdits
+from .generation import GenerateProvider
 from .hub import Token
 from .in_parts import check_in_parts
 from .layer import EditedOutput
 from .parallel import check_independent, solve_for_another
-from .read_prompts import ReadPrompts
+from .reader import EditReader
 from .recorded_rule import another_rule
-from .teacher_forcing import forced
 from .versions import Version, Versions
 from .writer import EditWriter, StreamOptions, names_of
 
@@ -110,7 +105,8 @@ class EditedModel:
                 self._patch.hook(module, output)
             self.method.tap(self._patch, self.context)
             self._provider = GenerateProvider(self.decoder.model, self.method, self.context, self._patch)
-            self._provider.answer_all(lambda: self._reading(autocast=True), lambda: bool(self._versions.current))
+            self._reader = EditReader(model, tokenizer, self.method, self._versions, self._provider, self._check_read)
+            self._provider.answer_all(lambda: self._reader.reading(autocast=True), lambda: bool(self._versions.current))
             self._patch.replace(self.decoder.model, "_corrigenda", self)
 
     @classmethod
@@ -349,19 +345,7 @@ class EditedModel:
         new. Raises CorrigendaError where there is no row, or no token.
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
-        prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
-        with self._reading(autocast=True) as edits:
-            read = ReadPrompts.of(self.method, self.decoder.model, prompt, mask)
-            read.take_place(kwargs)
-            with self._provider.session(read.prompt, read.mask, read.decision) as session:
-                output = read.put_back(self.model.generate(read.prompt, **kwargs))
-                return (output, self._provenance(session, edits)) if provenance else output
-
-    def _provenance(self, session: Session, edits: Sequence[Edit]) -> list[Provenance]:
-        found = provenance_of(session.decision, self.method, edits)
-        for row in session.unsaid().nonzero()[:, 0].tolist():
-            found[row] = replace(found[row], reason=UNSAID)
-        return found
+        return self._reader.generate(inputs, provenance, kwargs)
 
     def answer(
         self,
@@ -374,50 +358,23 @@ class EditedModel:
 
         template: wraps these prompts instead of the edits' own.
         """
-        if isinstance(prompts, str) or not isinstance(prompts, Iterable):  # a text would be answered letter by letter
-            raise CorrigendaError(f"The prompts must be a list of texts, not {kind_of(prompts)}.")
-        prompts = list(prompts)
-        for number, prompt in enumerate(prompts, start=1):
-            if not isinstance(prompt, str):
-                raise CorrigendaError(f"Prompt {number} must be text, not {kind_of(prompt)}.")
-        form = self.prompts if template is None else PromptFormat(self.tokenizer, template, self.prompts.chat)
-        rows = [form.encode(form.wrap(prompt)) for prompt in prompts]
+        rows = self._reader.encoded(prompts, template)
         return self.answer_ids(rows, [max_new_tokens] * len(rows), batch_size)
 
     def answer_ids(
         self, rows: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int = 16
     ) -> list[Answer]:
         """The same for tokenised prompts, each with its own limit."""
-        for number, row in enumerate(rows, start=1):
-            if not len(row):
-                raise CorrigendaError(f"Prompt {number} has no tokens, after which nothing can follow: ask something.")
-        with self._reading() as edits:
-            read, known = self.read_as(rows)
-            self.decoder.check_lengths(read, max_new_tokens)
-
-            def generate(
-                ids: Tensor, mask: Tensor, longest: int, part: Sequence[int]
-            ) -> tuple[Tensor, list[Provenance]]:
-                with (
-                    self._provider.session(ids, mask, part_of(known, part)) as session,
-                    greedy(self.decoder.model, self.tokenizer, longest) as settings,
-                ):
-                    output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
-                    return output, self._provenance(session, edits)
-
-            device = self.model.get_input_embeddings().weight.device
-            return answered(read, max_new_tokens, batch_size, self.tokenizer, device, generate)
+        return self._reader.answer_ids(rows, max_new_tokens, batch_size)
 
     def read_as(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], Decision | None]:
         """Tokenised prompts as the model reads them, and what was decided of them, where edits are read as text."""
-        known = self.method.decide(rows) if self.method.reads_text and len(rows) else None
-        return ([list(row) for row in rows] if known is None else self.method.read_as(rows, known)), known
+        return self._reader.read_as(rows)
 
     def generate_text(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy continuations of prompts, each in the edits' own format; the prompts are not repeated."""
         return [answer.text for answer in self.answer(prompts, max_new_tokens)]
 
-    @contextlib.contextmanager
     def teacher_forcing(
         self,
         ids: Tensor,
@@ -425,34 +382,21 @@ class EditedModel:
         lengths: Sequence[int],
         edited: bool = True,
         known: Decision | None = None,
-    ) -> Iterator[Callable[[], list[int]]]:
+    ) -> contextlib.AbstractContextManager[Callable[[], list[int]]]:
         """Within: one forward over right-padded `ids` `[rows, length]`, row i routed by its first `prompts[i]` tokens.
 
         known: what `read_as` decided, where edits are read as text and the prompts are those that it gave.
         Yields a function that tells the edit applied to each row, or -1, once the forward has run.
         """
-        with self._reading(gradients=torch.is_grad_enabled()):
-            if not edited:
-                yield lambda: [-1] * len(prompts)
-                return
-            with forced(self.method, self.context, ids, prompts, lengths, known) as routes:
-                yield routes
+        return self._reader.teacher_forcing(ids, prompts, lengths, edited, known)
 
     def sources(self, rows: int) -> list[Provenance]:
         """Which edit was applied to each row of the teacher-forced pass that ran last."""
-        decision = Decision(*(part[:rows] for part in self.context.decision))
-        return provenance_of(decision, self.method, self.edits)
+        return self._reader.sources(rows)
 
     def evaluate(self, edits: Iterable[Edit] | None = None, **options: Any) -> Scores:
         """Teacher-forced and free-generation scores of edits, by default of all that were written (see `Evaluator`)."""
         return Evaluator(self, **options).score(self.edits if edits is None else edits)
-
-    @contextlib.contextmanager
-    def _reading(self, **modes: bool) -> Iterator[Sequence[Edit]]:
-        """Within: this thread alone runs the model, by one version of the edits; gives those by their places."""
-        with self._versions.reading() as edits, own_modes(self.model, **modes):
-            self._check_read()
-            yield edits
 
     @contextlib.contextmanager
     def _alone(self, gradients: bool = True) -> Iterator[None]:
