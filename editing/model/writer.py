@@ -21,13 +21,14 @@ from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict, is_store
 from . import hub, saving
 from .answers import Progress, WrittenEdits
+from .batch import BatchWriter, Outcome
 from .fallback import Fallbacks
 from .in_parts import Processes
 from .parallel import solved_by_all
 from .resume import Recorded
 from .stream import named, superseded
 from .versions import Versions
-from .view import MemoryView, Outcome
+from .view import MemoryView
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -75,7 +76,8 @@ class EditWriter:
         self._identity = identity
         self._check_unchanged = check_unchanged
         self._processes = Processes(method.decoder.parts)
-        self._view = MemoryView(method, self._new_store)
+        self._view = MemoryView(method)
+        self._batches = BatchWriter(self._view, self._new_store)
         self._directory: Path | None = None
         self._checked = False
 
@@ -225,7 +227,7 @@ class EditWriter:
         on_progress, score_each = options.on_progress, options.score_each
         keep = self._method.keeps_unsolved if options.keep_unsolved is None else options.keep_unsolved
         seconds, told = 0.0, 0
-        fallbacks = Fallbacks(self._view, recorded, options.on_conflict, options.author)
+        fallbacks = Fallbacks(self._batches, recorded, options.on_conflict, options.author)
         for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
@@ -233,7 +235,7 @@ class EditWriter:
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 owed = fallbacks.owed()
                 known = fallbacks.later(later)
-                own = self._view.write(
+                own = self._batches.write(
                     batch, known, on_conflict=options.on_conflict, author=options.author, keep_unsolved=keep
                 )
                 self.store.notices += sentences + taken
