@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from .fallback import Fallbacks
 from .in_parts import Processes
 from .parallel import solved_by_all
 from .resume import Recorded
-from .stream import named, superseded
+from .stream import Batch, named, prepared
 from .versions import Versions
 from .view import MemoryView
 
@@ -47,10 +47,6 @@ class StreamOptions:
     on_progress: Callable[[Progress], None] | None = None
     score_each: Evaluator | None = None
     group: ProcessGroup | None = None
-
-
-_Batch = tuple[list[Edit], list[str | None], list[str]]
-"""Edits with ids; for each the id of a later one of its prompt; and sentences on what was renamed."""
 
 
 class EditWriter:
@@ -211,7 +207,7 @@ class EditWriter:
             self._checked = True
         recorded = Recorded(self._view.history if options.resume else None)
         # Of a list all is known before: an edit whose fact a later one is about again need not be solved.
-        batches = self._prepared(recorded.skip(stream), isinstance(stream, Sequence))
+        batches = prepared(recorded.skip(stream), isinstance(stream, Sequence), self._view, self._versions.lock)
         if options.group is None:
             return self._write(batches, recorded, options)
         known = list(batches)
@@ -222,7 +218,7 @@ class EditWriter:
         with solved_by_all(self._method, options.group, ahead):
             return self._write(known, recorded, options)
 
-    def _write(self, batches: Iterable[_Batch], recorded: Recorded, options: StreamOptions) -> WrittenEdits:
+    def _write(self, batches: Iterable[Batch], recorded: Recorded, options: StreamOptions) -> WrittenEdits:
         results = WrittenEdits()
         on_progress, score_each = options.on_progress, options.score_each
         keep = self._method.keeps_unsolved if options.keep_unsolved is None else options.keep_unsolved
@@ -279,17 +275,6 @@ class EditWriter:
         with self._versions.lock:
             found = {str(self._view.history.find(edit.id).seq): of_edit for edit, of_edit in zip(edits, scores)}
             self.store.append([New("scores", {"scores": found, **self.store.stamp()})])
-
-    def _prepared(self, stream: Iterable[Edit], whole: bool) -> Iterator[_Batch]:
-        """Batches with ids, the ids of later edits of the same prompts, and sentences; `whole`: take all in at once."""
-        size = self._method.config.batch_size
-        for part in [list(_checked(stream))] if whole else _batches(stream, size):
-            with self._versions.lock:
-                edits, sentences = named(part, self._view)
-            later = superseded(edits)
-            for start in range(0, len(edits), size):
-                yield edits[start : start + size], later[start : start + size], sentences
-                sentences = []
 
     def undo(
         self, selection: Selection, author: str | None = None, note: str | None = None, resolve: bool = False
@@ -366,21 +351,3 @@ def _add(results: WrittenEdits, outcome: Outcome) -> None:
     results.unsolved += outcome.unsolved
     results.failing += outcome.failing
     results.declined += outcome.declined
-
-
-def _checked(edits: Iterable[Edit]) -> Iterator[Edit]:
-    for edit in edits:
-        if not isinstance(edit, Edit):
-            raise CorrigendaError(f"edit takes Edit objects, not {kind_of(edit)}: `load_edits` makes them of records.")
-        yield edit
-
-
-def _batches(edits: Iterable[Edit], size: int) -> Iterator[list[Edit]]:
-    batch: list[Edit] = []
-    for edit in _checked(edits):
-        batch.append(edit)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
