@@ -34,6 +34,7 @@ from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict
 from . import saving
 from .answers import Answer, Progress, Provenance, WrittenEdits
+from .attached_store import AttachedStore
 from .generation import GenerateProvider
 from .hub import Token
 from .in_parts import check_in_parts
@@ -93,11 +94,14 @@ class EditedModel:
             outputs = [EditedOutput(self.method.memory, self.context, place, whole) for place in sites]
             self._versions = Versions(self.method, outputs)
             self.method.applied = lambda: self._versions.edits
+            self._attached = AttachedStore(
+                self.method, self._versions, self._alone, lambda: (saving.header_of(self), saving.sample_of(self))
+            )
             self._writer = EditWriter(
                 self.method,
                 self._versions,
+                self._attached,
                 self._alone,
-                lambda: (saving.header_of(self), saving.sample_of(self)),
                 lambda store: saving.check_unchanged(store, self),
             )
             self._patch = Patch()
@@ -181,7 +185,7 @@ class EditedModel:
                 name=name,
                 resident=resident,
             )
-            edited._writer.attach(saved.store)
+            edited._attached.attach(saved.store)
         except BaseException:
             saved.close()
             if edited is not None:
@@ -203,7 +207,7 @@ class EditedModel:
     @property
     def store(self) -> EditStore | None:
         """The store that the memory is a view of; None before the first edit."""
-        return self._writer.store
+        return self._attached.store
 
     def edit(
         self,
@@ -298,7 +302,7 @@ class EditedModel:
 
         That is one SQLite ledger, and beside it a model card (README.md), which says what the ledger then held.
         """
-        self._writer.save(directory)
+        self._attached.save(directory)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Send the edits with their history, undone ones too, to a repository of a hub; gives the commit's address.
@@ -306,14 +310,14 @@ class EditedModel:
         options: `commit_message`, `commit_description`, `private`, `token`, `revision` and `create_pr`, as
         transformers' `push_to_hub` has them. A model card of the repository's own stays (`hub.push`).
         """
-        return self._writer.push(repo_id, **options)
+        return self._attached.push(repo_id, **options)
 
     def write_into(self, directory: str | Path) -> None:
         """From now on, write edits into this folder's store as they come; a batch is on the disk when it is written.
 
         A new or empty folder takes the edits that are there; the folder these edits were loaded from is written on.
         """
-        self._writer.write_into(directory)
+        self._attached.write_into(directory)
 
     def attach(self, directory: str | Path) -> None:
         """The name of `write_into` before version 0.2."""
@@ -325,7 +329,7 @@ class EditedModel:
 
         Of a model in parts, whose processes would each read another state of a ledger that grows, it is refused.
         """
-        return self._writer.refresh()
+        return self._attached.refresh()
 
     def reserve(self, edits: int, rows: int = 8, prompt_tokens: int = 64) -> None:
         """Make room for this many edits of `rows` answer positions: their buffers then keep their addresses.
@@ -442,7 +446,7 @@ class EditedModel:
         """Take the patch off and give back the base model, its module and bits as they were."""
         self._check_attached()
         self._patch.remove()
-        self._writer.close(reading=False)
+        self._attached.close(reading=False)
         return self.model
 
     def close(self) -> None:
@@ -450,4 +454,4 @@ class EditedModel:
 
         All that was not asked for yet is read first, which for 10,000 edits takes some ten seconds.
         """
-        self._writer.close(reading=True)
+        self._attached.close(reading=True)
