@@ -23,7 +23,7 @@ from corrigenda.editing.methods.associative import method as associative
 from corrigenda.editing.methods.associative.descent import Descent
 from corrigenda.editing.methods.associative.head_start import HeadStart
 from corrigenda.editing.methods.associative.problem import Problem, SideBySide
-from corrigenda.editing.model.view import MemoryView
+from corrigenda.editing.model.batch import BatchWriter
 from corrigenda.editing.store.store import EditStore
 
 SETTINGS = {
@@ -53,7 +53,7 @@ PHASES = (
     (associative.Associative, "_see_what_holds", "gain and whether it holds"),
     (associative.Associative, "apply", "memory and router"),
     (EditStore, "append", "ledger"),
-    (MemoryView, "write", "the rest"),
+    (BatchWriter, "write", "the rest"),
 )
 WITHIN_GAIN = {
     "steps, forward": "gain and whether it holds",

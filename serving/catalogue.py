@@ -7,34 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..editing.backbone.identity import another_model, tokenizer_digest
 from ..editing.edits.answer_start import AnswerStarts
 from ..editing.edits.prompts import PromptFormat
 from ..editing.edits.tokenizer import Tokenizer
-from ..editing.errors import CorrigendaError
 from ..editing.memories.row_form import RowForm
-from ..editing.methods.associative.config import row_form
 from ..editing.methods.registry import text_router
-from ..editing.model import saving
-from ..editing.model.recorded_rule import another_rule
 from ..editing.model.why import explained_text
 from ..editing.profiling import scope
 from ..editing.shown import shown
-from ..editing.store.codec import unpacked
-from ..editing.store.signing import check_signed
 from ..editing.store.snapshots import Snapshot
-from ..editing.store.store import EditStore
 from .errors import ServingError
 from .folders import Folders
-from .log import logger_of
 from .seen import Seen, change_known, seen_by
-from .served_edits import Admission, Change, ReadAt, ServedEdit, name_of_all, served_edit, words_of
+from .served_edits import Admission, Change, ReadAt, ServedEdit, name_of_all
 from .settings import ServingSettings
-from .stores import OpenStores, active_snapshot, open_store, served_config, write_status
+from .store_reader import StoreReader
+from .stores import write_status
 from .watch import Watch
-from .withdrawn import WithdrawnEdit, withdraw, withdrawn_edits
-
-logger = logger_of("corrigenda")
+from .withdrawn import WithdrawnEdit, withdraw
 
 
 class Catalogue:
@@ -51,25 +41,11 @@ class Catalogue:
         self.settings = settings
         self.version = 0
         self._lock = threading.RLock()
-        first = open_store(settings.edits[0])
-        try:
-            self.header = first.header
-            self.config = served_config(first, settings.router)
-            self._sample = saving.weight_sample_of(first)
-        finally:
-            first.close()
-        found = {"tokenizer": tokenizer_digest(tokenizer)}
-        if sentence := another_model(settings.edits[0], self.header["base"], found):
-            raise ServingError(sentence, 422)
+        self._reader = StoreReader(tokenizer, settings)
+        self.header, self.config = self._reader.header, self._reader.config
         prompts = self.header["prompts"]
         self.prompts = PromptFormat(tokenizer, prompts["template"], prompts["chat"])
         self._starts = AnswerStarts(self.prompts, self.config.eos)
-        unwritten = text_router(self.config, tokenizer)
-        self._fits, self._fact_of = unwritten.fits, unwritten.fact_of
-        self._background: dict[str, Any] | None = None
-        self._forms: dict[Path, RowForm] = {}
-        self._open = OpenStores()
-        self._told: set[Path] = set()
         self.watch = Watch()
         self._stores: dict[tuple[str | None, Path], list[ServedEdit]] = {}
         self._withdrawn: dict[tuple[str | None, Path], list[WithdrawnEdit]] = {}
@@ -89,14 +65,15 @@ class Catalogue:
     @property
     def weight_sample(self) -> Any:
         """A sample of the weights of the model that the edits were written for (`base.weight_sample`)."""
-        return self._sample
+        return self._reader.weight_sample
 
     def edits_by_form(self) -> dict[RowForm, int]:
         """How many edits are served, by the form in which their folders keep rows: of every form that was read."""
         with self._lock:
-            keys: dict[RowForm, set[str]] = {form: set() for form in self._forms.values()}
+            forms = self._reader.forms()
+            keys: dict[RowForm, set[str]] = {form: set() for form in forms.values()}
             for (_, path), edits in self._stores.items():
-                keys[self._forms[path]].update(edit.key for edit in edits)
+                keys[forms[path]].update(edit.key for edit in edits)
         return {form: len(of_form) for form, of_form in keys.items()}
 
     # Changes
@@ -118,30 +95,10 @@ class Catalogue:
         if self.version:  # what the server was started with has its place
             self._check_limits(stores)
         for tenant, path in stores:
-            wanted = snapshot or active_snapshot(path)
-            store = self._open.at(path, wanted)
-            self._check_signed(store)
-            self._check(store, path)
-            at[tenant, path] = ReadAt(store.snapshot, wanted is not None)
-            # By identity: a store that was opened anew has other objects, and may have other edits by these numbers.
             staged = self._staged[tenant, path].stores if (tenant, path) in self._staged else {}
             held = [*self._stores.get((tenant, path), ()), *staged.get((tenant, path), ())]
-            known = {id(edit.stored): edit for edit in held}
-            applied = [store.history.edits[seq] for seq in store.history.applied()]
-            read[tenant, path] = [known.get(id(stored)) or served_edit(stored, path, tenant) for stored in applied]
-            withdrawn[tenant, path] = withdrawn_edits(store.history)
-            new = [edit for edit in read[tenant, path] if id(edit.stored) not in known]
-            for edit in [*new, *withdrawn[tenant, path]]:
-                known = edit.fingerprint
-                if not self._fits(words_of(known) if isinstance(known, bytes) else known):
-                    raise ServingError(
-                        f'The fingerprint of edit "{edit.id}" in {path} is not one of this router\'s: see '
-                        f"`corrigenda verify {path}`.",
-                        422,
-                    )
-            if self._background is None and store.history.ground is not None:
-                ground = store.history.ground
-                self._background = unpacked(store.ledger, ground.seq, ground.body["tensors"])
+            found = self._reader.read(path, tenant, snapshot, held)
+            read[tenant, path], withdrawn[tenant, path], at[tenant, path] = found
         return self._changed(read, withdrawn, at)
 
     def stage(self, change: Change) -> None:
@@ -280,16 +237,17 @@ class Catalogue:
                 self._folders.belongs(path, tenant)
             # With those of before: a request in flight may still be told about by its edit's entry.
             held = [self._at, before[3], *(staged.at for staged in self._staged.values())]
-            self._open.keep({(path, at.snapshot if at.fixed else None) for of in held for (_, path), at in of.items()})
+            used = {(path, at.snapshot if at.fixed else None) for of in held for (_, path), at in of.items()}
+            self._reader.open.keep(used)
             return version
 
     def _seen_next(self, tenant: str | None, version: int) -> Seen:
         """What a tenant's requests are answered by in a version of the stores that are served now."""
-        before, wanted = self._next.get(tenant), seen_by(tenant, self._stores, self._fact_of)
+        before, wanted = self._next.get(tenant), seen_by(tenant, self._stores, self._reader.fact_of)
         if before is None or not before.edits:
             router, known = text_router(self.config, self.tokenizer), []
-            if self._background is not None:
-                router.load_ground(self._background)
+            if self._reader.background is not None:
+                router.load_ground(self._reader.background)
         else:
             router, known = before.router, before.edits
         change_known(router, known, wanted)
@@ -298,36 +256,6 @@ class Catalogue:
         withdraw(router, undone, [edit.stored for edit in wanted])
         at = [at.snapshot for (owner, _), at in self._at.items() if owner in ours]
         return Seen(router, wanted, version, name_of_all(at))
-
-    def _check_signed(self, store: EditStore) -> None:
-        """Raise unless a store may be served by the keys that are asked for: none, or one that has signed it."""
-        if self.settings.signed_by is not None:
-            try:
-                check_signed(store, self.settings.signed_by)
-            except CorrigendaError as error:
-                raise ServingError(str(error), 403) from error
-
-    def _check(self, store: EditStore, path: Path) -> None:
-        """Raise unless a store's edits can be served beside those of the first one."""
-        config, prompts = served_config(store, self.settings.router), store.header["prompts"]
-        recorded = {**store.header["base"], "weights": saving.weight_sample_of(store)}
-        if sentence := another_model(path, recorded, {**self.header["base"], "weights": self._sample}):
-            raise ServingError(sentence, 422)
-        for name in ("layer", "beta", "threshold", "router", "encoder"):
-            if getattr(config, name) != getattr(self.config, name):
-                raise ServingError(
-                    f"The edits in {path} have {name}={getattr(config, name)!r}, but those that are served have "
-                    f"{getattr(self.config, name)!r}: write them anew with that setting.",
-                    422,
-                )
-        if prompts != self.header["prompts"]:
-            raise ServingError(f"The edits in {path} were written with another template than the others.", 422)
-        sentence = another_rule(store, config)
-        if sentence is not None and path not in self._told:
-            self._told.add(path)  # once, and not whenever a folder is read anew
-            logger.warning(sentence)
-        with self._lock:
-            self._forms[path] = row_form(config)
 
     # Questions
 

@@ -51,7 +51,7 @@ class ServedRequest:
 
 
 class RequestHost(Protocol):
-    """What a manager's requests ask of the model that serves them (`ServedModel`)."""
+    """What a manager's requests ask of the model that serves them (`RequestsInFlight`)."""
 
     site: Site
     idle: RoutingContext

@@ -239,7 +239,7 @@ def serve():
 
     yield build
     for one in served:
-        for requests in list(one._managers):
+        for requests in list(one.requests.managers):
             if requests.running:
                 requests.manager.stop(hard_stop=True)
         one.detach()

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,11 @@ import torch
 from torch import Tensor
 
 from ..backbone.decoder import Decoder
-from ..backbone.greedy import greedy
 from ..backbone.loading import load_base
 from ..backbone.modes import check_tensors, frozen, own_modes
 from ..backbone.patch import Patch
 from ..backbone.wrappers import unwrapped
-from ..edits.answer_start import UNSAID
-from ..edits.edit import Edit, kind_of
+from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
 from ..edits.tokenizer import Tokenizer
@@ -30,22 +27,21 @@ from ..methods.associative.config import AssociativeConfig
 from ..methods.config import EditingConfig, is_whole
 from ..methods.registry import method_class, resolved
 from ..routers.context import RoutingContext
-from ..routers.router import Decision, part_of
+from ..routers.router import Decision
 from ..scores.evaluate import Evaluator, Scores
 from ..store.placed import PlacedEdits
 from ..store.selection import Selection
 from ..store.store import Change, EditStore, OnConflict
 from . import saving
-from .answering import answered
-from .answers import Answer, Progress, Provenance, WrittenEdits, provenance_of
-from .generation import GenerateProvider, Session, prompts_of
+from .answers import Answer, Progress, Provenance, WrittenEdits
+from .attached_store import AttachedStore
+from .generation import GenerateProvider
 from .hub import Token
 from .in_parts import check_in_parts
 from .layer import EditedOutput
 from .parallel import check_independent, solve_for_another
-from .read_prompts import ReadPrompts
+from .reader import EditReader
 from .recorded_rule import another_rule
-from .teacher_forcing import forced
 from .versions import Version, Versions
 from .writer import EditWriter, StreamOptions, names_of
 
@@ -98,11 +94,14 @@ class EditedModel:
             outputs = [EditedOutput(self.method.memory, self.context, place, whole) for place in sites]
             self._versions = Versions(self.method, outputs)
             self.method.applied = lambda: self._versions.edits
+            self._attached = AttachedStore(
+                self.method, self._versions, self._alone, lambda: (saving.header_of(self), saving.sample_of(self))
+            )
             self._writer = EditWriter(
                 self.method,
                 self._versions,
+                self._attached,
                 self._alone,
-                lambda: (saving.header_of(self), saving.sample_of(self)),
                 lambda store: saving.check_unchanged(store, self),
             )
             self._patch = Patch()
@@ -110,7 +109,8 @@ class EditedModel:
                 self._patch.hook(module, output)
             self.method.tap(self._patch, self.context)
             self._provider = GenerateProvider(self.decoder.model, self.method, self.context, self._patch)
-            self._provider.answer_all(lambda: self._reading(autocast=True), lambda: bool(self._versions.current))
+            self._reader = EditReader(model, tokenizer, self.method, self._versions, self._provider, self._check_read)
+            self._provider.answer_all(lambda: self._reader.reading(autocast=True), lambda: bool(self._versions.current))
             self._patch.replace(self.decoder.model, "_corrigenda", self)
 
     @classmethod
@@ -185,7 +185,7 @@ class EditedModel:
                 name=name,
                 resident=resident,
             )
-            edited._writer.attach(saved.store)
+            edited._attached.attach(saved.store)
         except BaseException:
             saved.close()
             if edited is not None:
@@ -207,7 +207,7 @@ class EditedModel:
     @property
     def store(self) -> EditStore | None:
         """The store that the memory is a view of; None before the first edit."""
-        return self._writer.store
+        return self._attached.store
 
     def edit(
         self,
@@ -302,7 +302,7 @@ class EditedModel:
 
         That is one SQLite ledger, and beside it a model card (README.md), which says what the ledger then held.
         """
-        self._writer.save(directory)
+        self._attached.save(directory)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Send the edits with their history, undone ones too, to a repository of a hub; gives the commit's address.
@@ -310,14 +310,14 @@ class EditedModel:
         options: `commit_message`, `commit_description`, `private`, `token`, `revision` and `create_pr`, as
         transformers' `push_to_hub` has them. A model card of the repository's own stays (`hub.push`).
         """
-        return self._writer.push(repo_id, **options)
+        return self._attached.push(repo_id, **options)
 
     def write_into(self, directory: str | Path) -> None:
         """From now on, write edits into this folder's store as they come; a batch is on the disk when it is written.
 
         A new or empty folder takes the edits that are there; the folder these edits were loaded from is written on.
         """
-        self._writer.write_into(directory)
+        self._attached.write_into(directory)
 
     def attach(self, directory: str | Path) -> None:
         """The name of `write_into` before version 0.2."""
@@ -329,7 +329,7 @@ class EditedModel:
 
         Of a model in parts, whose processes would each read another state of a ledger that grows, it is refused.
         """
-        return self._writer.refresh()
+        return self._attached.refresh()
 
     def reserve(self, edits: int, rows: int = 8, prompt_tokens: int = 64) -> None:
         """Make room for this many edits of `rows` answer positions: their buffers then keep their addresses.
@@ -349,19 +349,7 @@ class EditedModel:
         new. Raises CorrigendaError where there is no row, or no token.
         provenance: give back a pair, the output and a `Provenance` for every row of the pass.
         """
-        prompt, mask = prompts_of(self.decoder.model, inputs, kwargs)
-        with self._reading(autocast=True) as edits:
-            read = ReadPrompts.of(self.method, self.decoder.model, prompt, mask)
-            read.take_place(kwargs)
-            with self._provider.session(read.prompt, read.mask, read.decision) as session:
-                output = read.put_back(self.model.generate(read.prompt, **kwargs))
-                return (output, self._provenance(session, edits)) if provenance else output
-
-    def _provenance(self, session: Session, edits: Sequence[Edit]) -> list[Provenance]:
-        found = provenance_of(session.decision, self.method, edits)
-        for row in session.unsaid().nonzero()[:, 0].tolist():
-            found[row] = replace(found[row], reason=UNSAID)
-        return found
+        return self._reader.generate(inputs, provenance, kwargs)
 
     def answer(
         self,
@@ -374,50 +362,23 @@ class EditedModel:
 
         template: wraps these prompts instead of the edits' own.
         """
-        if isinstance(prompts, str) or not isinstance(prompts, Iterable):  # a text would be answered letter by letter
-            raise CorrigendaError(f"The prompts must be a list of texts, not {kind_of(prompts)}.")
-        prompts = list(prompts)
-        for number, prompt in enumerate(prompts, start=1):
-            if not isinstance(prompt, str):
-                raise CorrigendaError(f"Prompt {number} must be text, not {kind_of(prompt)}.")
-        form = self.prompts if template is None else PromptFormat(self.tokenizer, template, self.prompts.chat)
-        rows = [form.encode(form.wrap(prompt)) for prompt in prompts]
+        rows = self._reader.encoded(prompts, template)
         return self.answer_ids(rows, [max_new_tokens] * len(rows), batch_size)
 
     def answer_ids(
         self, rows: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch_size: int = 16
     ) -> list[Answer]:
         """The same for tokenised prompts, each with its own limit."""
-        for number, row in enumerate(rows, start=1):
-            if not len(row):
-                raise CorrigendaError(f"Prompt {number} has no tokens, after which nothing can follow: ask something.")
-        with self._reading() as edits:
-            read, known = self.read_as(rows)
-            self.decoder.check_lengths(read, max_new_tokens)
-
-            def generate(
-                ids: Tensor, mask: Tensor, longest: int, part: Sequence[int]
-            ) -> tuple[Tensor, list[Provenance]]:
-                with (
-                    self._provider.session(ids, mask, part_of(known, part)) as session,
-                    greedy(self.decoder.model, self.tokenizer, longest) as settings,
-                ):
-                    output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
-                    return output, self._provenance(session, edits)
-
-            device = self.model.get_input_embeddings().weight.device
-            return answered(read, max_new_tokens, batch_size, self.tokenizer, device, generate)
+        return self._reader.answer_ids(rows, max_new_tokens, batch_size)
 
     def read_as(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], Decision | None]:
         """Tokenised prompts as the model reads them, and what was decided of them, where edits are read as text."""
-        known = self.method.decide(rows) if self.method.reads_text and len(rows) else None
-        return ([list(row) for row in rows] if known is None else self.method.read_as(rows, known)), known
+        return self._reader.read_as(rows)
 
     def generate_text(self, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
         """Greedy continuations of prompts, each in the edits' own format; the prompts are not repeated."""
         return [answer.text for answer in self.answer(prompts, max_new_tokens)]
 
-    @contextlib.contextmanager
     def teacher_forcing(
         self,
         ids: Tensor,
@@ -425,34 +386,21 @@ class EditedModel:
         lengths: Sequence[int],
         edited: bool = True,
         known: Decision | None = None,
-    ) -> Iterator[Callable[[], list[int]]]:
+    ) -> contextlib.AbstractContextManager[Callable[[], list[int]]]:
         """Within: one forward over right-padded `ids` `[rows, length]`, row i routed by its first `prompts[i]` tokens.
 
         known: what `read_as` decided, where edits are read as text and the prompts are those that it gave.
         Yields a function that tells the edit applied to each row, or -1, once the forward has run.
         """
-        with self._reading(gradients=torch.is_grad_enabled()):
-            if not edited:
-                yield lambda: [-1] * len(prompts)
-                return
-            with forced(self.method, self.context, ids, prompts, lengths, known) as routes:
-                yield routes
+        return self._reader.teacher_forcing(ids, prompts, lengths, edited, known)
 
     def sources(self, rows: int) -> list[Provenance]:
         """Which edit was applied to each row of the teacher-forced pass that ran last."""
-        decision = Decision(*(part[:rows] for part in self.context.decision))
-        return provenance_of(decision, self.method, self.edits)
+        return self._reader.sources(rows)
 
     def evaluate(self, edits: Iterable[Edit] | None = None, **options: Any) -> Scores:
         """Teacher-forced and free-generation scores of edits, by default of all that were written (see `Evaluator`)."""
         return Evaluator(self, **options).score(self.edits if edits is None else edits)
-
-    @contextlib.contextmanager
-    def _reading(self, **modes: bool) -> Iterator[Sequence[Edit]]:
-        """Within: this thread alone runs the model, by one version of the edits; gives those by their places."""
-        with self._versions.reading() as edits, own_modes(self.model, **modes):
-            self._check_read()
-            yield edits
 
     @contextlib.contextmanager
     def _alone(self, gradients: bool = True) -> Iterator[None]:
@@ -498,7 +446,7 @@ class EditedModel:
         """Take the patch off and give back the base model, its module and bits as they were."""
         self._check_attached()
         self._patch.remove()
-        self._writer.close(reading=False)
+        self._attached.close(reading=False)
         return self.model
 
     def close(self) -> None:
@@ -506,4 +454,4 @@ class EditedModel:
 
         All that was not asked for yet is read first, which for 10,000 edits takes some ten seconds.
         """
-        self._writer.close(reading=True)
+        self._attached.close(reading=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..edits.edit import Edit
 from ..store.history import normalised_prompt
 from ..store.store import OnConflict
+from .batch import BatchWriter, Outcome
 from .resume import Recorded
-from .view import MemoryView, Outcome
 
 
 class Fallbacks:
@@ -17,8 +17,9 @@ class Fallbacks:
     recorded: what a stream that was broken off has of them.
     """
 
-    def __init__(self, view: MemoryView, recorded: Recorded, on_conflict: OnConflict, author: str | None) -> None:
-        self._view = view
+    def __init__(self, batches: BatchWriter, recorded: Recorded, on_conflict: OnConflict, author: str | None) -> None:
+        self._batches = batches
+        self._view = batches.view
         self._recorded = recorded
         self._author = author
         self._supersede = on_conflict == "supersede"
@@ -53,7 +54,9 @@ class Fallbacks:
         outcome = Outcome([], [], [], [], [])
         while earlier and not set(outcome.edits).difference(outcome.unsolved):
             edit = earlier.pop()
-            found = self._view.write([edit], [None], on_conflict="supersede", author=self._author, keep_unsolved=False)
+            found = self._batches.write(
+                [edit], [None], on_conflict="supersede", author=self._author, keep_unsolved=False
+            )
             if not found.unsolved:
                 told = f'Edit "{edit.id}" is written after all, for "{unsolved}" does not hold.'
                 self._view.store.notices.append(told)

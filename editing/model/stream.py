@@ -1,16 +1,39 @@
-"""A stream of edits on its way into the store: each with an id of its own, and which of them need not be solved."""
+"""A stream of edits on its way into the store: in batches, each with an id, and which of them need not be solved."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from ..edits.edit import Edit
+from ..edits.edit import Edit, kind_of
 from ..edits.identifiers import DistinctIds
+from ..errors import CorrigendaError
 from ..shown import name
 from ..store.history import normalised_prompt
 from .view import MemoryView
+
+Batch = tuple[list[Edit], list[str | None], list[str]]
+"""Edits with ids; for each the id of a later one of its prompt; and sentences on what was renamed."""
+
+
+def prepared(
+    stream: Iterable[Edit], whole: bool, view: MemoryView, lock: contextlib.AbstractContextManager[Any]
+) -> Iterator[Batch]:
+    """Batches with ids, the ids of later edits of the same prompts, and sentences; `whole`: take all in at once.
+
+    lock: under which no edit is written.
+    """
+    size = view.method.config.batch_size
+    for part in [list(_checked(stream))] if whole else _batches(stream, size):
+        with lock:
+            edits, sentences = named(part, view)
+        later = superseded(edits)
+        for start in range(0, len(edits), size):
+            yield edits[start : start + size], later[start : start + size], sentences
+            sentences = []
 
 
 def named(edits: Sequence[Edit], view: MemoryView) -> tuple[list[Edit], list[str]]:
@@ -44,3 +67,21 @@ def superseded(edits: Sequence[Edit]) -> list[str | None]:
     prompts = [normalised_prompt(edit.prompt) for edit in edits]
     last = {prompt: edit.id for prompt, edit in zip(prompts, edits)}
     return [None if last[prompt] == edit.id else last[prompt] for prompt, edit in zip(prompts, edits)]
+
+
+def _checked(edits: Iterable[Edit]) -> Iterator[Edit]:
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise CorrigendaError(f"edit takes Edit objects, not {kind_of(edit)}: `load_edits` makes them of records.")
+        yield edit
+
+
+def _batches(edits: Iterable[Edit], size: int) -> Iterator[list[Edit]]:
+    batch: list[Edit] = []
+    for edit in _checked(edits):
+        batch.append(edit)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

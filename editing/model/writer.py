@@ -1,15 +1,13 @@
-"""The writing side of an edited model: its store, streams of edits into it, undo and redo."""
+"""The writing side of an edited model: streams of edits into its store, undo and redo."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..backbone.check import check_decoder
 from ..edits.edit import Edit, kind_of
@@ -18,16 +16,16 @@ from ..methods.method import Method
 from ..store.history import StoredEdit
 from ..store.ledger import New
 from ..store.selection import Selection
-from ..store.store import Change, EditStore, OnConflict, is_store
-from . import hub, saving
+from ..store.store import Change, EditStore, OnConflict
 from .answers import Progress, WrittenEdits
+from .attached_store import AttachedStore
+from .batch import BatchWriter, Outcome
 from .fallback import Fallbacks
 from .in_parts import Processes
 from .parallel import solved_by_all
 from .resume import Recorded
-from .stream import named, superseded
+from .stream import Batch, named, prepared
 from .versions import Versions
-from .view import MemoryView, Outcome
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -48,16 +46,10 @@ class StreamOptions:
     group: ProcessGroup | None = None
 
 
-_Batch = tuple[list[Edit], list[str | None], list[str]]
-"""Edits with ids; for each the id of a later one of its prompt; and sentences on what was renamed."""
-
-
 class EditWriter:
-    """Writes edits into a store, and keeps a method's memory the view of it that passes read.
+    """Writes edits into the store that is attached, and has the memory follow.
 
-    exclusively  opens a context in which nobody else reads or writes and forwards are the base model's, whose weights
-                 take no gradient; its argument is whether gradients can be taken at all
-    identity     the header and the sample of weights by which a store knows its model again
+    exclusively  as in `AttachedStore`
     check_unchanged  raises where the model is not the one that the store's edits were written for
     """
 
@@ -65,143 +57,30 @@ class EditWriter:
         self,
         method: Method,
         versions: Versions,
+        attached: AttachedStore,
         exclusively: Callable[[bool], contextlib.AbstractContextManager[None]],
-        identity: Callable[[], tuple[dict[str, object], bytes]],
         check_unchanged: Callable[[EditStore], None],
     ) -> None:
         self._method = method
         self._versions = versions
+        self._attached = attached
         self._exclusively = exclusively
-        self._identity = identity
         self._check_unchanged = check_unchanged
         self._processes = Processes(method.decoder.parts)
-        self._view = MemoryView(method, self._new_store)
-        self._directory: Path | None = None
+        self._view = attached.view
+        self._batches = BatchWriter(self._view, attached.new)
         self._checked = False
-
-    @property
-    def store(self) -> EditStore | None:
-        """The store that the memory is a view of; None before the first edit."""
-        return self._view.store
 
     @property
     def places(self) -> list[int]:
         """The numbers in the store of the edits in the memory, by their places there."""
         return self._view.order
 
-    def save(self, directory: str | Path) -> None:
-        """Write the edits with their history into a new or empty folder."""
-        with self._versions.lock:
-            store = self.store
-            identity = self._identity() if store is None else None
-
-            def save() -> None:
-                copy = EditStore.create(directory, *identity) if store is None else store.copy(directory)
-                with contextlib.closing(copy):
-                    hub.save_card(copy, directory)
-
-            self._processes.once(save)
-
-    def push(self, repo_id: str, **options: Any) -> str:
-        """See `EditedModel.push_to_hub`."""
-        with self._versions.lock:
-            if self.store is None:
-                raise CorrigendaError("There are no edits to send to a hub.")
-            return self._processes.once(lambda: hub.push(self.store, repo_id, **options))
-
-    def write_into(self, directory: str | Path) -> None:
-        """See `EditedModel.write_into`."""
-        with self._versions.lock:
-            before = self.store
-            self._processes.once(lambda: self._write_into(directory))
-            if self._processes.follows and before is not None and not before.ledger.writable:
-                self._view.store = before.copy(None)
-                self._leave(before)
-            self._processes.check_same(self.store)
-
-    def _write_into(self, directory: str | Path) -> None:
-        path = Path(directory).absolute()
-        with self._versions.lock:
-            store = self.store
-            if store is not None and store.directory is not None and store.directory.absolute() == path:
-                if not store.ledger.writable:
-                    self._attach(saving.read(path, write=True).store)
-                    self._leave(store)
-            elif is_store(path):
-                raise CorrigendaError(
-                    f"{directory} already holds edits: load them with from_pretrained(..., edits=...) to write on."
-                )
-            elif store is not None:
-                self._view.store = store.copy(path)
-                self._leave(store)
-            else:
-                saving.refuse_non_empty(path)
-                self._directory = path
-
-    def _leave(self, before: EditStore) -> None:
-        """Close a store that was copied or opened anew; what readers still hold of it is read in the one that came."""
-        before.history.read_from(self.store.ledger)
-        before.close()
-
-    def attach(self, store: EditStore) -> None:
-        """Make the memory the view of another store."""
-        self._attach(store)
-        self._processes.check_same(store)
-
-    def _attach(self, store: EditStore) -> None:
-        with self._exclusively(False):
-            self._view.attach(store)
-        self._versions.current = self._view.edits
-
-    def refresh(self) -> bool:
-        """Take in what another process has written into the store; whether there was anything."""
-        self._processes.check_alone()
-        with self._versions.lock:
-            if self.store is None or not self.store.refresh():
-                return False
-            if self._view.ungrounded:
-                self.attach(self.store)
-            self._synchronise()
-            return True
-
-    def _synchronise(self) -> None:
-        """Make the memory what the store says it is."""
-        with self._exclusively(False):
-            self._view.become(self._view.history.applied())
-        self._versions.current = self._view.edits
-        self._processes.check_same(self.store)
-
-    def _new_store(self) -> EditStore:
-        identity = self._identity()
-
-        def make() -> EditStore:
-            if self._directory is None:
-                return EditStore.temporary(*identity)
-            return EditStore.create(self._directory, *identity)
-
-        return self._processes.begin(make)
-
-    def _make_writable(self, stacklevel: int = 4) -> None:
-        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said.
-
-        stacklevel: where the caller of EditedModel's method stands.
-        """
-        store = self.store
-        if store is not None and not store.ledger.writable:
-            self._view.store = store.copy(None)
-            self._leave(store)
-            notice = (
-                f"Nothing is written into {store.directory}, which was only loaded: `write_into` writes there, "
-                "`save_pretrained` a new folder."
-            )
-            self._view.store.notices.append(notice)
-            warnings.warn(notice, stacklevel=stacklevel)
-
     def write(self, stream: Iterable[Edit], options: StreamOptions) -> WrittenEdits:
         """Write edits in batches, each into the store and the memory; see `EditedModel.edit`."""
         self._check_router()
-        if self.store is not None:
-            self._check_unchanged(self.store)
+        if self._view.store is not None:
+            self._check_unchanged(self._view.store)
         if not self._checked:
             if self._method.needs_gradients:
                 with self._exclusively(True):
@@ -209,7 +88,7 @@ class EditWriter:
             self._checked = True
         recorded = Recorded(self._view.history if options.resume else None)
         # Of a list all is known before: an edit whose fact a later one is about again need not be solved.
-        batches = self._prepared(recorded.skip(stream), isinstance(stream, Sequence))
+        batches = prepared(recorded.skip(stream), isinstance(stream, Sequence), self._view, self._versions.lock)
         if options.group is None:
             return self._write(batches, recorded, options)
         known = list(batches)
@@ -220,28 +99,28 @@ class EditWriter:
         with solved_by_all(self._method, options.group, ahead):
             return self._write(known, recorded, options)
 
-    def _write(self, batches: Iterable[_Batch], recorded: Recorded, options: StreamOptions) -> WrittenEdits:
+    def _write(self, batches: Iterable[Batch], recorded: Recorded, options: StreamOptions) -> WrittenEdits:
         results = WrittenEdits()
         on_progress, score_each = options.on_progress, options.score_each
         keep = self._method.keeps_unsolved if options.keep_unsolved is None else options.keep_unsolved
         seconds, told = 0.0, 0
-        fallbacks = Fallbacks(self._view, recorded, options.on_conflict, options.author)
+        fallbacks = Fallbacks(self._batches, recorded, options.on_conflict, options.author)
         for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
-                self._make_writable(stacklevel=5)
+                self._attached.make_writable(stacklevel=5)
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 owed = fallbacks.owed()
                 known = fallbacks.later(later)
-                own = self._view.write(
+                own = self._batches.write(
                     batch, known, on_conflict=options.on_conflict, author=options.author, keep_unsolved=keep
                 )
-                self.store.notices += sentences + taken
+                self._view.store.notices += sentences + taken
                 outcome = owed.and_then(fallbacks.after(batch, known, own))
                 if len(outcome.edits) > len(own.edits):  # some that were declined before have come in another's place
                     results.declined[:] = [one for one in results.declined if one.edit not in outcome.edits]
                 self._versions.current = self._view.edits
-                self._processes.check_same(self.store)
+                self._processes.check_same(self._view.store)
             _add(results, outcome)
             recorded.passed += len(batch)
             seconds += time.perf_counter() - start
@@ -254,10 +133,10 @@ class EditWriter:
                 self._record_scores(outcome.edits, score_each.by_edit)
         if recorded.owed:
             with self._exclusively(True):
-                self._make_writable(stacklevel=5)
+                self._attached.make_writable(stacklevel=5)
                 outcome = fallbacks.owed()
                 self._versions.current = self._view.edits
-                self._processes.check_same(self.store)
+                self._processes.check_same(self._view.store)
             _add(results, outcome)
         if on_progress is not None and recorded.passed > told:  # the last ones were recorded before
             on_progress(Progress(len(results), seconds, (), (), recorded.passed))
@@ -265,7 +144,7 @@ class EditWriter:
 
     def _check_router(self) -> None:
         """Raise where the edits are found by another router than the one that their store is for."""
-        stored = None if self.store is None else self.store.header["config"].get("router")
+        stored = None if self._view.store is None else self._view.store.header["config"].get("router")
         own = getattr(self._method.config, "router", None)
         if stored is not None and stored != own:
             raise CorrigendaError(
@@ -276,46 +155,35 @@ class EditWriter:
     def _record_scores(self, edits: Sequence[Edit], scores: Sequence[dict[str, float]]) -> None:
         with self._versions.lock:
             found = {str(self._view.history.find(edit.id).seq): of_edit for edit, of_edit in zip(edits, scores)}
-            self.store.append([New("scores", {"scores": found, **self.store.stamp()})])
-
-    def _prepared(self, stream: Iterable[Edit], whole: bool) -> Iterator[_Batch]:
-        """Batches with ids, the ids of later edits of the same prompts, and sentences; `whole`: take all in at once."""
-        size = self._method.config.batch_size
-        for part in [list(_checked(stream))] if whole else _batches(stream, size):
-            with self._versions.lock:
-                edits, sentences = named(part, self._view)
-            later = superseded(edits)
-            for start in range(0, len(edits), size):
-                yield edits[start : start + size], later[start : start + size], sentences
-                sentences = []
+            self._view.store.append([New("scores", {"scores": found, **self._view.store.stamp()})])
 
     def undo(
         self, selection: Selection, author: str | None = None, note: str | None = None, resolve: bool = False
     ) -> Change:
         """Take the selected edits out of the memory, and record it; see `EditedModel.undo`."""
         with self._versions.lock:
-            self._make_writable()
+            self._attached.make_writable()
             edits = self._selected(selection, "undo")
             if resolve:
                 return self._resolved([stored for stored in edits if stored.wanted], author, note)
-            return self._after(self.store.undo(edits, author=author, note=note))
+            return self._after(self._view.store.undo(edits, author=author, note=note))
 
     def _resolved(self, undone: list[StoredEdit], author: str | None, note: str | None) -> Change:
         """Undo edits, and write those of their batches and after them again; all of it, or nothing."""
-        history, out = self.store.history, {stored.seq for stored in undone}
-        first = min((stored.batch for stored in undone), default=self.store.ledger.count + 1)
+        history, out = self._view.store.history, {stored.seq for stored in undone}
+        first = min((stored.batch for stored in undone), default=self._view.store.ledger.count + 1)
         inside = [history.edits[seq] for seq in self.places if seq not in out]
         again = [stored for stored in inside if stored.batch >= first]
         note = f"{note + ': ' if note else ''}re-solved, what was solved beside or after it was solved anew"
-        change = self._after(self.store.undo([*undone, *again], author=author, note=note))
-        before = self.store.ledger.count
+        change = self._after(self._view.store.undo([*undone, *again], author=author, note=note))
+        before = self._view.store.ledger.count
         try:
             for _, batch in itertools.groupby(again, key=lambda stored: stored.batch):
                 self.write([stored.edit for stored in batch], StreamOptions(author=author, keep_unsolved=True))
         except BaseException:
-            new = [stored for seq, stored in self.store.history.edits.items() if seq > before]
-            self.store.undo(new, author=author, note="could not be solved anew")
-            self._after(self.store.redo([*undone, *again], author=author, note="could not be solved anew"))
+            new = [stored for seq, stored in self._view.store.history.edits.items() if seq > before]
+            self._view.store.undo(new, author=author, note="could not be solved anew")
+            self._after(self._view.store.redo([*undone, *again], author=author, note="could not be solved anew"))
             raise
         solved = f"{len(again)} edit{'' if len(again) == 1 else 's'} beside it or after it solved anew."
         return replace(change, edits=undone, notes=[*change.notes, solved])
@@ -323,31 +191,23 @@ class EditWriter:
     def redo(self, selection: Selection, author: str | None = None) -> Change:
         """Put the selected edits in again, each in its old place, and record it."""
         with self._versions.lock:
-            self._make_writable()
+            self._attached.make_writable()
             edits = self._selected(selection, "redo")
-            return self._after(self.store.redo(edits, author=author))
+            return self._after(self._view.store.redo(edits, author=author))
 
     def _selected(self, selection: Selection, what: str) -> list[StoredEdit]:
-        if self.store is None:
+        if self._view.store is None:
             raise CorrigendaError(f"There are no edits to {what}.")
-        return self.store.selected(selection, wanted=what == "undo")
+        return self._view.store.selected(selection, wanted=what == "undo")
 
     def _after(self, change: Change) -> Change:
-        self._synchronise()
+        self._attached.synchronise()
         return change
 
     def reserve(self, edits: int, rows: int, prompt_tokens: int) -> None:
         """Make room for edits; see `EditedModel.reserve`."""
         with self._exclusively(False):
             self._method.reserve(edits, rows, prompt_tokens)
-
-    def close(self, *, reading: bool) -> None:
-        """Give the store's folder back to other writers; where `reading` goes on, what answers need is read first."""
-        with self._versions.lock:
-            if self.store is not None and self.store.directory is not None:
-                if reading:
-                    self._view.read_all()
-                self.store.close()
 
 
 def names_of(what: str, ids: str | Iterable[str]) -> tuple[str, ...]:
@@ -364,21 +224,3 @@ def _add(results: WrittenEdits, outcome: Outcome) -> None:
     results.unsolved += outcome.unsolved
     results.failing += outcome.failing
     results.declined += outcome.declined
-
-
-def _checked(edits: Iterable[Edit]) -> Iterator[Edit]:
-    for edit in edits:
-        if not isinstance(edit, Edit):
-            raise CorrigendaError(f"edit takes Edit objects, not {kind_of(edit)}: `load_edits` makes them of records.")
-        yield edit
-
-
-def _batches(edits: Iterable[Edit], size: int) -> Iterator[list[Edit]]:
-    batch: list[Edit] = []
-    for edit in _checked(edits):
-        batch.append(edit)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -195,7 +195,7 @@ def test_a_renewed_request_does_not_take_an_unedited_ones_blocks_for_its_answer(
     running.ask(row + answer + served.encode(PLAIN[:1])[0])
     requests = running.manager._corrigenda
     found = []
-    requests._requests["renewed"] = served.admit("renewed", row, None)
+    requests._requests["renewed"] = served.requests.admit("renewed", row, None)
     found.append(running.manager.batch_processor.cache.search_prefix_match("renewed", row + answer))
     assert found == [(len(row) - 1) // 4 * 4]
 

@@ -170,7 +170,7 @@ def test_rows_that_are_still_here_when_they_come_again_stay(serve, tmp_path, mon
     folder = store(tmp_path / "own", SHARED)
     served = serve(folder)
     (row,) = served.encode(EDITED[1:2])
-    flight = served.admit("in flight", row, None)
+    flight = served.requests.admit("in flight", row, None)
     served.undo("c")
     writing = EditStore.open(folder, write=True)
     writing.redo(writing.selected(["c"]))
@@ -180,12 +180,12 @@ def test_rows_that_are_still_here_when_they_come_again_stay(serve, tmp_path, mon
     def then_it_ends(*given):
         records = read(*given)
         flight.ended = True
-        served.drop_unread_rows()
+        served.requests.drop_unread_rows()
         return records
 
     monkeypatch.setattr(served.memory, "read", then_it_ends)
     assert served.load(folder)["added"] == ["c"]
-    assert served.admit("later", row, None).place >= 0
+    assert served.requests.admit("later", row, None).place >= 0
 
 
 def test_a_manager_that_stops_lets_its_cache_go(serve, folders, alone):

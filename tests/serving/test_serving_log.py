@@ -21,7 +21,7 @@ def test_an_id_begins_no_line_of_its_own(name, caplog) -> None:
 
 
 def test_every_logger_of_the_servers_is_such_a_one() -> None:
-    from corrigenda.serving import batching, recovery
+    from corrigenda.serving import batching, in_flight, recovery
 
-    for module in (batching, recovery):
+    for module in (batching, in_flight, recovery):
         assert module.logger.filters

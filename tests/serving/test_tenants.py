@@ -161,7 +161,7 @@ def test_a_folder_and_a_tenant_are_taken_out(settings, root):
     assert [edit.id for edit in change.removed] == ["a", "e"] and catalogue.admit(tokens, "acme").edit is not None
     take(catalogue, change)
     assert catalogue.admit(tokens, "acme").edit is None and len(catalogue.keys()) == 3
-    assert root / "acme" not in catalogue._open._held
+    assert root / "acme" not in catalogue._reader.open._held
     for tenant, path in (("acme", root / "acme"), (None, root / "acme"), ("zeta", root / "shared")):
         with pytest.raises(ServingError, match="is not served") as refused:
             catalogue.unload(tenant, path)

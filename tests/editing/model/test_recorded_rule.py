@@ -11,7 +11,7 @@ from meaning import needs_encoder
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel, Locality
-from corrigenda.editing.model import recorded_rule, view
+from corrigenda.editing.model import batch, recorded_rule
 from corrigenda.editing.model.rerouting import rerouted
 from corrigenda.editing.model.route import routed_requests
 from corrigenda.editing.model.why import nearest_edits
@@ -66,7 +66,7 @@ def saved(model, few_background_prompts, tmp_path_factory):
 def unsaid(model, tmp_path, monkeypatch):
     """A folder of a version that did not record its rule."""
     with monkeypatch.context() as patched:
-        patched.setattr(view, "said_of_rule", lambda method: {})
+        patched.setattr(batch, "said_of_rule", lambda method: {})
         return write(tmp_path / "unsaid", name=str(model))
 
 

@@ -1,23 +1,20 @@
-"""The parts for vLLM that need none: what each reads of a request or a step, with objects of vLLM's shape."""
+"""The parts in vLLM's engine core and workers, without vLLM: what each reads of a request or a step."""
 
 from __future__ import annotations
 
 import json
-import sys
-from importlib import import_module
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from served import SHARED, store
-from tiny import save_tiny, tiny_tokenizer
+from tiny import save_tiny
 from torch import nn
 
 from corrigenda.editing import CorrigendaError, Edit
 from corrigenda.editing.edits.answer_start import AnswerPlan
 from corrigenda.editing.model.layer import EditedOutput
-from corrigenda.serving.vllm import launcher
 from corrigenda.serving.vllm.keys import CONFIG, LAYER
 from corrigenda.serving.vllm.model_state import edited_state
 from corrigenda.serving.vllm.prefix_cache import of_the_prompt, without_edited
@@ -66,68 +63,6 @@ class Model(nn.Module):
 
 def keys(edits):
     return list(edits.memory._place)
-
-
-@pytest.fixture
-def admissions(monkeypatch, folder):
-    """An engine's admissions with the tenants "acme" and 'acme", "', over stand-ins for what they import of vLLM."""
-    names = {"exceptions": "VLLMValidationError", "logger": "init_logger", "sampling_params": "BeamSearchParams"}
-    for name, attribute in names.items():
-        module = ModuleType(f"vllm.{name}")
-        setattr(module, attribute, type(attribute, (ValueError,), {"info": lambda *given: None}))
-        monkeypatch.setitem(sys.modules, f"vllm.{name}", module)
-    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    monkeypatch.delitem(sys.modules, "corrigenda.serving.vllm.admission", raising=False)
-    admission = import_module("corrigenda.serving.vllm.admission")
-    nothing = SimpleNamespace(changed=lambda *given: None, admitted=lambda *given: None)
-    monkeypatch.setattr(admission, "Metrics", lambda: nothing)
-    monkeypatch.setattr(admission, "load_tokenizer", lambda name: tiny_tokenizer())
-    settings = {"edits": str(folder), "tenants": {"acme": [], 'acme", "': []}}
-    model = SimpleNamespace(tokenizer="tiny", model=None)
-    yield admission.Admissions(SimpleNamespace(model_config=model, additional_config={CONFIG: settings}))
-    sys.modules.pop("corrigenda.serving.vllm.admission")
-
-
-def request(admissions, prompt, tenant=None, salt=None):
-    prompts = admissions.catalogue.prompts
-    return SimpleNamespace(
-        sampling_params=SimpleNamespace(extra_args={"tenant": tenant} if tenant else None),
-        prompt_token_ids=prompts.encode(prompts.wrap(prompt)),
-        cache_salt=salt,
-    )
-
-
-def test_no_salt_is_another_tenants(admissions):
-    def salt(tenant, given):
-        asking = request(admissions, "Why is the sky blue?", tenant, given)
-        admissions.admit(asking)
-        return asking.cache_salt
-
-    tenants, given = (None, "acme", 'acme", "'), [None, "", "null", "corrigenda:acme:", 'x", "y']
-    given += [salt("acme", None), salt("acme", "x")]
-    salts = {salt(tenant, one) for tenant in tenants for one in given}
-    assert len(salts) == len(tenants) * len(given) and salt(None, None) is None
-    assert salt("acme", "x") == salt("acme", "x")
-
-
-def test_requests_of_one_name_hold_their_own_edits(admissions, monkeypatch):
-    first, second, plain = (
-        admissions.admit(request(admissions, prompt))
-        for prompt in (SHARED[0].prompt, SHARED[1].prompt, "Why is the sky blue?")
-    )
-    admission = sys.modules["corrigenda.serving.vllm.admission"]
-    monkeypatch.setattr(admission, "_GRACE", 0.0)
-    for number, decided in enumerate((first, second, plain)):
-        admissions.remember("x", f"x-{number}", decided)
-    running = SimpleNamespace(request_states={"x-0": 1, "x-2": 1}, parent_requests={"x-1": 1})
-    assert admissions.pinned(running) == {first.key, second.key}
-    assert admissions.of("x") == plain and admissions.of("y") is None
-    monkeypatch.setattr(admission, "_REMEMBERED", 3)
-    admissions.remember("y", "y-0", second)
-    assert admissions.pinned(running) == {second.key} and admissions.of("x") == plain
-    for number in range(3):
-        admissions.remember("z", f"z-{number}", first)
-    assert admissions.of("x") is None and admissions.of("z") == first and set(admissions._inner) == {"z"}
 
 
 def test_blocks_with_an_edits_values_are_not_shared():
@@ -390,29 +325,3 @@ def test_a_plan_comes_with_its_request_and_its_tokens_lead_through_it(config):
     assert rows == [(0, True), (1, True), (2, True), (-1, False)]
     edits.end(["a"])
     assert not edits.context.progress
-
-
-def test_the_launchers_command(monkeypatch, tmp_path, folder):
-    monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CorrigendaError, match="vLLM is not installed"):
-        launcher.command("m", {"edits": "e"})
-    monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setenv("VLLM_PLUGINS", "mine,corrigenda")
-    arguments, environment = launcher.command("m", {"edits": "e"}, ["--port", "1"])
-    assert arguments[-2:] == ["--port", "1"] and arguments[arguments.index("--model") + 1] == "m"
-    assert json.loads(arguments[arguments.index("--additional-config") + 1]) == {CONFIG: {"edits": "e"}}
-    assert environment["VLLM_PLUGINS"] == "mine,corrigenda,corrigenda_edits"
-    monkeypatch.setattr(launcher, "as_folder", lambda name, folder: folder)
-    arguments, _ = launcher.command("smollm2", {"edits": "e"}, ["--port", "1"])
-    assert arguments[-4:] == ["--served-model-name", "smollm2", "--port", "1"]
-    with pytest.raises(CorrigendaError, match="Leave out --additional-config"):
-        launcher.command("m", {"edits": "e"}, ["--additional-config={}"])
-    with pytest.raises(CorrigendaError, match='no setting "edit"'):
-        launcher.command("m", {"edit": "e"})
-    started = []
-    monkeypatch.setattr(launcher.os, "execve", lambda *given: started.append(given))
-    with pytest.raises(CorrigendaError, match="There is no folder"):
-        launcher.serve("m", {"edits": str(tmp_path / "none")})
-    launcher.serve("m", {"edits": str(folder)}, ["--port", "1"])
-    ((program, given, _),) = started
-    assert program == given[0] and given[-2:] == ["--port", "1"]
