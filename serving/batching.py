@@ -22,6 +22,7 @@ from ..editing.errors import CorrigendaError
 from ..editing.memories.paged_banks import PagingCounts
 from ..editing.model.generation import GenerateProvider, prompts_of
 from ..editing.model.layer import EditedOutput
+from ..editing.model.read_prompts import ReadPrompts
 from ..editing.routers.context import RoutingContext
 from ..editing.store.snapshots import Snapshot
 from .batching_config import batching_config
@@ -166,23 +167,27 @@ class ServedModel:
         provenance: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As transformers' `generate`, for prompts `[rows, length]`; `tenants` and `provenance` as in `generate_batch`.
+        """As transformers' `generate`, for prompts `[rows, length]`, padded on either side; `tenants` and `provenance`
+        are as in `generate_batch`.
 
         Nothing else runs on the model meanwhile: a running batch waits.
         """
-        prompt, mask = prompts_of(unwrapped(self.model), inputs, kwargs)
+        model = unwrapped(self.model)
+        prompt, mask = prompts_of(model, inputs, kwargs)
         owners = self._owners(tenants, len(prompt))
         requests = self.requests
         with requests.between_passes():
             deciding = self._provider.method = CallDecisions(self.catalogue, requests.placing(), owners)
+            read = ReadPrompts.of(deciding, model, prompt, mask)
+            read.take_place(kwargs)
             with (
                 own_modes(self.model, autocast=True),
-                self._provider.session(prompt, mask) as session,
+                self._provider.session(read.prompt, read.mask) as session,
                 requests.passing,
             ):
                 requests.site.context = self._alone
                 try:
-                    output = self.model.generate(prompt, **kwargs)
+                    output = read.put_back(self.model.generate(read.prompt, **kwargs))
                 finally:
                     requests.site.context = requests.idle
                 unsaid = session.unsaid().tolist()

@@ -217,16 +217,19 @@ def test_each_edited_request_is_logged(serve, folders, caplog):
 
 
 @pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 3}], ids=str)
-def test_generate(serve, folders, alone, options):
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_generate(serve, folders, alone, options, side):
     served = serve({"edits": folders / "shared", "tenants": {"acme": folders / "acme"}})
     running = Running(served)
     rows = served.encode(PROMPTS)
     width, pad = max(map(len, rows)), served.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    padding = [[pad] * (width - len(row)) for row in rows]
+    ids = torch.tensor([empty + row if side == "left" else row + empty for empty, row in zip(padding, rows)])
     owners = ["acme", *[None] * (len(rows) - 1)]
     output, found = served.generate(
         ids, tenants=owners, provenance=True, max_new_tokens=NEW, do_sample=False, **options
     )
+    assert torch.equal(output[:, :width], ids)
     end = served.tokenizer.eos_token_id
     new = [row[width:].tolist() for row in output]
     new = [row[: row.index(end) + 1] if end in row else row for row in new]
