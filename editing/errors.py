@@ -1,6 +1,12 @@
-"""The errors that a user is meant to read."""
+"""The errors and warnings that a user is meant to read."""
 
 from __future__ import annotations
+
+import sys
+import warnings
+
+# Whose calls may lie between the user's line and the warning.
+_LIBRARIES = ("corrigenda", "torch", "transformers", "contextlib")
 
 
 class CorrigendaError(ValueError):
@@ -17,3 +23,11 @@ class FieldError(CorrigendaError):
 
     def __str__(self) -> str:
         return f'The field "{self.field}" {self.problem}.'
+
+
+def warn_user(sentence: str, category: type[Warning] = UserWarning) -> None:
+    """Warn of the line of the user's code that asked, however many calls of libraries lie between."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(sentence, category, stacklevel=level)

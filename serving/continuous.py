@@ -220,7 +220,8 @@ class BatchedRequests:
         """A new request, one that lost its cache and starts anew, or a fork for which there was no room."""
         setattr(state, _ATTRIBUTE, self._request_of(state))
         original(state)
-        self._queued.pop(state.request_id, None)  # not before the scheduler has it: a name is seams in one of the two
+        # Once the scheduler has it, so that its name is always found in one of the two.
+        self._queued.pop(state.request_id, None)
 
     def _request_of(self, state: Any) -> ServedRequest:
         name = state.request_id

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorrigendaError, FieldError
+from ..errors import CorrigendaError, FieldError, warn_user
 from .edit import Edit, unique_subjects
 from .formats import REPHRASES, TARGETS, UnknownFormError, read_record
 from .identifiers import DistinctIds
@@ -40,7 +39,7 @@ def load_edits(
     """
     edits = read_edits(source, unique_subject=unique_subject, limit=limit)
     for notice in edits.notices:
-        warnings.warn(notice, stacklevel=2)
+        warn_user(notice)
     return edits
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorrigendaError
+from ..errors import CorrigendaError, warn_user
 from ..methods.method import Method
 from ..store.store import EditStore, is_store
 from . import hub, saving
@@ -137,11 +136,8 @@ class AttachedStore:
 
         return self._processes.begin(make)
 
-    def make_writable(self, stacklevel: int = 4) -> None:
-        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said.
-
-        stacklevel: where the caller of EditedModel's method stands.
-        """
+    def make_writable(self) -> None:
+        """Loaded edits belong to their folder: without `write_into` what comes goes into a copy, which is said."""
         store = self.store
         if store is not None and not store.ledger.writable:
             self.view.store = store.copy(None)
@@ -151,7 +147,7 @@ class AttachedStore:
                 "`save_pretrained` a new folder."
             )
             self.view.store.notices.append(notice)
-            warnings.warn(notice, stacklevel=stacklevel)
+            warn_user(notice)
 
     def close(self, *, reading: bool) -> None:
         """Give the store's folder back to other writers; where `reading` goes on, what answers need is read first."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from ..edits.edit import Edit
 from ..edits.prompts import PromptFormat
 from ..edits.template import Template
 from ..edits.tokenizer import Tokenizer
-from ..errors import CorrigendaError
+from ..errors import CorrigendaError, warn_user
 from ..memories.paged_banks import PagingCounts
 from ..methods.associative.config import AssociativeConfig
 from ..methods.config import EditingConfig, is_whole
@@ -153,15 +152,22 @@ class EditedModel:
             raise CorrigendaError(
                 f"A loaded model takes no `{next(iter(kwargs))}`: that is for one that is loaded here."
             )
-        saved = None if edits is None else saving.read_from(edits, edits_revision, token)
-        if saved is not None and config is not None:
+        if edits is not None and config is not None:
             raise CorrigendaError("Saved edits bring their own configuration: leave out `config`.")
-        model, name = base, None
-        if isinstance(base, (str, Path)):
-            model, tokenizer = load_base(base, device=device, dtype=dtype, token=token, **kwargs)
-            name = str(base)
-        if saved is None:
-            return cls(
+        saved = None if edits is None else saving.read_from(edits, edits_revision, token)
+        edited = None
+        try:
+            model, name = base, None
+            if isinstance(base, (str, Path)):
+                model, tokenizer = load_base(base, device=device, dtype=dtype, token=token, **kwargs)
+                name = str(base)
+            if saved is not None:
+                saving.check_base(saved, Decoder(model), tokenizer)
+                config = saving.opened_by(saved.config, router)
+                template, chat_template = saved.prompts["template"], saved.prompts["chat"]
+                if sentence := another_rule(saved.store, config):
+                    warn_user(sentence)
+            edited = cls(
                 model,
                 tokenizer,
                 config,
@@ -170,24 +176,11 @@ class EditedModel:
                 name=name,
                 resident=resident,
             )
-        edited = None
-        try:
-            saving.check_base(saved, Decoder(model), tokenizer)
-            config = saving.opened_by(saved.config, router)
-            if sentence := another_rule(saved.store, config):
-                warnings.warn(sentence, stacklevel=2)
-            edited = cls(
-                model,
-                tokenizer,
-                config,
-                template=saved.prompts["template"],
-                chat_template=saved.prompts["chat"],
-                name=name,
-                resident=resident,
-            )
-            edited._attached.attach(saved.store)
+            if saved is not None:
+                edited._attached.attach(saved.store)
         except BaseException:
-            saved.close()
+            if saved is not None:
+                saved.close()
             if edited is not None:
                 edited.detach()
             raise
@@ -321,7 +314,7 @@ class EditedModel:
 
     def attach(self, directory: str | Path) -> None:
         """The name of `write_into` before version 0.2."""
-        warnings.warn("`attach` is called `write_into` now.", FutureWarning, stacklevel=2)
+        warn_user("`attach` is called `write_into` now.", FutureWarning)
         self.write_into(directory)
 
     def refresh(self) -> bool:

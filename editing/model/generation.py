@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from ..backbone.causal_model import CausalModel
 from ..backbone.patch import Patch
 from ..edits.answer_start import AnswerPlan
 from ..edits.prompts import PromptFormat
-from ..errors import CorrigendaError
+from ..errors import CorrigendaError, warn_user
 from ..routers.context import RoutingContext
 from ..routers.progress import AnswerProgress
 from ..routers.router import Decision
@@ -113,10 +112,9 @@ class GenerateProvider:
             if self._session is not None or self._aside or self.context.active or not edited():
                 return
             warned = True
-            warnings.warn(
+            warn_user(
                 "A forward of the edited model was not told where its prompts end, so it was the base model's: edits "
-                "answer in generate(), or within EditedModel.teacher_forcing().",
-                stacklevel=5,
+                "answer in generate(), or within EditedModel.teacher_forcing()."
             )
 
         self._patch.pre_hook(self.model, warn)
@@ -179,17 +177,15 @@ class Session:
         decision = self._known if self._known is not None else self.context.decision
         stopped = (self.context.stopped[1 : self.context.slots + 1] > 0).cpu()
         if bool(stopped.any()):
-            warnings.warn(
+            warn_user(
                 f"The values of an edit are no numbers, or too large: {int(stopped.sum())} answers are the base "
-                "model's.",
-                stacklevel=3,
+                "model's."
             )
         unsaid = self.unsaid()
         if bool(unsaid.any()):
-            warnings.warn(
+            warn_user(
                 f"{int(unsaid.sum())} answers are the base model's: what was written let no edit's answer begin, or "
-                "went on otherwise.",
-                stacklevel=3,
+                "went on otherwise."
             )
         left_out = stopped.view(len(decision.route), -1).any(1) | unsaid
         return decision._replace(route=torch.where(left_out.to(decision.route.device), -1, decision.route))

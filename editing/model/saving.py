@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +17,7 @@ from ..backbone.identity import (
 )
 from ..edits.edit import Edit
 from ..edits.tokenizer import Tokenizer
-from ..errors import CorrigendaError
+from ..errors import CorrigendaError, warn_user
 from ..methods.config import EditingConfig
 from ..store import migrate
 from ..store.codec import packed, unpacked
@@ -168,7 +167,7 @@ def check_base(saved: Saved, decoder: Decoder, tokenizer: Tokenizer) -> None:
     _check_found(saved, {"widths": list(decoder.widths(saved.config.layer)), "tokenizer": tokenizer_digest(tokenizer)})
     _check_found(saved, {"weights": weight_sample(decoder, saved.config.layer)})
     if sentence := another_adapter(saved.directory, saved.base, adapter_sample(decoder.model)):
-        warnings.warn(sentence, stacklevel=3)
+        warn_user(sentence)
 
 
 def _check_found(saved: Saved, found: dict[str, Any]) -> None:

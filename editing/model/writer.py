@@ -108,7 +108,7 @@ class EditWriter:
         for batch, later, sentences in batches:
             start = time.perf_counter()
             with self._exclusively(True):
-                self._attached.make_writable(stacklevel=5)
+                self._attached.make_writable()
                 batch, taken = named(batch, self._view)  # again: another thread may have written meanwhile
                 owed = fallbacks.owed()
                 known = fallbacks.later(later)
@@ -133,7 +133,7 @@ class EditWriter:
                 self._record_scores(outcome.edits, score_each.by_edit)
         if recorded.owed:
             with self._exclusively(True):
-                self._attached.make_writable(stacklevel=5)
+                self._attached.make_writable()
                 outcome = fallbacks.owed()
                 self._versions.current = self._view.edits
                 self._processes.check_same(self._view.store)

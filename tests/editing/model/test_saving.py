@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import sqlite3
@@ -17,6 +18,7 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 import corrigenda.editing
 from corrigenda.editing import AssociativeConfig, Edit, EditedModel, Locality, MemoirConfig, WiseConfig
+from corrigenda.editing.errors import CorrigendaError
 from corrigenda.editing.store.migrate import migrate
 
 EDITS = [
@@ -379,6 +381,22 @@ def test_ground_of_another_shape_is_refused(edited, sharp_model, tmp_path, metho
     with_ground(tmp_path / "whole", tmp_path / "other", **{name: torch.ones(shape)})
     with refusal(tmp_path / "other"):
         load(tmp_path / "other", sharp_model())
+
+
+def test_a_folder_is_closed_where_the_base_cannot_be_loaded(saved, tmp_path):
+    def files():
+        return [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+
+    with pytest.raises(CorrigendaError) as caught:  # what was raised holds the frames, and all that they have open
+        EditedModel.from_pretrained(str(tmp_path / "none"), saved)
+    assert "none" in str(caught.value) and not any(str(saved) in name for name in files())
+
+
+def test_a_warning_names_the_line_that_asked(saved, sharp_model):
+    edited = EditedModel.from_pretrained(sharp_model(), saved, tokenizer=tiny_tokenizer())
+    with pytest.warns(UserWarning, match="only loaded") as said:
+        edited.remove(EDITS[0].id)
+    assert [one.filename for one in said if one.category is UserWarning] == [__file__]
 
 
 def test_nothing_is_unpickled():
