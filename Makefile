@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak check-scale lint aot aot-pinned cuda-check cpu-check smoke-vllm check-serving bench bench-compare bench-claims report docs clean
+.PHONY: help venv demo test soak check-scale lint aot aot-pinned cuda-check cpu-check arm-check smoke-vllm check-serving bench bench-compare bench-claims report docs clean
 
 # The first interpreter that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $p)))
@@ -74,6 +74,9 @@ cuda-check: $(STAMP) ## compile the CUDA kernels for every GPU (needs nvcc) and 
 
 cpu-check: $(STAMP) ## run the CPU kernels of every instruction set under sanitizers
 	PYTHON=$(BIN)/python bash tools/sanitize_cpu.sh
+
+arm-check: $(STAMP) ## run the CPU kernels as arm64's, cross-compiled and emulated (needs root and Debian's tools for it)
+	PYTHON=$(BIN)/python bash tools/emulate_arm.sh
 
 # vLLM wants transformers of its own choice, so it has an environment of its own; the native library is shared.
 VLLM := .venv-vllm
