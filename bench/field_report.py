@@ -1,8 +1,8 @@
-"""The picture and the table of methods beside each other, from `bench/results/cpu/field/`.
+"""The picture and the tables of methods beside each other, from `bench/results/cpu/field/` and `field-qaedit/`.
 
     python bench/field_report.py
 
-Writes `docs/results/field.svg` and the table of `docs/results/field.md` anew; needs matplotlib.
+Writes `docs/results/field.svg` and the tables of `docs/results/field.md` anew; needs matplotlib.
 """
 
 from __future__ import annotations
@@ -33,24 +33,29 @@ def standing(result):
     return min(marks), sum(marks)
 
 
-def table(results):
-    """Markdown: each method after each number of edits."""
-    names = ", ".join(f"field/{result.name}.json" for result in results)
-    lines = [f"<!-- figures: {names} -->", f"| | edits | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+def table(folder, results):
+    """Markdown: each method after each number of edits, in the columns that were measured."""
+    names = ", ".join(f"{folder}/{result.name}.json" for result in results)
+    marks = [mark for result in results for mark in result.after.values()]
+    columns = {name: kind for name, kind in COLUMNS.items() if any(mark.get(kind[0]) is not None for mark in marks)}
+    lines = [f"<!-- figures: {names} -->", f"| | edits | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for result in results:
         for count, mark in sorted(result.after.items()):
-            cells = ["" if mark.get(key) is None else form.format(mark[key]) for key, form in COLUMNS.values()]
+            cells = ["" if mark.get(key) is None else form.format(mark[key]) for key, form in columns.values()]
             lines.append(f"| {result.name} | {count} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main():
-    ((_, results),) = read_results(results_folder() / "field").items()
-    results = sorted(results, key=standing, reverse=True)
-    PICTURE.write_text(field_plot(results), encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(r"<!-- figures: field/.*?-->\n(\|.*\n)+", lambda _: table(results), page), encoding="utf-8")
-    print(f"{PICTURE} and {PAGE}: {len(results)} methods")
+    for folder in ("field", "field-qaedit"):
+        ((_, results),) = read_results(results_folder() / folder).items()
+        results = sorted(results, key=standing, reverse=True)
+        if folder == "field":
+            PICTURE.write_text(field_plot(results), encoding="utf-8")
+        page = re.sub(rf"<!-- figures: {folder}/.*?-->\n(\|.*\n)+", lambda _: table(folder, results), page)
+        print(f"{folder}: {len(results)} methods")
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
