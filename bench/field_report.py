@@ -53,7 +53,8 @@ def main():
         results = sorted(results, key=standing, reverse=True)
         if folder == "field":
             PICTURE.write_text(field_plot(results), encoding="utf-8")
-        page = re.sub(rf"<!-- figures: {folder}/.*?-->\n(\|.*\n)+", lambda _: table(folder, results), page)
+        (before,) = re.finditer(rf"<!-- figures: {folder}/.*?-->\n(\|.*\n)+", page)
+        page = page.replace(before[0], table(folder, results))
         print(f"{folder}: {len(results)} methods")
     PAGE.write_text(page, encoding="utf-8")
 

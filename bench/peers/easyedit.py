@@ -5,8 +5,8 @@
 
 `--code` is a folder with EasyEdit's sources, of 10 June 2026 (6a164f9): later ones score each edit right after it
 was made, and forget a stream of WISE. Of its packages the method's own modules alone are imported, so that few of
-its requirements are needed: `datasets` for ROME and MEMIT. A method is configured by EasyEdit's own file for LLaMA,
-changed where the model asks for it (`METHODS`), and ours is given the same layer, steps, rate and contexts. Where
+its requirements are needed. A method is configured by EasyEdit's own file for LLaMA, changed where the model asks
+for it (`METHODS`), and ours is given the same layer, steps, rate and contexts. Where
 published code takes a text from a data set that it downloads, it is given what ours takes: background prompts, and
 their second moment of keys. Edits are the half of the subjects that no setting was chosen on; prompts stand in the
 template for both.
@@ -44,8 +44,11 @@ from corrigenda.editing.backbone.covariance import background_covariances
 from corrigenda.editing.comparison.plan import Plan, Run
 from corrigenda.editing.comparison.runs import write_run
 
-HOLLOW = ("easyeditor", "easyeditor.models", "easyeditor.trainer", "easyeditor.evaluate")
+HOLLOW = ("easyeditor", "easyeditor.models", "easyeditor.trainer", "easyeditor.trainer.algs", "easyeditor.evaluate")
 """Packages whose own file imports the whole library: their modules are found, and that file is not run."""
+
+UNUSED = {"wandb": ("run",), "hydra": (), "datasets": ("load_dataset",)}
+"""Packages that published code imports and here needs nothing of, with the names that it looks for in them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Peer:
     """A method as EasyEdit has it, and what makes ours the same.
 
     hparams: its class and the file under `hparams/`, or none where `changed` has all of it; changed: for SmolLM2
+    apply: a function, or a class of which one object writes the whole stream
     ours: settings of our method; batch: edits that are handed over at once, 0 for all
     """
 
@@ -88,6 +92,26 @@ METHODS = {
         {"layers": [9, 10, 11, 12], "v_loss_layer": 29, "mom2_update_weight": 200},
         ("memit", {"layer": 12, "first_layer": 9, "covariance_weight": 200, "contexts": 6}),
         batch=0,
+    ),
+    "alphaedit": Peer(
+        "alphaedit.AlphaEdit_main",
+        "apply_AlphaEdit_to_model",
+        ("AlphaEditHyperParams", "AlphaEdit/llama3-8b.yaml"),
+        {
+            **{"layers": [9, 10, 11, 12], "v_loss_layer": 29, "P_loc": "none"},
+            **{"v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0},
+        },
+        ("alphaedit", {"layer": 12, "first_layer": 9, "ridge": 1.0, "contexts": 6}),
+        batch=0,
+    ),
+    "ultraedit": Peer(
+        "ultraedit.ultraedit_main",
+        "UltraEditRewriteExecutor",
+        ("UltraEditHyperParams", "UltraEdit/mistral-7b.yaml"),
+        {"inner_params": ["model.layers.27.mlp.down_proj", "model.layers.28.mlp.down_proj"], "lr": 4e-3, "half": False},
+        ("ultraedit", {"modules": "down_proj:27-28", "learning_rate": 4e-3}),
+        batch=0,
+        padding="left",
     ),
     "grace": Peer(
         "grace.grace_main",
@@ -133,9 +157,10 @@ def open_code(folder: Path) -> None:
         package = types.ModuleType(name)
         package.__path__ = [str(folder.joinpath(*name.split(".")))]
         sys.modules[name] = package
-    logging = types.ModuleType("wandb")  # MEMOIR's code logs there where a run is on
-    logging.run = None
-    sys.modules.setdefault("wandb", logging)
+    for name, asked in UNUSED.items():
+        package = types.ModuleType(name)
+        vars(package).update(dict.fromkeys(asked))
+        sys.modules.setdefault(name, package)
 
 
 def hparams_of(peer: Peer, folder: Path, module: Any) -> Any:
@@ -167,7 +192,7 @@ def request_of(edit: Edit, prompts: Any, number: int) -> dict[str, Any]:
 
 
 def give_covariance(module: Any, peer: Peer, model: Any, tokenizer: Any, edited: EditedModel) -> None:
-    """Put our second moment of keys where MEMIT's code keeps the one that it would make of a download."""
+    """Put our second moment of keys where the code of MEMIT keeps the one that it would make of a download."""
     layers = peer.changed["layers"]
     found = background_covariances(edited.decoder, tokenizer, layers, background_prompts())
     name = model.config._name_or_path.replace("/", "_")
@@ -208,7 +233,7 @@ def theirs(args: Any, peer: Peer, edits: list[Edit], path: Path, tell: Callable[
     tokenizer.pad_token_id, tokenizer.padding_side = tokenizer.eos_token_id, peer.padding
     ours = EditedModel.wrap(model, tokenizer, template=args.template)
     hparams = hparams_of(peer, args.code, module)
-    if args.method == "memit":
+    if args.method in ("memit", "alphaedit"):
         give_covariance(module, peer, model, tokenizer, ours)
     prompts = ours.prompts
     ours.detach()
@@ -223,16 +248,20 @@ def theirs(args: Any, peer: Peer, edits: list[Edit], path: Path, tell: Callable[
         "complete": False,
         "after": {},
     }
+    apply = getattr(module, peer.apply)
+    if isinstance(apply, type):
+        apply = apply().apply_to_model
     edited, done, writing = model, 0, 0.0
     for stop in args.at:
         requests = [request_of(edit, prompts, number) for number, edit in enumerate(edits)][done:stop]
         size = peer.batch or len(requests)
+        if args.method == "ultraedit":
+            hparams.batch_size, hparams.batch_size_once = size, min(size, hparams.batch_size_once)
         start = seconds()
         for first in range(0, len(requests), size):
-            with silent(), without_gpu():
-                edited, _ = getattr(module, peer.apply)(
-                    model, tokenizer, requests[first : first + size], hparams, keep_original_weight=False
-                )
+            part = requests[first : first + size]
+            with silent(), without_gpu(), contextlib.chdir(work):  # where AlphaEdit's code leaves its null space
+                edited, _ = apply(model, tokenizer, part, hparams, keep_original_weight=False)
         writing += seconds() - start
         done, start = stop, seconds()
         with silent():
