@@ -9,12 +9,14 @@ machine code is searched for spills: a kernel with a stack or with local loads o
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 if os.environ.pop("TRITON_INTERPRET", None):
@@ -130,6 +132,34 @@ def inspect(compiled):
     return registers, stack, compiled.metadata.shared, len(re.findall(r"\b(?:STL|LDL)\b", code))
 
 
+def compiled_row(launch, target):
+    """What the table says of one launch on one target."""
+    row = {"kernel": launch.name, "configuration": launch.configuration, "target": target}
+    start = time.perf_counter()
+    try:
+        registers, stack, shared, spills = inspect(launch.compile(target))
+    except Exception as error:  # whatever a compiler raises is a failure of this row, not of the others
+        return {**row, "error": str(error) or repr(error)}
+    seconds = round(time.perf_counter() - start, 2)
+    return {**row, "registers": registers, "stack": stack, "spills": spills, "shared": shared, "seconds": seconds}
+
+
+_work = None  # of `in_processes`: a child that is forked finds it here, for launches cannot be sent to it
+
+
+def in_processes(work, count):
+    """`work(0)` to `work(count - 1)`, in this order, by as many processes as there are cores."""
+    global _work
+    _work = work
+    # Not multiprocessing's own pool, which waits for ever for a compiler that aborted its process.
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(_one, range(count))
+
+
+def _one(number):
+    return _work(number)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities, times 10")
@@ -153,36 +183,21 @@ def main():
         f"triton {triton.__version__}\n"
         f"{'kernel':44} {'sm':>4} {'regs':>4} {'stack':>5} {'spills':>6} {'shared':>7} {'s':>5}"
     )
-    for launch in launches:
-        for target in options.targets if options.only in launch.name else []:
-            start = time.perf_counter()
-            row = {"kernel": launch.name, "configuration": launch.configuration, "target": target}
-            try:
-                registers, stack, shared, spills = inspect(launch.compile(target))
-            except Exception as error:  # whatever a compiler raises is a failure of this row, not of the others
-                failures += 1
-                print(f"{launch.name:44} {target:4} FAILED: {str(error).strip().splitlines()[-1]}")
-                print(f"    {launch.configuration}")
-                rows.append({**row, "error": str(error)})
-                continue
-            seconds = time.perf_counter() - start
-            failed = stack > 0 or spills > 0
-            failures += failed
-            print(
-                f"{launch.name:44} {target:4} {registers:4} {stack:5} {spills:6} {shared:7} {seconds:5.1f}"
-                f"  {launch.configuration}{'  SPILLS' if failed else ''}",
-                flush=True,
-            )
-            rows.append(
-                {
-                    **row,
-                    "registers": registers,
-                    "stack": stack,
-                    "spills": spills,
-                    "shared": shared,
-                    "seconds": round(seconds, 2),
-                }
-            )
+    jobs = [(launch, target) for launch in launches if options.only in launch.name for target in options.targets]
+    for row in in_processes(lambda number: compiled_row(*jobs[number]), len(jobs)):
+        rows.append(row)
+        if "error" in row:
+            failures += 1
+            print(f"{row['kernel']:44} {row['target']:4} FAILED: {row['error'].strip().splitlines()[-1]}")
+            print(f"    {row['configuration']}")
+            continue
+        failed = row["stack"] > 0 or row["spills"] > 0
+        failures += failed
+        print(
+            f"{row['kernel']:44} {row['target']:4} {row['registers']:4} {row['stack']:5} {row['spills']:6}"
+            f" {row['shared']:7} {row['seconds']:5.1f}  {row['configuration']}{'  SPILLS' if failed else ''}",
+            flush=True,
+        )
     if options.json:
         options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
     print(f"{len(rows)} kernels, {failures} failures")
