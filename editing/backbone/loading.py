@@ -91,7 +91,9 @@ def load_tokenizer(name: str | Path) -> Any:
 def _source(name: str | Path) -> dict[str, Any]:
     """Where transformers finds a model."""
     check_model(name)
-    path = packaged_model() if str(name) == PACKAGED else Path(name)
+    if str(name) == PACKAGED:
+        name = _packaged()
+    path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise CorrigendaError(f"The model file {path} does not exist.")
@@ -99,6 +101,16 @@ def _source(name: str | Path) -> dict[str, Any]:
     if path.exists() and not (path / "config.json").is_file():
         raise CorrigendaError(f"{path} is not a model folder: it holds no config.json.")
     return {"pretrained_model_name_or_path": str(name)}
+
+
+def _packaged() -> Path:
+    """The packaged model: unpacked in the user's cache, or where nothing can be kept, its GGUF file."""
+    from .model_folder import packaged_folder  # which loads a model itself
+
+    try:
+        return packaged_folder()
+    except CorrigendaError:
+        return packaged_model()
 
 
 @contextlib.contextmanager

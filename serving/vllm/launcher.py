@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...editing.backbone.loading import PACKAGED
-from ...editing.backbone.model_folder import as_folder, cache_folder, homeless
+from ...editing.backbone.model_folder import homeless, packaged_folder
 from ...editing.errors import CorrigendaError
 from ..settings import ServingSettings
 from ..stores import check_served
@@ -27,7 +27,7 @@ def command(model: str, settings: dict[str, Any], options: Sequence[str] = ()) -
         raise CorrigendaError("Leave out --additional-config, which `corrigenda serve` gives; or start vLLM yourself.")
     ServingSettings.parse(settings)
     if model == PACKAGED:
-        model = str(as_folder(PACKAGED, cache_folder() / PACKAGED))
+        model = str(packaged_folder())
         options = ["--served-model-name", PACKAGED, *options]  # else clients would have to name that folder
     named = os.environ.get("VLLM_PLUGINS")
     plugins = ",".join(dict.fromkeys([*(named.split(",") if named else ()), *PLUGINS]))

@@ -11,7 +11,8 @@ from tiny import save_tiny, tiny_model
 
 from corrigenda.editing import CorrigendaError, as_folder, load_base
 from corrigenda.editing.backbone import model_folder
-from corrigenda.editing.backbone.model_folder import cache_folder, homeless, is_whole
+from corrigenda.editing.backbone.loading import load_tokenizer, packaged_model
+from corrigenda.editing.backbone.model_folder import cache_folder, homeless, is_whole, packaged_folder
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,28 @@ class TestWhere:
         nobody.symlink_to(nobody.parent)
         with pytest.raises(CorrigendaError, match="is not this user's alone"):
             cache_folder()
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_packaged_model_is_unpacked_once_and_the_same(smollm2, tmp_path, monkeypatch, writes) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    loaded, tokenizer = load_base(packaged_model())
+    for _ in range(2):
+        unpacked, its = load_base("smollm2")
+        weights = unpacked.state_dict()
+        assert all(tensor.equal(weights[name]) for name, tensor in loaded.state_dict().items())
+        assert its.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+        assert its.chat_template == tokenizer.chat_template and its.special_tokens_map == tokenizer.special_tokens_map
+        assert unpacked.generation_config.to_dict() == loaded.generation_config.to_dict()
+    assert len(writes) == 1 and is_whole(packaged_folder()) and packaged_folder().parent == tmp_path / "corrigenda"
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_packaged_model_is_read_where_nothing_can_be_kept(smollm2, monkeypatch) -> None:
+    def refused():
+        raise CorrigendaError("nothing can be kept")
+
+    monkeypatch.setattr(model_folder, "cache_folder", refused)
+    assert load_tokenizer("smollm2")("a b")["input_ids"] == smollm2[1]("a b")["input_ids"]

@@ -21,7 +21,7 @@ def test_the_launchers_command(monkeypatch, tmp_path, folders):
     assert arguments[-2:] == ["--port", "1"] and arguments[arguments.index("--model") + 1] == "m"
     assert json.loads(arguments[arguments.index("--additional-config") + 1]) == {CONFIG: {"edits": "e"}}
     assert environment["VLLM_PLUGINS"] == "mine,corrigenda,corrigenda_edits"
-    monkeypatch.setattr(launcher, "as_folder", lambda name, folder: folder)
+    monkeypatch.setattr(launcher, "packaged_folder", lambda: tmp_path)
     arguments, _ = launcher.command("smollm2", {"edits": "e"}, ["--port", "1"])
     assert arguments[-4:] == ["--served-model-name", "smollm2", "--port", "1"]
     with pytest.raises(CorrigendaError, match="Leave out --additional-config"):
