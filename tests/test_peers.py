@@ -75,7 +75,9 @@ def test_our_side_has_settings_of_ours(easyedit):
     for peer in easyedit.METHODS.values():
         method, settings = peer.ours
         config = config_for(method, **settings)
-        assert re.search(rf"\b{config.layer}\b", str(peer.changed)), "the two are to edit the same layer"
+        layers = [config.layer] if config.layer is not None else [layer for layer, _ in config.places]
+        same = [re.search(rf"\b{layer}\b", str(peer.changed)) for layer in layers]
+        assert same and all(same), "the two are to edit the same layers"
 
 
 def test_what_goes_to_a_gpu_stays_while_memoirs_code_runs(plain):
