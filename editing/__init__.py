@@ -34,7 +34,7 @@ _HOME = {
     "Scores": "scores.evaluate",
     "Template": "edits.template",
     "WiseConfig": "methods.wise.config",
-    "as_folder": "backbone.model_folder",
+    "as_folder": "backbone.loading",
     "load_base": "backbone.loading",
     "load_edits": "edits.loading",
 }

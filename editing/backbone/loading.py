@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import CorrigendaError
+from .model_folder import cache_folder, write_once
 
 PACKAGED = "smollm2"
 PACKAGED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -105,12 +107,33 @@ def _source(name: str | Path) -> dict[str, Any]:
 
 def _packaged() -> Path:
     """The packaged model: unpacked in the user's cache, or where nothing can be kept, its GGUF file."""
-    from .model_folder import packaged_folder  # which loads a model itself
-
     try:
         return packaged_folder()
     except CorrigendaError:
         return packaged_model()
+
+
+def packaged_folder() -> Path:
+    """The packaged model in the user's cache, unpacked at its first use: 540 MB, read in a second.
+
+    transformers reads a GGUF file three times and takes 36 seconds for this one. Raises CorrigendaError where the model
+    is not installed, or nothing can be kept.
+    """
+    file = packaged_model()
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    with no_progress_bars():
+        return write_once(PACKAGED, cache_folder() / f"{PACKAGED}-{digest[:16]}", lambda: load_base(file))
+
+
+def as_folder(name: str | Path, directory: str | Path) -> Path:
+    """A model as servers read it: `directory` with safetensors and a tokenizer, written unless it is whole there.
+
+    For the packaged model and GGUF files, whose weights transformers alone unpacks. One process writes it, at once;
+    raises CorrigendaError where it cannot be.
+    """
+    with no_progress_bars():
+        return write_once(name, Path(directory), lambda: load_base(name))
 
 
 @contextlib.contextmanager

@@ -5,52 +5,38 @@ from __future__ import annotations
 import contextlib
 import copy
 import getpass
-import hashlib
 import json
 import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import CorrigendaError
-from .loading import PACKAGED, load_base, no_progress_bars, packaged_model
 
 
-def as_folder(name: str | Path, directory: str | Path) -> Path:
-    """A model as servers read it: `directory` with safetensors and a tokenizer, written unless it is whole there.
+def write_once(name: str | Path, path: Path, load: Callable[[], tuple[Any, Any]]) -> Path:
+    """`path` with safetensors and a tokenizer: those that `load` gives, written unless the folder is whole.
 
-    For the packaged model and GGUF files, whose weights transformers alone unpacks. It is written beside its place and
-    moved there, by one process at a time: others wait, and find it whole. Raises CorrigendaError where it cannot be.
+    It is written beside its place and moved there, by one process at a time: others wait, and find it whole. Raises
+    CorrigendaError, which calls the model by its `name`, where it cannot be.
     """
-    path = Path(directory)
     if is_whole(path):
         return path
     try:
         path.mkdir(parents=True, exist_ok=True)
         with _alone(path):
             if not is_whole(path):
-                _write(name, path)
+                loaded, tokenizer = load()
+                write_folder(loaded, loaded.state_dict(), tokenizer, path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CorrigendaError(f'The model "{name}" cannot be written to {path}: {reason}.') from error
     return path
-
-
-def packaged_folder() -> Path:
-    """The packaged model in the user's cache, unpacked at its first use: 540 MB, read in two seconds.
-
-    transformers reads a GGUF file three times and takes 36 seconds for this one. Raises CorrigendaError where the model
-    is not installed, or nothing can be kept.
-    """
-    file = packaged_model()
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return as_folder(file, cache_folder() / f"{PACKAGED}-{digest[:16]}")
 
 
 def is_whole(path: Path) -> bool:
@@ -91,11 +77,6 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _write(name: str | Path, path: Path) -> None:
-    loaded, tokenizer = load_base(name)
-    write_folder(loaded, loaded.state_dict(), tokenizer, path)
-
-
 def write_folder(loaded: Any, weights: dict[str, Tensor], tokenizer: Any, path: Path) -> None:
     """Write a model like the loaded one, with these weights, into a folder that exists: whole, or no model at all."""
     # A model that was read from GGUF refuses to be saved; one with its weights does not.
@@ -107,9 +88,8 @@ def write_folder(loaded: Any, weights: dict[str, Tensor], tokenizer: Any, path: 
         shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
-        with no_progress_bars():
-            tokenizer.save_pretrained(staging)
-            model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        model.save_pretrained(staging)
         # The configuration last: without it the folder is no model.
         for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, path / file.name)

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ...editing.backbone.loading import PACKAGED
-from ...editing.backbone.model_folder import homeless, packaged_folder
+from ...editing.backbone.loading import PACKAGED, packaged_folder
+from ...editing.backbone.model_folder import homeless
 from ...editing.errors import CorrigendaError
 from ..settings import ServingSettings
 from ..stores import check_served

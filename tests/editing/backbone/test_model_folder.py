@@ -10,9 +10,9 @@ import pytest
 from tiny import save_tiny, tiny_model
 
 from corrigenda.editing import CorrigendaError, as_folder, load_base
-from corrigenda.editing.backbone import model_folder
-from corrigenda.editing.backbone.loading import load_tokenizer, packaged_model
-from corrigenda.editing.backbone.model_folder import cache_folder, homeless, is_whole, packaged_folder
+from corrigenda.editing.backbone import loading, model_folder
+from corrigenda.editing.backbone.loading import load_tokenizer, packaged_folder, packaged_model
+from corrigenda.editing.backbone.model_folder import cache_folder, homeless, is_whole
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def source(tmp_path_factory):
 @pytest.fixture
 def writes(monkeypatch):
     """How often a model was written."""
-    found, write = [], model_folder._write
-    monkeypatch.setattr(model_folder, "_write", lambda *given: (found.append(given), write(*given)))
+    found, write = [], model_folder.write_folder
+    monkeypatch.setattr(model_folder, "write_folder", lambda *given: (found.append(given), write(*given)))
     return found
 
 
@@ -148,5 +148,5 @@ def test_the_packaged_model_is_read_where_nothing_can_be_kept(smollm2, monkeypat
     def refused():
         raise CorrigendaError("nothing can be kept")
 
-    monkeypatch.setattr(model_folder, "cache_folder", refused)
+    monkeypatch.setattr(loading, "cache_folder", refused)
     assert load_tokenizer("smollm2")("a b")["input_ids"] == smollm2[1]("a b")["input_ids"]
