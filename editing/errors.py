@@ -6,7 +6,7 @@ import sys
 import warnings
 
 # Whose calls may lie between the user's line and the warning.
-_LIBRARIES = ("corrigenda", "torch", "transformers", "contextlib")
+_LIBRARIES = ("corrigenda", "torch", "transformers", "peft", "contextlib")
 
 
 class CorrigendaError(ValueError):

@@ -6,10 +6,9 @@
 `--code` is a folder with EasyEdit's sources, of 10 June 2026 (6a164f9): later ones score each edit right after it
 was made, and forget a stream of WISE. Of its packages the method's own modules alone are imported, so that few of
 its requirements are needed. A method is configured by EasyEdit's own file for LLaMA, changed where the model asks
-for it (`METHODS`), and ours is given the same layer, steps, rate and contexts. Where
-published code takes a text from a data set that it downloads, it is given what ours takes: background prompts, and
-their second moment of keys. Edits are the half of the subjects that no setting was chosen on; prompts stand in the
-template for both.
+for it (`METHODS`), and ours is given the same layer, steps, rate and contexts. Where published code takes a text from
+a data set that it downloads, it is given what ours takes: background prompts, and their second moment of keys. Edits
+are the half of the subjects that no setting was chosen on; prompts stand in the template for both.
 
 MEMOIR's code is a folder of the same make, with `easyeditor/models/memoir`; `memoir_code.py` has what it needs here.
 
@@ -77,6 +76,9 @@ WISE_AS_PUBLISHED = {
 }
 """What our WISE has otherwise on SmolLM2, whose own settings EasyEdit's code cannot be given."""
 
+SPREAD = {"layers": [9, 10, 11, 12], "v_loss_layer": 29}
+"""Where MEMIT and AlphaEdit write on SmolLM2, as ours do there."""
+
 METHODS = {
     "rome": Peer(
         "rome.rome_main",
@@ -89,7 +91,7 @@ METHODS = {
         "memit.memit_main",
         "apply_memit_to_model",
         ("MEMITHyperParams", "MEMIT/llama-7b.yaml"),
-        {"layers": [9, 10, 11, 12], "v_loss_layer": 29, "mom2_update_weight": 200},
+        {**SPREAD, "mom2_update_weight": 200},
         ("memit", {"layer": 12, "first_layer": 9, "covariance_weight": 200, "contexts": 6}),
         batch=0,
     ),
@@ -97,10 +99,7 @@ METHODS = {
         "alphaedit.AlphaEdit_main",
         "apply_AlphaEdit_to_model",
         ("AlphaEditHyperParams", "AlphaEdit/llama3-8b.yaml"),
-        {
-            **{"layers": [9, 10, 11, 12], "v_loss_layer": 29, "P_loc": "none"},
-            **{"v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0},
-        },
+        {**SPREAD, "P_loc": "none", "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0},
         ("alphaedit", {"layer": 12, "first_layer": 9, "ridge": 1.0, "contexts": 6}),
         batch=0,
     ),
@@ -192,7 +191,7 @@ def request_of(edit: Edit, prompts: Any, number: int) -> dict[str, Any]:
 
 
 def give_covariance(module: Any, peer: Peer, model: Any, tokenizer: Any, edited: EditedModel) -> None:
-    """Put our second moment of keys where the code of MEMIT keeps the one that it would make of a download."""
+    """Put our second moment of keys where MEMIT's and AlphaEdit's code keep the one that they would make of a download."""
     layers = peer.changed["layers"]
     found = background_covariances(edited.decoder, tokenizer, layers, background_prompts())
     name = model.config._name_or_path.replace("/", "_")

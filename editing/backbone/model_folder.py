@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CorrigendaError
@@ -33,8 +34,8 @@ def write_once(name: str | Path, path: Path, load: Callable[[], tuple[Any, Any]]
             if not is_whole(path):
                 loaded, tokenizer = load()
                 write_folder(loaded, loaded.state_dict(), tokenizer, path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except (OSError, SafetensorError) as error:  # the second where the disk is full
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CorrigendaError(f'The model "{name}" cannot be written to {path}: {reason}.') from error
     return path
 

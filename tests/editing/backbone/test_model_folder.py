@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import resource
 import threading
+from types import SimpleNamespace
 
 import pytest
 from tiny import save_tiny, tiny_model
@@ -59,6 +61,20 @@ def test_what_a_killed_process_left_is_written_anew(source, tmp_path, writes, wh
     (tmp_path / ".model.partial-killed").mkdir()
     assert is_whole(as_folder(source, folder)) and len(writes) == 2 and same_weights(folder)
     assert not (tmp_path / ".model.partial-killed").exists()
+
+
+def test_weights_for_which_there_is_no_room_leave_no_model(source, tmp_path) -> None:
+    """Files may be no longer than the tokenizer's, so its own are written: safetensors has an error of its own."""
+    room = max(file.stat().st_size for file in source.iterdir() if file.suffix == ".json")
+    assert room < (source / "model.safetensors").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(CorrigendaError, match=r"cannot be written to .*model: .*File too large"):
+            as_folder(source, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not any((tmp_path / "model").iterdir()) and not list(tmp_path.glob(".model.partial-*"))
 
 
 def test_an_end_in_the_middle_leaves_no_model(source, tmp_path, monkeypatch) -> None:
@@ -144,9 +160,14 @@ def test_the_packaged_model_is_unpacked_once_and_the_same(smollm2, tmp_path, mon
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_the_packaged_model_is_read_where_nothing_can_be_kept(smollm2, monkeypatch) -> None:
+@pytest.mark.parametrize("what", ["no folder", "no room"])
+def test_the_packaged_model_is_read_where_nothing_can_be_kept(smollm2, tmp_path, monkeypatch, writes, what) -> None:
     def refused():
         raise CorrigendaError("nothing can be kept")
 
-    monkeypatch.setattr(loading, "cache_folder", refused)
-    assert load_tokenizer("smollm2")("a b")["input_ids"] == smollm2[1]("a b")["input_ids"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if what == "no folder":
+        monkeypatch.setattr(loading, "cache_folder", refused)
+    else:
+        monkeypatch.setattr(loading.shutil, "disk_usage", lambda folder: SimpleNamespace(free=200 << 20))
+    assert load_tokenizer("smollm2")("a b")["input_ids"] == smollm2[1]("a b")["input_ids"] and not writes

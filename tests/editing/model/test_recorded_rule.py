@@ -99,7 +99,8 @@ def test_edits_that_tokens_find_have_no_such_rule(tmp_path, later):
 def test_another_rule_is_said_where_a_folder_is_opened(saved, load_edited, later, model, caplog):
     with pytest.warns(UserWarning, match=OTHER) as said:
         load_edited(saved)
-    (sentence,) = (str(one.message) for one in said if one.category is UserWarning)
+    # Python 3.13 warns of what earlier tests left to the garbage collector.
+    (sentence,) = (str(one.message) for one in said if one.category is not ResourceWarning)
     assert f"`corrigenda migrate {saved}`" in sentence
     store = EditStore.open(saved)
     assert nearest_edits(store, "Who runs Vantrello Foods?", str(model))["edit"] == "leader"
@@ -125,7 +126,7 @@ def test_a_folder_that_says_no_rule_is_opened_and_that_is_said(unsaid, load_edit
     assert rule_in(unsaid) is None
     with pytest.warns(UserWarning, match=UNSAID) as said:
         load_edited(unsaid)
-    assert [one.category for one in said].count(UserWarning) == 1
+    assert len([one for one in said if one.category is not ResourceWarning]) == 1
 
 
 def test_migrate_says_what_is_decided_otherwise_and_records_the_rule(unsaid, load_edited):
