@@ -191,7 +191,7 @@ def request_of(edit: Edit, prompts: Any, number: int) -> dict[str, Any]:
 
 
 def give_covariance(module: Any, peer: Peer, model: Any, tokenizer: Any, edited: EditedModel) -> None:
-    """Put our second moment of keys where MEMIT's and AlphaEdit's code keep the one that they would make of a download."""
+    """Put our second moment of keys where MEMIT's and AlphaEdit's code keep their own of a download."""
     layers = peer.changed["layers"]
     found = background_covariances(edited.decoder, tokenizer, layers, background_prompts())
     name = model.config._name_or_path.replace("/", "_")

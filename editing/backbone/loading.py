@@ -119,8 +119,8 @@ def _packaged() -> Path:
 def packaged_folder() -> Path:
     """The packaged model in the user's cache, unpacked at its first use.
 
-    transformers reads a GGUF file three times (`bench/loading.py` times both). Raises CorrigendaError where the model is not installed, or
-    nothing can be kept.
+    transformers reads a GGUF file three times (`bench/loading.py` times both). Raises
+    CorrigendaError where the model is not installed, or nothing can be kept.
     """
     file = packaged_model()
     with file.open("rb") as opened:
